@@ -1,0 +1,14 @@
+"""Helpers for the course on nucleus segmentation; each room is a module, such as `nuclei_utils.models`.
+
+Importing the package is quick and loads no TensorFlow: a room loads what it needs when it is imported itself.
+"""
+
+import wrapt
+
+__version__ = "0.1.0"
+
+
+@wrapt.when_imported("tensorflow_datasets")
+def _register_with_tfds(_module):
+    """Make `tfds.load("dsb2018/…")` work, whichever of the two packages is imported first."""
+    import nuclei_utils.dsb2018  # noqa: F401
