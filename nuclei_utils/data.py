@@ -1,0 +1,463 @@
+"""Where the data sets live, and how an image and its nuclei are read: one record, whatever the files are like."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import imageio.v3 as iio
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from nuclei_utils.labels import merge_masks
+
+KINDS = ("fluorescence_small", "fluorescence_large", "purple_on_white", "purple_on_purple", "grey_tissue")
+NAMES = ("sample", "stage1", "stage1_fixed")
+SPLITS = ("train", "validation", "test")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+_PACKAGE = Path(__file__).resolve().parent
+_REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
+
+
+class DataError(ValueError):
+    """A file or folder that cannot be read without guessing; the message names it and says what to do."""
+
+
+class LabelWarning(UserWarning):
+    """Labels that could be read, but not as they stand: overlapping or empty masks."""
+
+
+class Record(NamedTuple):
+    """One image with its nuclei.
+
+    Attributes
+    ----------
+    id : str
+        Name of the image's folder.
+    image : uint8 array (H, W, 3)
+        RGB.
+    labels : int32 array (H, W)
+        Label map: 0 background, 1..N one nucleus each.
+    kind : str
+        One of `KINDS`, or "" where it is not known.
+    """
+
+    id: str
+    image: np.ndarray
+    labels: np.ndarray
+    kind: str
+
+
+# Where the data live
+
+
+def home():
+    """Return the folder that holds all data.
+
+    It is `$NUCLEI_HOME` where that is set, else `data` of the repository the package lies in, else `data` of the
+    working directory (Colab, an empty folder).
+    """
+    if folder := os.environ.get("NUCLEI_HOME"):
+        return Path(folder).expanduser().resolve()
+    return (_REPOSITORY or Path.cwd()) / "data"
+
+
+def _asset(name):
+    """Path of a file that comes with the package: in the repository's `data`, or inside the installed wheel."""
+    path = (_REPOSITORY / "data" if _REPOSITORY else _PACKAGE / "assets") / name
+    if not path.exists():
+        raise DataError(f"{path} is missing: it comes with the package; install nuclei_utils again")
+    return path
+
+
+def current():
+    """Return the name of the data set in use.
+
+    It is `$NUCLEI_DATA` where that is set, else the best that is there: "stage1_fixed" (real images, corrected
+    labels), "stage1" (real images), "sample" (drawn images that come with the package).
+
+    Raises
+    ------
+    DataError
+        If `$NUCLEI_DATA` is none of `NAMES`.
+    """
+    if name := os.environ.get("NUCLEI_DATA"):
+        return _known(name)
+    real = home() / "dsb2018"
+    if (real / "stage1_train").is_dir():
+        return "stage1_fixed" if (real / "stage1_train_fixes").is_dir() else "stage1"
+    return "sample"
+
+
+def _known(name):
+    if name not in NAMES:
+        raise DataError(f"there is no data set {name!r}: choose one of {', '.join(NAMES)}")
+    return name
+
+
+def folder(name):
+    """Return the folder of a data set, one folder per image below it; the sample is unpacked on first use.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`.
+
+    Raises
+    ------
+    DataError
+        If the real data have not been fetched yet.
+    """
+    if _known(name) == "sample":
+        return _unpacked_sample()
+    path = home() / "dsb2018" / "stage1_train"
+    needed = [path] if name == "stage1" else [path, path.with_name("stage1_train_fixes")]
+    for missing in (place for place in needed if not place.is_dir()):
+        raise DataError(f"{missing} is missing: fetch the real data with `python -m nuclei_utils data --fixes`")
+    return path
+
+
+def _unpacked_sample():
+    archive = _asset("sample.zip")
+    # the folder carries the archive's fingerprint, so that a newer sample never meets an older one's files
+    target = home() / f"sample-{hashlib.sha256(archive.read_bytes()).hexdigest()[:8]}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".sample-"))
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(aside)
+        aside.chmod(0o755)
+        try:
+            aside.replace(target)
+        except OSError:
+            if not target.is_dir():  # else another notebook was quicker, and its copy is as good
+                raise
+    return target
+
+
+# Which images there are
+
+
+def splits(name):
+    """Return the table of a data set's images: which there are, what they show, and on which side each stands.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `id`, `kind` (one of `KINDS`), `group` (fields of one specimen share a group) and `split` (one of
+        `SPLITS`). The real set's corrected version leaves out the images that the correction removes.
+    """
+    table = pd.read_csv(_asset(f"splits/{'sample' if _known(name) == 'sample' else 'stage1_train'}.csv"), dtype=str)
+    if name == "stage1_fixed":
+        removed = folder(name).with_name("stage1_train_fixes") / "REMOVED.txt"
+        table = table[~table["id"].isin(removed.read_text().split())]
+    return table.reset_index(drop=True)
+
+
+def ids(name=None, split=None):
+    """Return the ids of a data set's images, sorted.
+
+    Parameters
+    ----------
+    name : str, optional
+        One of `NAMES`; `current()` if not given.
+    split : str, optional
+        One of `SPLITS`; all images if not given.
+    """
+    table = splits(name or current())
+    if split is not None:
+        if split not in SPLITS:
+            raise DataError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}")
+        table = table[table["split"] == split]
+    return sorted(table["id"])
+
+
+# How one image is read
+
+
+def read_image(path):
+    """Read an image file of any common kind as 8-bit RGB.
+
+    Grey, grey + alpha, RGB, RGBA and palette images, 8 or 16 bits deep, PNG, JPEG, TIFF or BMP. Alpha is dropped.
+    16-bit values are scaled by the number of bits really used (a 12-bit camera's 4095 becomes 255), at least 8.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+        RGB.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, broken, or holds something other than one image of those kinds.
+    """
+    path = Path(path)
+    pixels = _decode(path)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
+        raise DataError(
+            f"{path}: found an array of shape {pixels.shape}, expected one image (H, W) or (H, W, 1 to 4 channels); "
+            "save each plane of a stack as a file of its own"
+        )
+    colours = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    return _to_8_bits(colours, path)
+
+
+def _decode(path):
+    """Read a file's pixels as they stand, RGB(A) or grey (+ alpha), and refuse what is broken."""
+    try:
+        content = path.read_bytes()
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return iio.imread(content, plugin="tifffile")
+        with Image.open(BytesIO(content)) as picture:
+            picture.load()  # raises where the file is cut short, which OpenCV may let pass
+            if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV", "1", "PA"):
+                return np.asarray(picture.convert("RGB"))
+            if picture.format != "PNG":
+                return np.asarray(picture)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing") from error
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}): fetch or export it again") from error
+    # Pillow cuts 16-bit colour PNG down to 8 bits, OpenCV does not
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise DataError(f"{path} cannot be read as an image: fetch or export it again")
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    return pixels
+
+
+def _to_8_bits(pixels, path):
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if pixels.dtype == np.uint16:
+        bits = max(8, int(pixels.max()).bit_length())
+        return np.round(pixels * (255 / (2**bits - 1))).astype(np.uint8)
+    raise DataError(f"{path}: found pixels of type {pixels.dtype}, expected 8- or 16-bit unsigned integers")
+
+
+def read_mask(path, shape=None):
+    """Read a mask file: white (or any value but 0) is nucleus.
+
+    Parameters
+    ----------
+    path : path-like
+    shape : tuple of int, optional
+        (H, W) that it must have.
+
+    Returns
+    -------
+    bool array (H, W)
+
+    Raises
+    ------
+    DataError
+        If the file is broken or has another size.
+    """
+    try:
+        with Image.open(path) as picture:
+            # a mask saved in colour or with alpha still reads rightly: luminance, alpha dropped
+            mask = np.asarray(picture if picture.mode in ("L", "1", "I;16") else picture.convert("L")) != 0
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read as a mask ({error}): fetch or export it again") from error
+    if shape is not None and mask.shape != tuple(shape):
+        raise DataError(f"{path}: the mask is {mask.shape}, its image {tuple(shape)} (height, width); they must agree")
+    return mask
+
+
+def read_record(image_folder, masks_folder=None, kind=""):
+    """Read one image and its nuclei from the competition's layout: `<id>/images/*.png` and `<id>/masks/*.png`.
+
+    Parameters
+    ----------
+    image_folder : path-like
+        The image's folder; its name is the record's id.
+    masks_folder : path-like, optional
+        Where the masks are, if not in `<image_folder>/masks`.
+    kind : str
+        Kind of image, if known.
+
+    Returns
+    -------
+    Record
+
+    Raises
+    ------
+    DataError
+        If there is not exactly one image, no folder of masks, or a file that is broken or of the wrong size.
+
+    Warns
+    -----
+    LabelWarning
+        For masks that are empty or overlap, with the file's name and what was done.
+    """
+    image_folder = Path(image_folder)
+    image = read_image(_only_image(image_folder))
+    labels, found = _merge_folder(Path(masks_folder or image_folder / "masks"), image.shape[:2])
+    for problem in found:
+        warnings.warn(f"{problem['file']}: {problem['problem']}", LabelWarning, stacklevel=2)
+    return Record(image_folder.name, image, labels, kind)
+
+
+def _images_in(place):
+    if not place.is_dir():
+        raise DataError(f"{place} is missing: expected <id>/images/<id>.png and <id>/masks/*.png")
+    return sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+
+
+def _only_image(image_folder):
+    found = _images_in(image_folder / "images")
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise DataError(f"{image_folder / 'images'}: found {len(found)} images ({names}), expected exactly one")
+    return found[0]
+
+
+def _merge_folder(masks_folder, shape):
+    """Merge a folder of masks into a label map; return it with a list of problems {"file", "problem", "pixels"}."""
+    files = _images_in(masks_folder)
+    if not files:
+        raise DataError(f"{masks_folder} holds no masks: expected one PNG per nucleus")
+    masks = [read_mask(path, shape) for path in files]
+    labels, hidden = merge_masks(masks)
+    found = []
+    for path, mask, under in zip(files, masks, hidden, strict=True):
+        if not mask.any():
+            found.append({"file": str(path), "problem": "empty mask, left out", "pixels": 0})
+        elif under == np.count_nonzero(mask):
+            found.append({"file": str(path), "problem": "wholly under other masks, left out", "pixels": int(under)})
+        elif under:
+            found.append({"file": str(path), "problem": f"{under} pixels given to a smaller mask", "pixels": int(under)})
+    return labels, found
+
+
+# How a whole data set is read
+
+
+def load(name=None, split=None):
+    """Read a data set. The masks are merged once and cached below `home()`, so that the second time is quick.
+
+    Parameters
+    ----------
+    name : str, optional
+        One of `NAMES`; `current()` if not given.
+    split : str, optional
+        One of `SPLITS`; all images if not given.
+
+    Returns
+    -------
+    list of Record
+        Sorted by id.
+
+    Raises
+    ------
+    DataError
+        For the first file that cannot be read.
+    """
+    name = name or current()
+    label_maps, _ = _merged(name)
+    place = folder(name)
+    kinds = splits(name).set_index("id")["kind"]
+
+    def record(image_id):
+        image = read_image(_only_image(place / image_id))
+        return Record(image_id, image, label_maps[image_id], kinds[image_id])
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(record, ids(name, split)))
+
+
+def problems(name=None):
+    """List what was wrong with a data set's masks, and what the reader did about it.
+
+    Parameters
+    ----------
+    name : str, optional
+        One of `NAMES`; `current()` if not given.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `id`, `file`, `problem`, `pixels`; one row per mask that is empty or overlaps.
+    """
+    return _merged(name or current())[1]
+
+
+def _masks_folders(name):
+    """Folder of masks for each id: the corrected ones where there are any."""
+    place = folder(name)
+    fixes = place.with_name("stage1_train_fixes")
+    return {
+        image_id: fixes / image_id / "masks"
+        if name == "stage1_fixed" and (fixes / image_id).is_dir()
+        else place / image_id / "masks"
+        for image_id in ids(name)
+    }
+
+
+def _state(folders):
+    """Fingerprint of the masks' names, sizes and times: another value means that something changed."""
+    digest = hashlib.sha256()
+    for image_id, masks_folder in folders.items():
+        if not masks_folder.is_dir():
+            raise DataError(f"{masks_folder} is missing: expected <id>/masks/*.png; fetch the data again")
+        for entry in sorted(os.scandir(masks_folder), key=lambda entry: entry.name):
+            status = entry.stat()
+            digest.update(f"{image_id}/{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _merged(name):
+    """Label maps of a data set by id, and the table of problems; from the cache where its state still holds."""
+    folders = _masks_folders(name)
+    cache = home() / "cache" / f"{name}-{_state(folders)}.npz"
+    if not cache.is_file():
+        _write_merged(cache, name, folders)
+    with np.load(cache) as file:
+        label_maps = {image_id: file[image_id].astype(np.int32) for image_id in folders}
+        table = pd.DataFrame({column: file[f"problems.{column}"] for column in ("id", "file", "problem", "pixels")})
+    return label_maps, table
+
+
+def _write_merged(cache, name, folders):
+    place = folder(name)
+
+    def merge(item):
+        image_id, masks_folder = item
+        return _merge_folder(masks_folder, read_image(_only_image(place / image_id)).shape[:2])
+
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(merge, folders.items())
+        results = list(tqdm(results, f"merging the masks of {name}", total=len(folders), unit="image"))
+    rows = [{"id": key, **row} for key, (_, found) in zip(folders, results, strict=True) for row in found]
+    rows = pd.DataFrame(rows, columns=["id", "file", "problem", "pixels"])
+    rows["file"] = [Path(file).name for file in rows["file"]]
+    arrays = {key: labels.astype(np.uint16) for key, (labels, _) in zip(folders, results, strict=True)}
+    arrays |= {f"problems.{column}": rows[column].to_numpy(int if column == "pixels" else str) for column in rows}
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    aside = cache.with_name(f".{os.getpid()}-{cache.name}")
+    np.savez_compressed(aside, **arrays)
+    aside.replace(cache)
+    for old in cache.parent.glob(f"{name}-{'[0-9a-f]' * 16}.npz"):  # of an earlier state of the files
+        if old != cache:
+            old.unlink()

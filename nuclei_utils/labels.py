@@ -1,0 +1,172 @@
+"""Label maps: merge masks into one, split it again, look for touching nuclei and errors, run-length coding.
+
+A label map is an integer array `(H, W)`: 0 is background, 1..N are one nucleus each. A mask is `labels > 0`.
+"""
+
+import numpy as np
+import pandas as pd
+from skimage.measure import label as connected_components
+from skimage.measure import regionprops_table
+from skimage.segmentation import relabel_sequential
+
+
+def merge_masks(masks):
+    """Merge one mask per nucleus into a label map.
+
+    Where masks overlap the smaller one stays on top, so that a small nucleus is not lost under a large one.
+
+    Parameters
+    ----------
+    masks : sequence of array (H, W)
+        One mask per nucleus, anything but zero is nucleus. At least one.
+
+    Returns
+    -------
+    labels : int32 array (H, W)
+        Label map. Nuclei are numbered 1..N in the order of `masks`; a mask of which nothing is visible
+        (empty, or wholly under others) gets no number.
+    hidden : int64 array (len(masks),)
+        For each mask, how many of its pixels lie under smaller masks. 0 everywhere means no overlap.
+
+    Raises
+    ------
+    ValueError
+        If there is no mask, or the masks differ in shape.
+    """
+    masks = [np.asarray(mask) != 0 for mask in masks]
+    if not masks:
+        raise ValueError("no masks to merge: expected at least one array (H, W)")
+    shapes = {mask.shape for mask in masks}
+    if len(shapes) > 1 or masks[0].ndim != 2:
+        raise ValueError(f"masks must all have one shape (H, W), found {sorted(shapes)}")
+    areas = np.array([np.count_nonzero(mask) for mask in masks])
+    raw = np.zeros(masks[0].shape, np.int32)
+    for index in np.argsort(-areas, kind="stable"):
+        raw[masks[index]] = index + 1
+    visible = np.bincount(raw.ravel(), minlength=len(masks) + 1)[1:]
+    return relabel_sequential(raw)[0], areas - visible
+
+
+def split_labels(labels):
+    """Split a label map into one mask per nucleus: the inverse of `merge_masks` where nothing overlaps.
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+        Label map.
+
+    Returns
+    -------
+    bool array (N, H, W)
+        Masks in the order of the labels that occur.
+    """
+    labels = np.asarray(labels)
+    numbers = np.unique(labels)
+    return labels[None] == numbers[numbers > 0][:, None, None]
+
+
+def touching_pairs(labels):
+    """List the pairs of nuclei that share a border (left-right, up-down or diagonal neighbours).
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+        Label map.
+
+    Returns
+    -------
+    int array (K, 2)
+        Each touching pair once, the lower label first, sorted.
+    """
+    labels = np.asarray(labels)
+    neighbours = [
+        (labels[:, :-1], labels[:, 1:]),
+        (labels[:-1], labels[1:]),
+        (labels[:-1, :-1], labels[1:, 1:]),
+        (labels[:-1, 1:], labels[1:, :-1]),
+    ]
+    pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in neighbours])
+    pairs = pairs[(pairs > 0).all(axis=1) & (pairs[:, 0] != pairs[:, 1])]
+    return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
+def measure(labels):
+    """Measure each nucleus: size, shape, and the two marks of a label error, holes and loose parts.
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+        Label map.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per nucleus with the columns `label`, `area` (pixels), `diameter` (of the circle of equal area,
+        pixels), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area, 0..1), `holes` (pixels of
+        background enclosed) and `parts` (connected pieces; 1 for a whole nucleus).
+    """
+
+    def parts(mask):
+        return connected_components(mask).max()
+
+    table = pd.DataFrame(
+        regionprops_table(
+            np.asarray(labels),
+            properties=("label", "area", "equivalent_diameter_area", "eccentricity", "solidity", "area_filled"),
+            extra_properties=(parts,),
+        )
+    ).rename(columns={"equivalent_diameter_area": "diameter"})
+    table["holes"] = (table.pop("area_filled") - table["area"]).astype(int)
+    return table.astype({"area": int, "parts": int})
+
+
+def encode_rle(mask):
+    """Encode a mask as the run-length string of the Kaggle competition.
+
+    Parameters
+    ----------
+    mask : array (H, W)
+        Anything but zero is nucleus.
+
+    Returns
+    -------
+    str
+        "start length start length …"; pixels are counted from 1, down the columns, left to right. "" for an
+        empty mask.
+    """
+    pixels = np.concatenate([[0], (np.asarray(mask) != 0).ravel(order="F"), [0]])
+    changes = np.flatnonzero(np.diff(pixels)) + 1
+    starts, ends = changes[::2], changes[1::2]
+    return " ".join(f"{start} {end - start}" for start, end in zip(starts, ends, strict=True))
+
+
+def decode_rle(text, shape):
+    """Decode a run-length string of the Kaggle competition into a mask: the inverse of `encode_rle`.
+
+    Parameters
+    ----------
+    text : str
+        "start length start length …", 1-based, down the columns.
+    shape : tuple of int
+        (H, W) of the image.
+
+    Returns
+    -------
+    bool array (H, W)
+
+    Raises
+    ------
+    ValueError
+        If the numbers do not come in pairs, are not positive, or run past the end of the image.
+    """
+    numbers = np.array(text.split(), dtype=np.int64)
+    if len(numbers) % 2:
+        raise ValueError(f"run-length code has {len(numbers)} numbers, expected pairs of start and length")
+    starts, lengths = numbers[::2], numbers[1::2]
+    size = shape[0] * shape[1]
+    if (numbers < 1).any() or (starts + lengths - 1 > size).any():
+        raise ValueError(f"run-length code leaves the image: its pixels must lie in 1..{size} for shape {tuple(shape)}")
+    mask = np.zeros(size, bool)
+    for start, length in zip(starts, lengths, strict=True):
+        mask[start - 1 : start - 1 + length] = True
+    return mask.reshape(shape, order="F")
