@@ -15,7 +15,7 @@ import imageio.v3 as iio
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nuclei_utils.labels import merge_masks
 
@@ -347,7 +347,9 @@ def _merge_folder(masks_folder, shape):
         elif under == np.count_nonzero(mask):
             found.append({"file": str(path), "problem": "wholly under other masks, left out", "pixels": int(under)})
         elif under:
-            found.append({"file": str(path), "problem": f"{under} pixels given to a smaller mask", "pixels": int(under)})
+            found.append(
+                {"file": str(path), "problem": f"{under} pixels given to a smaller mask", "pixels": int(under)}
+            )
     return labels, found
 
 
@@ -433,7 +435,7 @@ def _merged(name):
     cache = home() / "cache" / f"{name}-{_state(folders)}.npz"
     if not cache.is_file():
         _write_merged(cache, name, folders)
-    with np.load(cache) as file:
+    with cache.open("rb") as opened, np.load(opened) as file:
         label_maps = {image_id: file[image_id].astype(np.int32) for image_id in folders}
         table = pd.DataFrame({column: file[f"problems.{column}"] for column in ("id", "file", "problem", "pixels")})
     return label_maps, table

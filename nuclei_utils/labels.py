@@ -33,18 +33,19 @@ def merge_masks(masks):
     ValueError
         If there is no mask, or the masks differ in shape.
     """
-    masks = [np.asarray(mask) != 0 for mask in masks]
+    masks = [np.asarray(mask) for mask in masks]
     if not masks:
         raise ValueError("no masks to merge: expected at least one array (H, W)")
     shapes = {mask.shape for mask in masks}
     if len(shapes) > 1 or masks[0].ndim != 2:
         raise ValueError(f"masks must all have one shape (H, W), found {sorted(shapes)}")
-    areas = np.array([np.count_nonzero(mask) for mask in masks])
-    raw = np.zeros(masks[0].shape, np.int32)
+    pixels = [np.flatnonzero(mask) for mask in masks]  # a nucleus is small: its pixels are quicker than its mask
+    areas = np.array([len(own) for own in pixels])
+    raw = np.zeros(masks[0].size, np.int32)
     for index in np.argsort(-areas, kind="stable"):
-        raw[masks[index]] = index + 1
-    visible = np.bincount(raw.ravel(), minlength=len(masks) + 1)[1:]
-    return relabel_sequential(raw)[0], areas - visible
+        raw[pixels[index]] = index + 1
+    visible = np.bincount(raw, minlength=len(masks) + 1)[1:]
+    return relabel_sequential(raw.reshape(masks[0].shape))[0], areas - visible
 
 
 def split_labels(labels):

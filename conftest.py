@@ -1,0 +1,28 @@
+"""What holds for every test: the small profile, the bundled sample, and how notebooks are compared.
+
+Set here rather than in the Makefile, so that a plain `pytest --nbval notebooks/` gives the same result everywhere,
+whether or not the real data are there.
+"""
+
+import os
+
+os.environ.update(
+    NUCLEI_PROFILE="smoke",
+    NUCLEI_DATA="sample",  # the committed outputs are of the sample
+    TF_CPP_MIN_LOG_LEVEL="3",
+)
+
+CELL_TIMEOUT = 300  # seconds; nbval's own 2000 would let a dead kernel hold up a run for half an hour
+
+
+def pytest_configure(config):
+    """Run notebooks with the Python that runs pytest, whatever kernels the user has, and give up on a hanging cell."""
+    if config.option.nbval and config.option.nbval_kernel_name is None:
+        config.option.nbval_current_env = True
+    config.option.nbval_cell_timeout = min(config.option.nbval_cell_timeout, CELL_TIMEOUT)
+
+
+def pytest_collectstart(collector):
+    """Leave stderr out of the comparison: TensorFlow writes to it on import, differently on each machine."""
+    if collector.path.suffix == ".ipynb":
+        collector.skip_compare += ("stderr",)

@@ -1,0 +1,301 @@
+"""Every figure of the course. Functions take arrays and tables, draw, and return the matplotlib figure."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Patch
+from skimage.segmentation import find_boundaries
+
+# Okabe & Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK, YELLOW)
+
+
+def rgb(colour):
+    """Return a colour as three numbers 0..255, uint8."""
+    return (np.array(plt.matplotlib.colors.to_rgb(colour)) * 255).round().astype(np.uint8)
+
+
+# Pictures as arrays
+
+
+def overlay(image, labels, colour=ORANGE, thickness=1):
+    """Draw the outlines of nuclei into an image.
+
+    Parameters
+    ----------
+    image : uint8 array (H, W, 3) or float array in [0, 1]
+    labels : int or bool array (H, W)
+        Label map or mask.
+    colour : str
+    thickness : int
+        1 draws the nuclei's own border pixels, 2 also the pixels just outside.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+    """
+    drawn = as_uint8(image).copy()
+    drawn[find_boundaries(np.asarray(labels).astype(int), mode="inner" if thickness == 1 else "thick")] = rgb(colour)
+    return drawn
+
+
+def as_uint8(image):
+    """Return an image as uint8 (H, W, 3), be it that already, or grey, or float in [0, 1]."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+
+
+def colour_labels(labels):
+    """Give each nucleus of a label map a colour of its own, on black; neighbours in number differ.
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+    """
+    palette = np.stack([rgb(colour) for colour in (ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE)])
+    coloured = palette[np.asarray(labels) % len(palette)]
+    coloured[np.asarray(labels) == 0] = 0
+    return coloured
+
+
+def error_map(mask, predicted):
+    """Show where a predicted mask is right, misses nucleus, or invents it.
+
+    Parameters
+    ----------
+    mask, predicted : bool array (H, W)
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+        White: found; orange: missed; blue: invented; black: background left alone.
+    """
+    mask, predicted = np.asarray(mask) > 0, np.asarray(predicted) > 0
+    picture = np.zeros((*mask.shape, 3), np.uint8)
+    picture[mask & predicted] = 255
+    picture[mask & ~predicted] = rgb(ORANGE)
+    picture[~mask & predicted] = rgb(BLUE)
+    return picture
+
+
+# Figures
+
+
+def grid(pictures, titles=None, columns=4, size=2.4, title=None):
+    """Show pictures in a grid.
+
+    Parameters
+    ----------
+    pictures : sequence of array (H, W) or (H, W, 3)
+        Grey pictures are shown from 0 to 1 (float, bool) or 0 to 255 (uint8).
+    titles : sequence of str, optional
+        One for each picture.
+    columns : int
+    size : float
+        Width and height of one picture, inches.
+    title : str, optional
+        Over the whole figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.3)), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for index, picture in enumerate(pictures):
+        axis = axes.flat[index]
+        axis.imshow(as_uint8(picture), interpolation="nearest")
+        if titles is not None:
+            axis.set_title(titles[index], fontsize=10)
+    if title:
+        figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def show_samples(records, columns=4, outlines=False, title=None):
+    """Show images, with the kind and the number of nuclei above each.
+
+    Parameters
+    ----------
+    records : sequence of data.Record
+    columns : int
+    outlines : bool
+        Draw the nuclei's outlines.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    pictures = [overlay(r.image, r.labels) if outlines else r.image for r in records]
+    titles = [f"{r.kind.replace('_', ' ')}\n{len(np.unique(r.labels)) - 1} nuclei" for r in records]
+    return grid(pictures, titles, columns, title=title)
+
+
+def show_predictions(images, masks, probabilities, scores=None, threshold=0.5, title=None):
+    """Show image, truth, predicted probability and errors side by side, one row per image.
+
+    Parameters
+    ----------
+    images : sequence of array (H, W, 3)
+    masks : sequence of array (H, W)
+        True masks or label maps.
+    probabilities : sequence of float array (H, W)
+        In [0, 1].
+    scores : sequence of float, optional
+        Dice of each image, for the caption.
+    threshold : float
+        A pixel is predicted nucleus where its probability is larger.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    heads = ("image", "truth", "probability of nucleus", "errors")
+    figure, axes = plt.subplots(len(images), 4, figsize=(10, 2.6 * len(images) + 0.6), squeeze=False)
+    for row, (image, mask, probability) in enumerate(zip(images, masks, probabilities, strict=True)):
+        wrong = error_map(mask, np.asarray(probability) > threshold)
+        for axis, picture, head in zip(axes[row], (image, mask > 0, probability, wrong), heads, strict=True):
+            if picture is probability:
+                axis.imshow(picture, cmap="viridis", vmin=0, vmax=1)
+            else:
+                axis.imshow(as_uint8(picture), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title(head, fontsize=11)
+        if scores is not None:
+            axes[row, 3].set_xlabel(f"Dice {scores[row]:.2f}", fontsize=10)
+    key = [
+        Patch(facecolor="white", edgecolor="black", label="found"),
+        Patch(facecolor=ORANGE, label="missed"),
+        Patch(facecolor=BLUE, label="invented"),
+    ]
+    figure.suptitle(title)
+    figure.legend(handles=key, ncols=3, loc="lower right", frameon=False, fontsize=10)
+    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def learning_curves(history, names=("loss", "dice", "iou"), title=None):
+    """Plot loss and metrics against the epoch, training beside validation, the best epoch marked.
+
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        From `training.fit`.
+    names : sequence of str
+        Columns to plot; each needs its partner `val_…`.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.4), squeeze=False)
+    epochs = history["epoch"] + 1
+    best = epochs[history["val_dice"].idxmax()]
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.plot(epochs, history[name], "o-", color=BLUE, markersize=3, label="training")
+        axis.plot(epochs, history[f"val_{name}"], "s-", color=ORANGE, markersize=3, label="validation")
+        axis.axvline(best, color="grey", linestyle=":", label=f"best epoch ({best})")
+        axis.set(xlabel="epoch", ylabel=name, title=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if name != "loss":
+            axis.set_ylim(0, 1)
+    axes[0, 0].legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def architecture(model, title=None):
+    """Draw an encoder-decoder network: its feature maps with their sizes, and its skip connections.
+
+    Everything is read off the model: a block is a run of layers of one size.
+
+    Parameters
+    ----------
+    model : keras.Model
+        With a fixed input size.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the model leaves the image size open.
+    """
+    blocks, skips = _blocks(model)
+    largest = max(size for size, _ in blocks)
+    figure, axis = plt.subplots(figsize=(min(1.3 * len(blocks), 14), 5))
+    for x, (size, channels) in enumerate(blocks):
+        height = _drop(size, largest)
+        colour = BLUE if x < len(blocks) // 2 else ORANGE if x == len(blocks) // 2 else GREEN
+        axis.bar(x, 0.55, width=0.12 + 0.1 * np.log2(channels), bottom=-height, color=colour, zorder=3)
+        axis.text(x, -height - 0.08, f"{size} x {size}\n{channels} maps", ha="center", va="top", fontsize=9)
+    for (x, (size, _)), (following, _) in zip(enumerate(blocks[:-1]), blocks[1:], strict=True):
+        start, end = (x + 0.3, 0.27 - _drop(size, largest)), (x + 0.7, 0.27 - _drop(following, largest))
+        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "grey"})
+    for start, end in skips:
+        height = 0.45 - _drop(blocks[start][0], largest)
+        style = {"arrowstyle": "->", "color": PURPLE, "linestyle": "--", "linewidth": 1.5}
+        axis.annotate("", (end - 0.45, height), (start + 0.45, height), arrowprops=style)
+    key = [
+        Patch(color=BLUE, label="encoder"),
+        Patch(color=ORANGE, label="bottleneck"),
+        Patch(color=GREEN, label="decoder"),
+    ]
+    key.append(plt.Line2D([], [], color=PURPLE, linestyle="--", label="skip connection"))
+    axis.legend(handles=key, loc="lower left", fontsize=9, frameon=False)
+    axis.set(xlim=(-0.8, len(blocks) - 0.2), ylim=(-_drop(min(size for size, _ in blocks), largest) - 0.7, 0.8))
+    axis.axis("off")
+    axis.set_title(title or f"{model.name}: {model.count_params():,} parameters")
+    figure.tight_layout()
+    return figure
+
+
+def _drop(size, largest):
+    """How far below the top a block of a size is drawn: one step for each halving."""
+    return np.log2(largest / size)
+
+
+def _blocks(model):
+    """Blocks (size, channels) in the order of the network, and skips (from block, to block)."""
+    blocks, block_of, skips = [], {}, []
+    for layer in model.layers:
+        shape = layer.output.shape
+        if len(shape) != 4:
+            continue
+        if shape[1] is None:
+            raise ValueError(f"{model.name} leaves the image size open: build it with a fixed input shape to draw it")
+        joined = layer.input if isinstance(layer.input, list) else []
+        sources = [block_of[tensor._keras_history.operation.name] for tensor in joined]
+        if not blocks or blocks[-1][0] != shape[1]:
+            blocks.append([shape[1], shape[-1]])
+        elif not layer.name.startswith("concatenate"):
+            blocks[-1][1] = shape[-1]
+        block_of[layer.name] = len(blocks) - 1
+        skips += [(source, len(blocks) - 1) for source in sources if source != len(blocks) - 1]
+    return [tuple(block) for block in blocks], skips

@@ -1,0 +1,187 @@
+"""How much is trained, and what goes with it: profiles, callbacks, logs, and a training that can be resumed."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import pandas as pd
+
+from nuclei_utils import data, losses, metrics
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is trained; it never changes a shape or the path through the code.
+
+    Attributes
+    ----------
+    name : str
+    epochs : int
+        Most epochs a training may take.
+    images : int
+        Most training images that are used.
+    """
+
+    name: str
+    epochs: int
+    images: int
+
+
+PROFILES = {
+    "smoke": Profile("smoke", epochs=2, images=8),  # tests: seconds per notebook
+    "laptop": Profile("laptop", epochs=25, images=10_000),  # two cores, half an hour on the real data
+    "full": Profile("full", epochs=100, images=10_000),  # the published results
+}
+
+
+def profile():
+    """Return the profile that `$NUCLEI_PROFILE` names; "laptop" where it is not set.
+
+    Raises
+    ------
+    ValueError
+        If it names none of `PROFILES`.
+    """
+    name = os.environ.get("NUCLEI_PROFILE", "laptop")
+    if name not in PROFILES:
+        raise ValueError(f"NUCLEI_PROFILE is {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def banner():
+    """Return one line that says what a notebook runs on: versions, device, data, profile."""
+    devices = keras.distribution.list_devices()
+    return (
+        f"nuclei_utils {version('nuclei-utils')}, Keras {keras.__version__} on {keras.backend.backend()} "
+        f"{version(keras.backend.backend())}, Python {platform.python_version()} | device: {devices[0]} | "
+        f"data: {data.current()} | profile: {profile().name}"
+    )
+
+
+def compile_model(model, steps, learning_rate=1e-3):
+    """Compile a model as the course trains it: Adam, a warm-up and a cosine down to 0, cross-entropy + Dice.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Gives one probability per pixel.
+    steps : int
+        Batches in the whole training; the learning rate reaches 0 with the last.
+    learning_rate : float
+        Its highest value, after the first twentieth of the steps (SGDR, arXiv 1608.03983).
+
+    Returns
+    -------
+    keras.Model
+        The same model.
+    """
+    warmup = max(steps // 20, 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10, max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(schedule),
+        loss=losses.BinaryCrossentropyDice(),
+        metrics=[
+            keras.metrics.BinaryAccuracy(name="accuracy"),
+            # the default averages in the background, which is always easy
+            keras.metrics.BinaryIoU(target_class_ids=[1], threshold=0.5, name="iou"),
+            metrics.Dice(),
+        ],
+    )
+    return model
+
+
+def callbacks(folder, patience=10, best=None):
+    """Make what watches over a training: the best model kept, an early stop, logs, and a backup to go on from.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where `best.keras`, `history.csv`, `tensorboard/` and `backup/` go.
+    patience : int
+        Epochs without a better `val_dice` before the training stops.
+    best : float, optional
+        Best `val_dice` so far, where a training is resumed.
+
+    Returns
+    -------
+    list of keras.callbacks.Callback
+    """
+    folder = Path(folder)
+    watch = {"monitor": "val_dice", "mode": "max"}
+    return [
+        keras.callbacks.ModelCheckpoint(
+            folder / "best.keras", save_best_only=True, initial_value_threshold=best, **watch
+        ),
+        keras.callbacks.EarlyStopping(patience=patience, **watch),
+        keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+        keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+        keras.callbacks.BackupAndRestore(folder / "backup"),
+    ]
+
+
+def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto"):
+    """Train a compiled model; a training that was killed goes on after its last whole epoch.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled, with a metric named `dice`.
+    train, validation : tf.data.Dataset
+        Batches of (image, mask).
+    folder : path-like
+        Where the training leaves its files (see `callbacks`). What a finished training left there is replaced; a
+        killed training's backup is taken up.
+    epochs : int
+        Most epochs in all, those before a break included.
+    patience : int
+        Epochs without a better `val_dice` before the training stops.
+    extra : sequence of keras.callbacks.Callback
+    verbose : "auto", 0, 1 or 2
+        As for `keras.Model.fit`.
+
+    Returns
+    -------
+    model : keras.Model
+        With the weights of the best epoch.
+    history : pandas.DataFrame
+        One row per epoch, of all parts of a training that was broken off.
+    """
+    folder = Path(folder)
+    log = folder / "history.csv"
+    resumed = (folder / "backup").is_dir() and log.is_file()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resumed:
+        for name in ("history.csv", "best.keras"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("tensorboard", "backup"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    best = read_history(folder)["val_dice"].max() if resumed else None
+    watchers = [*callbacks(folder, patience, best), *extra]
+    model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, verbose=verbose)
+    # the best epoch may lie before a break, which EarlyStopping's own memory does not reach
+    model.load_weights(folder / "best.keras")
+    return model, read_history(folder)
+
+
+def read_history(folder):
+    """Read the log of a training.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder that was given to `fit`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per epoch: `epoch`, and each metric for training and (`val_…`) validation.
+    """
+    history = pd.read_csv(Path(folder) / "history.csv")
+    # an epoch that was logged but not yet backed up when the training was killed is there twice
+    return history.drop_duplicates("epoch", keep="last").reset_index(drop=True)

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from nuclei_utils import exercises
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CASES = [
+    ((np.zeros((2, 2), int),), 0.0, "an empty image has no foreground"),
+    ((np.array([[0, 1], [0, 2]]),), 0.5, "every label counts, not only 1"),
+]
+
+
+def share(labels):
+    return (labels > 0).mean()
+
+
+def test_right_answer(capsys):
+    exercises.check(share, *CASES)
+    assert capsys.readouterr().out == "Right: share passes 2 checks.\n"
+
+
+@pytest.mark.parametrize("value", [None, ...])
+def test_missing_answer_is_waited_for(capsys, value):
+    exercises.check(lambda labels: value, *CASES)
+    assert capsys.readouterr().out.startswith("Not done yet")
+
+
+def test_wrong_answer_is_explained():
+    def share(labels):
+        return (labels == 1).mean()
+
+    with pytest.raises(AssertionError) as caught:
+        exercises.check(share, *CASES)
+    assert str(caught.value) == "share([[0, 1], [0, 2]]) gave 0.25, expected 0.5. Hint: every label counts, not only 1"
+
+
+def test_error_in_the_answer_says_in_which_call():
+    def share(labels):
+        return labels / "2"
+
+    with pytest.raises(TypeError) as caught:
+        exercises.check(share, *CASES)
+    (note,) = caught.value.__notes__
+    assert note == "This happened in share([[0, 0], [0, 0]]). Hint: an empty image has no foreground"
+
+
+@pytest.mark.parametrize(
+    ("result", "expected", "agree"),
+    [
+        (0.1 + 0.2, 0.3, True),
+        (np.float32(0.5), 0.5, True),
+        (2, 3, False),
+        (True, True, True),
+        ("disc", "disc", True),
+        (np.array([1, 2]), [1, 2], False),  # an array where several values are asked for
+        ((1, np.ones(2)), (1, np.ones(2)), True),
+        ((1,), (1, 2), False),
+        (np.ones((2, 1)), np.ones((2,)), False),
+        (np.array([np.nan, 1.0]), np.array([np.nan, 1.0]), True),
+        (4, lambda result: result % 2 == 0, True),
+        (5, lambda result: result % 2 == 0, False),
+    ],
+)
+def test_agreement(result, expected, agree):
+    def answer():
+        return result
+
+    if agree:
+        exercises.check(answer, ((), expected, "a hint"))
+    else:
+        with pytest.raises(AssertionError, match="a hint"):
+            exercises.check(answer, ((), expected, "a hint"))
+
+
+def test_large_arrays_are_shown_by_their_shape():
+    with pytest.raises(AssertionError, match=r"<lambda>\(<array \(64, 64\), uint8, 0 to 0>\) gave 1, expected 0"):
+        exercises.check(lambda image: 1, ((np.zeros((64, 64), np.uint8),), 0, "black"))
+
+
+def cells(path, tag):
+    """Return the cells with a tag, by the exercise they belong to."""
+    tagged = [cell for cell in nbformat.read(path, as_version=4).cells if tag in cell.metadata.get("tags", [])]
+    found = {cell.metadata["exercise"]: cell for cell in tagged}
+    assert len(found) == len(tagged), f"{path.name}: two cells tagged {tag!r} carry the same exercise name"
+    return found
+
+
+def signature(cell):
+    return next(line for line in cell.source.splitlines() if line.startswith("def "))
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_exercise_has_a_solution_under_the_same_check(path):
+    # That the solutions pass their checks is seen by nbval, which executes both notebooks and compares what is printed.
+    solutions_path = path.parent / "solutions" / f"{path.name[:2]}_solutions.ipynb"
+    exercise, check = cells(path, "exercise"), cells(path, "check")
+    solution, solution_check = cells(solutions_path, "solution"), cells(solutions_path, "check")
+    assert list(exercise) == list(check) == list(solution) == list(solution_check)
+    assert 2 <= len(exercise) <= 4
+    assert f"(solutions/{solutions_path.name})" in path.read_text(encoding="utf-8"), "no link to the solutions"
+    for name in exercise:
+        assert name.startswith(path.name[:2] + "-")
+        assert signature(exercise[name]) == signature(solution[name]), (
+            f"{name}: another signature than in the solutions"
+        )
+        assert check[name].source == solution_check[name].source, f"{name}: another check than in the solutions"
+        assert printed(check[name]).startswith("Not done yet"), f"{name}: the answer is filled in"
+        assert printed(solution_check[name]).startswith("Right"), f"{name}: the solution does not pass"
