@@ -3,9 +3,14 @@
 Importing the package is quick and loads no TensorFlow: a room loads what it needs when it is imported itself.
 """
 
+import os
+
 import wrapt
 
 __version__ = "0.1.0"
+
+# TensorFlow's start-up messages say nothing that a reader needs; whoever wants them sets the variable to 0
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @wrapt.when_imported("tensorflow_datasets")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import imageio.v3 as iio
 import numpy as np
 import pandas as pd
+import tifffile
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -23,6 +24,8 @@ KINDS = ("fluorescence_small", "fluorescence_large", "purple_on_white", "purple_
 NAMES = ("sample", "stage1", "stage1_fixed")
 SPLITS = ("train", "validation", "test")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # either byte order, TIFF and BigTIFF
+BITS_PER_SAMPLE = 258  # tag of TIFF
 
 _PACKAGE = Path(__file__).resolve().parent
 _REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
@@ -141,6 +144,7 @@ def _unpacked_sample():
         except OSError:
             if not target.is_dir():  # else another notebook was quicker, and its copy is as good
                 raise
+            shutil.rmtree(aside)
     return target
 
 
@@ -164,6 +168,8 @@ def splits(name):
     table = pd.read_csv(_asset(f"splits/{'sample' if _known(name) == 'sample' else 'stage1_train'}.csv"), dtype=str)
     if name == "stage1_fixed":
         removed = folder(name).with_name("stage1_train_fixes") / "REMOVED.txt"
+        if not removed.is_file():
+            raise DataError(f"{removed} is missing: fetch the fixes with `python -m nuclei_utils data --fixes`")
         table = table[~table["id"].isin(removed.read_text().split())]
     return table.reset_index(drop=True)
 
@@ -192,7 +198,7 @@ def ids(name=None, split=None):
 def read_image(path):
     """Read an image file of any common kind as 8-bit RGB.
 
-    Grey, grey + alpha, RGB, RGBA and palette images, 8 or 16 bits deep, PNG, JPEG, TIFF or BMP. Alpha is dropped.
+    Grey, grey + alpha, RGB, RGBA and palette images, 1 to 16 bits deep, PNG, JPEG, TIFF or BMP. Alpha is dropped.
     16-bit values are scaled by the number of bits really used (a 12-bit camera's 4095 becomes 255), at least 8.
 
     Parameters
@@ -210,41 +216,88 @@ def read_image(path):
         If the file is missing, broken, or holds something other than one image of those kinds.
     """
     path = Path(path)
+    colours = _colours(path)
+    return _to_8_bits(np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours, path)
+
+
+def _colours(path):
+    """Read a file's pixels `(H, W, 1 or 3)` as they stand, without alpha."""
     pixels = _decode(path)
     if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
-        raise DataError(
-            f"{path}: found an array of shape {pixels.shape}, expected one image (H, W) or (H, W, 1 to 4 channels); "
-            "save each plane of a stack as a file of its own"
-        )
-    colours = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
-    return _to_8_bits(colours, path)
+        return pixels[..., None]
+    if pixels.shape[2] == 3:
+        return pixels
+    colours, alpha = pixels[..., :-1], pixels[..., -1]
+    if np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():
+        raise DataError(f"{path}: only its alpha channel holds anything, the colours are one: save it without alpha")
+    return colours
 
 
 def _decode(path):
     """Read a file's pixels as they stand, RGB(A) or grey (+ alpha), and refuse what is broken."""
     try:
         content = path.read_bytes()
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return iio.imread(content, plugin="tifffile")
-        with Image.open(BytesIO(content)) as picture:
-            picture.load()  # raises where the file is cut short, which OpenCV may let pass
-            if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV", "1", "PA"):
-                return np.asarray(picture.convert("RGB"))
-            if picture.format != "PNG":
-                return np.asarray(picture)
+        if content[:4] in TIFF_MARKS:
+            _check_tiff(content, path)
+        return _decode_content(content, path)
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} is missing: check its name, or fetch the data again") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is no image that can be read: expected PNG, JPEG, TIFF or BMP") from error
+    except DataError:
+        raise
+    except Exception as error:  # a broken byte can trip a decoder anywhere: KeyError, TypeError, ZeroDivisionError, …
         raise DataError(f"{path} cannot be read as an image ({error}): fetch or export it again") from error
-    # Pillow cuts 16-bit colour PNG down to 8 bits, OpenCV does not
+
+
+def _check_tiff(content, path):
+    """Refuse a TIFF that is cut short, or holds anything but one image: most readers take the first of a stack."""
+    with tifffile.TiffFile(BytesIO(content)) as file:
+        if not len(file.pages):
+            raise ValueError("the file is cut short")
+        page, axes = file.pages[0], file.series[0].axes
+        ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if max(ends) > len(content):
+            raise ValueError("the file is cut short")
+        colours = page.samplesperpixel - len(page.extrasamples)
+        if len(file.pages) > 1 or axes not in ("YX", "YXS", "SYX"):
+            found = f"{len(file.pages)} pages, axes {axes}"
+        elif colours == 1 and page.samplesperpixel > 1 and page.extrasamples[0] not in (1, 2):  # neither kind of alpha
+            found = f"{page.samplesperpixel} grey channels"
+        elif page.bitspersample > 8 and page.photometric not in (1, 2):
+            found = f"{page.bitspersample} bits of the kind {page.photometric.name}"
+        else:
+            return
+    raise DataError(
+        f"{path}: found {found}, expected one image, grey or RGB; save each plane of a stack as a file of its own"
+    )
+
+
+def _decode_content(content, path):
+    with Image.open(BytesIO(content)) as picture:
+        frames, deep = getattr(picture, "n_frames", 1), _is_deep(picture, content)
+        if frames > 1 and picture.format != "MPO":  # a photograph with its preview
+            raise DataError(f"{path}: found {frames} frames, expected one image; save each as a file of its own")
+        picture.load()  # raises where the pixels are cut short, which OpenCV may let pass
+        if picture.format == "PNG" and b"IEND" not in content:
+            raise ValueError("the file is cut short")
+        if not deep:
+            plain = picture.mode in ("L", "LA", "RGB", "RGBA", "F", "I")
+            return np.array(picture if plain else picture.convert("L" if picture.mode == "1" else "RGB"))
+    # Pillow cuts 16-bit colours down to 8 bits, OpenCV does not
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise DataError(f"{path} cannot be read as an image: fetch or export it again")
+        raise ValueError("its pixels are broken")
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
     return pixels
+
+
+def _is_deep(picture, content):
+    """Whether the file holds more than 8 bits per channel, whatever Pillow makes of it."""
+    if picture.format == "PNG":
+        return content[24] == 16  # the header's field of depth
+    return picture.format == "TIFF" and max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
 
 
 def _to_8_bits(pixels, path):
@@ -253,11 +306,13 @@ def _to_8_bits(pixels, path):
     if pixels.dtype == np.uint16:
         bits = max(8, int(pixels.max()).bit_length())
         return np.round(pixels * (255 / (2**bits - 1))).astype(np.uint8)
-    raise DataError(f"{path}: found pixels of type {pixels.dtype}, expected 8- or 16-bit unsigned integers")
+    raise DataError(
+        f"{path}: found pixels of type {pixels.dtype}, expected 8- or 16-bit unsigned integers: scale and save it so"
+    )
 
 
 def read_mask(path, shape=None):
-    """Read a mask file: white (or any value but 0) is nucleus.
+    """Read a mask file: black is background, white (or any other one value) is nucleus.
 
     Parameters
     ----------
@@ -272,14 +327,16 @@ def read_mask(path, shape=None):
     Raises
     ------
     DataError
-        If the file is broken or has another size.
+        If the file is broken, has another size, or holds more than two values (a label map, a JPEG's blur).
     """
-    try:
-        with Image.open(path) as picture:
-            # a mask saved in colour or with alpha still reads rightly: luminance, alpha dropped
-            mask = np.asarray(picture if picture.mode in ("L", "1", "I;16") else picture.convert("L")) != 0
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read as a mask ({error}): fetch or export it again") from error
+    path = Path(path)
+    values = _colours(path).max(axis=2)
+    mask = values != 0
+    if mask.any() and (mask != (values == values.max())).any():
+        raise DataError(
+            f"{path}: found {len(np.unique(values))} values, expected two, background 0 and one nucleus: "
+            "split a label map into one mask per nucleus; save a mask as PNG, not JPEG"
+        )
     if shape is not None and mask.shape != tuple(shape):
         raise DataError(f"{path}: the mask is {mask.shape}, its image {tuple(shape)} (height, width); they must agree")
     return mask
@@ -322,14 +379,19 @@ def read_record(image_folder, masks_folder=None, kind=""):
 def _images_in(place):
     if not place.is_dir():
         raise DataError(f"{place} is missing: expected <id>/images/<id>.png and <id>/masks/*.png")
-    return sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    # hidden files are no masks, whatever their ending: macOS leaves a `._mask.png` beside each `mask.png`
+    shown = (path for path in place.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in shown if path.suffix.lower() in IMAGE_ENDINGS)
 
 
 def _only_image(image_folder):
-    found = _images_in(image_folder / "images")
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise DataError(f"{image_folder / 'images'}: found {len(found)} images ({names}), expected exactly one")
+    place = image_folder / "images"
+    found = _images_in(place)
+    if not found:
+        raise DataError(f"{place} holds no image: expected exactly one, such as {image_folder.name}.png")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"{place}: found {len(found)} images ({names}), expected exactly one: move the others away")
     return found[0]
 
 

@@ -6,7 +6,7 @@ A label map is an integer array `(H, W)`: 0 is background, 1..N are one nucleus 
 import numpy as np
 import pandas as pd
 from skimage.measure import label as connected_components
-from skimage.measure import regionprops_table
+from skimage.measure import regionprops
 from skimage.segmentation import relabel_sequential
 
 
@@ -106,19 +106,21 @@ def measure(labels):
         pixels), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area, 0..1), `holes` (pixels of
         background enclosed) and `parts` (connected pieces; 1 for a whole nucleus).
     """
-
-    def parts(mask):
-        return connected_components(mask).max()
-
-    table = pd.DataFrame(
-        regionprops_table(
-            np.asarray(labels),
-            properties=("label", "area", "equivalent_diameter_area", "eccentricity", "solidity", "area_filled"),
-            extra_properties=(parts,),
-        )
-    ).rename(columns={"equivalent_diameter_area": "diameter"})
-    table["holes"] = (table.pop("area_filled") - table["area"]).astype(int)
-    return table.astype({"area": int, "parts": int})
+    labels = np.asarray(labels)
+    rows = [
+        {
+            "label": region.label,
+            "area": int(region.area),
+            "diameter": region.equivalent_diameter_area,
+            "eccentricity": region.eccentricity,
+            "solidity": region.solidity,
+            # a small nucleus that lies on top of a large one is no hole in it
+            "holes": np.count_nonzero(region.image_filled & (labels[region.slice] == 0)),
+            "parts": connected_components(region.image).max(),
+        }
+        for region in regionprops(labels)
+    ]
+    return pd.DataFrame(rows, columns=["label", "area", "diameter", "eccentricity", "solidity", "holes", "parts"])
 
 
 def encode_rle(mask):
@@ -158,14 +160,18 @@ def decode_rle(text, shape):
     Raises
     ------
     ValueError
-        If the numbers do not come in pairs, are not positive, or run past the end of the image.
+        If the text holds anything but numbers, they do not come in pairs, are not positive, or run past the end of
+        the image.
     """
-    numbers = np.array(text.split(), dtype=np.int64)
+    try:
+        numbers = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"run-length code must be whole numbers with spaces between them ({error})") from error
     if len(numbers) % 2:
         raise ValueError(f"run-length code has {len(numbers)} numbers, expected pairs of start and length")
     starts, lengths = numbers[::2], numbers[1::2]
     size = shape[0] * shape[1]
-    if (numbers < 1).any() or (starts + lengths - 1 > size).any():
+    if (numbers < 1).any() or (lengths > size - starts + 1).any():
         raise ValueError(f"run-length code leaves the image: its pixels must lie in 1..{size} for shape {tuple(shape)}")
     mask = np.zeros(size, bool)
     for start, length in zip(starts, lengths, strict=True):

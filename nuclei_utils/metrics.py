@@ -38,7 +38,7 @@ def iou(y_true, y_pred, threshold=0.5):
 
 def _overlap(y_true, y_pred, threshold):
     y_true = ops.cast(y_true, "float32")
-    y_pred = ops.cast(ops.convert_to_tensor(y_pred) > threshold, "float32")
+    y_pred = ops.cast(ops.cast(y_pred, "float32") > threshold, "float32")
     return ops.sum(y_true * y_pred), ops.sum(y_true) + ops.sum(y_pred)
 
 
@@ -107,31 +107,30 @@ def scores(counts):
 
     Parameters
     ----------
-    counts : pandas.DataFrame or Series
-        Columns (entries) `tp`, `fp`, `fn`, `tn`: true and false positives and negatives, in pixels.
+    counts : pandas.DataFrame
+        Columns `tp`, `fp`, `fn`, `tn`: true and false positives and negatives, in pixels.
 
     Returns
     -------
-    pandas.DataFrame or Series
+    pandas.DataFrame
         `accuracy`, `precision`, `recall`, `dice` (equal to F1) and `iou`, each in [0, 1]. Where there is nothing to
         find and nothing was found, the last four are 1.
     """
     tp, fp, fn, tn = (counts[name] for name in COUNTS)
-    make = pd.DataFrame if isinstance(counts, pd.DataFrame) else pd.Series
-    return make(
+    perfect = (fp == 0) & (fn == 0)
+
+    def share(part, whole):
+        return (part / whole.clip(lower=1)).where(~perfect, 1.0)
+
+    return pd.DataFrame(
         {
             "accuracy": (tp + tn) / (tp + fp + fn + tn),
-            "precision": _share(tp, tp + fp, fn),
-            "recall": _share(tp, tp + fn, fp),
-            "dice": _share(2 * tp, 2 * tp + fp + fn, 0),
-            "iou": _share(tp, tp + fp + fn, 0),
+            "precision": share(tp, tp + fp),
+            "recall": share(tp, tp + fn),
+            "dice": share(2 * tp, 2 * tp + fp + fn),
+            "iou": share(tp, tp + fp + fn),
         }
     )
-
-
-def _share(part, whole, others):
-    """Return part / whole; where whole is 0, 1 if there were no errors of the other sort either, else 0."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.where(np.asarray(others) > 0, 0.0, 1.0))
 
 
 def auc(masks, probabilities):
@@ -170,16 +169,18 @@ def summarise(masks, probabilities, kinds, threshold=0.5):
     """
     table = pixel_scores(masks, probabilities, threshold)
     kinds = np.asarray(kinds)
-    rows = {}
+    rows = []
     for kind in [*sorted(set(kinds)), "all"]:
         chosen = np.flatnonzero((kinds == kind) | (kind == "all"))
         some = table.iloc[chosen]
-        rows[kind] = {
-            "images": len(some),
-            **scores(some[list(COUNTS)].sum()).to_dict(),
-            "auc": auc([masks[i] for i in chosen], [probabilities[i] for i in chosen]),
-            "mean_dice": some["dice"].mean(),
-            "mean_iou": some["iou"].mean(),
-            "std_dice": some["dice"].std(ddof=0),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
+        row = scores(some[list(COUNTS)].sum().to_frame().T).assign(
+            kind=kind,
+            images=len(some),
+            auc=auc([masks[i] for i in chosen], [probabilities[i] for i in chosen]),
+            mean_dice=some["dice"].mean(),
+            mean_iou=some["iou"].mean(),
+            std_dice=some["dice"].std(ddof=0),
+        )
+        rows.append(row)
+    order = ["images", "dice", "iou", "accuracy", "precision", "recall", "auc", "mean_dice", "mean_iou", "std_dice"]
+    return pd.concat(rows).set_index("kind")[order]

@@ -1,8 +1,10 @@
-"""From TensorFlow Datasets to batches: read, cache, shuffle, normalise, crop, batch, augment, prefetch."""
+"""From TensorFlow Datasets to batches: read, normalise, cache, shuffle, crop, batch, augment, prefetch."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages say nothing that a reader needs
+import contextlib
+import hashlib
+import io
+import sys
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +13,9 @@ from keras import layers
 
 import nuclei_utils.dsb2018  # noqa: F401  registers the builder
 from nuclei_utils import data, preprocess
+
+CLAHE_SHARE = 0.2
+"""Share of the training crops whose local contrast is evened out."""
 
 
 def read(name=None, split="train"):
@@ -28,8 +33,37 @@ def read(name=None, split="train"):
     tf.data.Dataset
         Of dictionaries `image` uint8 (H, W, 3), `labels` uint16 (H, W, 1), `id` and `kind`, sizes as they are.
     """
-    place = str(data.home() / "tfds")
-    return tfds.load(f"dsb2018/{name or data.current()}", split=split, data_dir=place, shuffle_files=False)
+    name = name or data.current()
+    builder = tfds.builder(f"dsb2018/{name}", data_dir=_prepared_folder(name))
+    if not builder.data_path.exists():
+        print(f"preparing {name} for TensorFlow Datasets, once", file=sys.stderr)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints where on this machine the files are
+            builder.download_and_prepare()
+    return builder.as_dataset(split=split, shuffle_files=False)
+
+
+def _prepared_folder(name):
+    """Where a data set is prepared: another folder for another sample or another split, so that none is stale."""
+    state = f"{data.folder(name).name}\n{data.splits(name).to_csv()}"
+    return data.home() / "tfds" / hashlib.sha256(state.encode()).hexdigest()[:8]
+
+
+def at_least(examples, count):
+    """Go through a small data set several times, so that an epoch of it is worth the name.
+
+    Parameters
+    ----------
+    examples : tf.data.Dataset
+    count : int
+        Least number of examples wanted.
+
+    Returns
+    -------
+    tf.data.Dataset
+        The examples, the whole set repeated as often as it takes.
+    """
+    return examples.repeat(max(-(-count // _count(examples)), 1))
 
 
 def training_batches(examples, size=256, batch_size=8, augment=True, seed=0):
@@ -44,29 +78,30 @@ def training_batches(examples, size=256, batch_size=8, augment=True, seed=0):
     batch_size : int
         Crops per batch; what is left over at the end of an epoch is dropped, so that all batches are alike.
     augment : bool
-        Change images and masks at random (`augmentation`).
+        Change images and masks at random (CLAHE of some crops, then `augmentation`).
     seed : int
-        Same seed, same order, crops and changes.
+        Same seed, same order, crops and changes, epoch for epoch.
 
     Returns
     -------
     tf.data.Dataset
         Of (image float32 (batch, size, size, 3) in [0, 1], mask float32 (batch, size, size, 1) of 0 and 1).
     """
-    count = max(int(examples.cardinality()), 1)
-    batches = (
+    count = _count(examples)
+    examples = (
         examples.map(_image_and_mask, tf.data.AUTOTUNE)
-        .cache()  # decoded images, 8 bits: decoding is done once
+        .map(_normalised, tf.data.AUTOTUNE)
+        .map(_as_8_bits, tf.data.AUTOTUNE)
+        .cache()  # what is the same in every epoch is done once, and kept in a quarter of the memory
         .shuffle(count, seed=seed)
     )
-    if augment:
-        equalise = tf.random.Generator.from_seed(seed)
-        batches = batches.map(lambda image, mask: (_maybe_clahe(image, equalise), mask))
-    corners = tf.random.Generator.from_seed(seed + 1)
-    batches = batches.map(_normalised, tf.data.AUTOTUNE).map(
-        lambda image, mask: _random_crop(image, mask, size, corners)
+    # the dice are thrown beside the examples, so that the work can be shared between cores and still be repeated
+    dice = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
+    batches = (
+        tf.data.Dataset.zip(examples, dice)
+        .map(lambda example, dice: _random_crop(*example, dice, size, augment), tf.data.AUTOTUNE)
+        .batch(batch_size, drop_remainder=count >= batch_size)
     )
-    batches = batches.batch(batch_size, drop_remainder=count >= batch_size)
     if augment:
         batches = batches.map(augmentation(seed))
     return batches.prefetch(tf.data.AUTOTUNE)
@@ -80,7 +115,7 @@ def validation_batches(examples, size=256, batch_size=8):
     return (
         examples.map(_image_and_mask, tf.data.AUTOTUNE)
         .map(_normalised, tf.data.AUTOTUNE)
-        .map(lambda image, mask: _middle_crop(image, mask, size))
+        .map(lambda image, mask: _middle_crop(image, mask, size), tf.data.AUTOTUNE)
         .batch(batch_size)
         .cache()
         .prefetch(tf.data.AUTOTUNE)
@@ -92,13 +127,14 @@ def augmentation(seed=0, strength=1.0):
 
     Geometry (flips, rotation by any angle) moves both, masks by nearest neighbour; colour (hue, saturation,
     brightness, contrast, gamma) and Gaussian noise change the image alone. Keras' own layers, but for gamma, which
-    Keras lacks. CLAHE works on whole images and comes before the crop.
+    Keras lacks, and noise: `keras.layers.GaussianNoise` belongs inside a network, and runs in `tf.data` on the
+    TensorFlow backend only. CLAHE works on 8-bit crops and comes before (`training_batches`).
 
     Parameters
     ----------
     seed : int
     strength : float
-        1 is the course's choice, 0 leaves the colours as they are.
+        1 is the course's choice, 0 leaves colours and noise as they are.
 
     Returns
     -------
@@ -108,66 +144,77 @@ def augmentation(seed=0, strength=1.0):
     together = [
         layers.RandomFlip("horizontal_and_vertical", seed=seed),
         layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1),
+    ]
+    colours = [
         layers.RandomHue(0.1 * strength, value_range=(0, 1), seed=seed + 2),
         layers.RandomSaturation((0.5 - 0.2 * strength, 0.5 + 0.2 * strength), value_range=(0, 1), seed=seed + 3),
         layers.RandomContrast(0.2 * strength, value_range=(0, 1), seed=seed + 4),
         layers.RandomBrightness(0.1 * strength, value_range=(0, 1), seed=seed + 5),
     ]
-    noise = layers.GaussianNoise(0.03 * strength, seed=seed + 6)
-    exponents = tf.random.Generator.from_seed(seed + 7)
+    with tf.device("CPU"):  # where tf.data runs, GPU or not
+        random = tf.random.Generator.from_seed(seed + 6)
 
     def augment(images, masks):
         batch = {"images": images, "segmentation_masks": masks}
         for layer in together:
             batch = layer(batch, training=True)
+        images, masks = batch["images"], batch["segmentation_masks"]
+        for layer in colours:
+            images = layer(images, training=True)
+        each = (tf.shape(images)[0], 1, 1, 1)
         # gamma is drawn on a log scale: twice as dark is as likely as twice as bright
-        spread = 0.4 * strength
-        gamma = tf.exp(exponents.uniform((tf.shape(images)[0], 1, 1, 1), -spread, spread))
-        images = noise(tf.clip_by_value(batch["images"], 0, 1) ** gamma, training=True)
-        return tf.clip_by_value(images, 0, 1), batch["segmentation_masks"]
+        gamma = tf.exp(random.uniform(each, -0.4 * strength, 0.4 * strength))
+        noise = random.uniform(each, 0, 0.05 * strength) * random.normal(tf.shape(images))
+        return tf.clip_by_value(tf.clip_by_value(images, 0, 1) ** gamma + noise, 0, 1), masks
 
     return augment
 
 
+def _count(examples):
+    """Count the examples, a number that tf.data does not always know (after `filter`, say)."""
+    count = int(examples.cardinality())
+    return count if count > 0 else max(int(examples.reduce(0, lambda number, _: number + 1)), 1)
+
+
 def _image_and_mask(example):
-    return example["image"], tf.cast(example["labels"] > 0, tf.uint8)
+    return example["image"], tf.cast(example["labels"] > 0, tf.float32)
 
 
 def _normalised(image, mask):
-    normal = tf.numpy_function(preprocess.normalize, [image], tf.float32)
-    return tf.ensure_shape(normal, (None, None, 3)), tf.cast(mask, tf.float32)
+    normal = tf.numpy_function(preprocess.normalize, [image], tf.float32, stateful=False)
+    return tf.ensure_shape(normal, (None, None, 3)), mask
 
 
-def _maybe_clahe(image, generator):
-    def equalised():
-        return tf.ensure_shape(tf.numpy_function(preprocess.clahe, [image], tf.uint8), (None, None, 3))
-
-    return tf.cond(generator.uniform(()) < 0.2, equalised, lambda: image)
+def _as_8_bits(image, mask):
+    return tf.cast(tf.round(255 * image), tf.uint8), tf.cast(mask, tf.uint8)
 
 
-def _padded(image, mask, size):
-    """Image and mask in one array, so that no later step can move them apart."""
-
-    def pad(image, mask):
-        return preprocess.pad_to(np.concatenate([image, mask], axis=-1), (size, size))
-
-    return tf.ensure_shape(tf.numpy_function(pad, [image, mask], tf.float32), (None, None, 4))
-
-
-def _random_crop(image, mask, size, generator):
-    both = _padded(image, mask, size)
-    free = tf.shape(both)[:2] - size
-    top = generator.uniform((), 0, free[0] + 1, tf.int32)
-    left = generator.uniform((), 0, free[1] + 1, tf.int32)
-    return _window(both, top, left, size)
+def _random_crop(image, mask, dice, size, augment):
+    return _window(partial(_cut_at_random, size=size, augment=augment), image, mask, size, dice)
 
 
 def _middle_crop(image, mask, size):
-    both = _padded(image, mask, size)
-    free = tf.shape(both)[:2] - size
-    return _window(both, free[0] // 2, free[1] // 2, size)
+    return _window(partial(_cut_middle, size=size), image, mask, size)
 
 
-def _window(both, top, left, size):
-    window = tf.ensure_shape(both[top : top + size, left : left + size], (size, size, 4))
-    return window[..., :3], window[..., 3:]
+def _window(cut, image, mask, size, *arguments):
+    """Cut image and mask as one array, so that no step can move them apart; 8-bit images become [0, 1]."""
+    scale = 255 if image.dtype == tf.uint8 else 1
+    both = tf.concat([image, mask], axis=-1)
+    both = tf.numpy_function(cut, [both, *arguments], both.dtype, stateful=False)
+    both = tf.cast(tf.ensure_shape(both, (size, size, 4)), tf.float32)
+    return both[..., :3] / scale, both[..., 3:]
+
+
+def _cut_at_random(both, dice, size, augment):
+    both = preprocess.pad_to(both, (size, size))
+    top, left = (int(draw) % (length - size + 1) for draw, length in zip(dice[:2], both.shape[:2], strict=True))
+    both = preprocess.crop(both, top, left, (size, size))
+    if augment and dice[2] < CLAHE_SHARE * 2**32:
+        both = np.concatenate([preprocess.clahe(both[..., :3]), both[..., 3:]], axis=-1)
+    return both
+
+
+def _cut_middle(both, size):
+    both = preprocess.pad_to(both, (size, size))
+    return preprocess.crop(both, (both.shape[0] - size) // 2, (both.shape[1] - size) // 2, (size, size))

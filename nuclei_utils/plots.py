@@ -1,5 +1,7 @@
 """Every figure of the course. Functions take arrays and tables, draw, and return the matplotlib figure."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
@@ -93,6 +95,40 @@ def error_map(mask, predicted):
     return picture
 
 
+def zoom(image, labels, number, size=64):
+    """Cut out one nucleus with what lies around it, its outline drawn.
+
+    Parameters
+    ----------
+    image : array (H, W, 3)
+    labels : int array (H, W)
+        Label map.
+    number : int
+        The nucleus's label.
+    size : int
+        Least height and width of the cut-out, pixels; less only where the image is smaller.
+
+    Returns
+    -------
+    uint8 array (at least size, at least size, 3)
+
+    Raises
+    ------
+    ValueError
+        If no pixel carries the label.
+    """
+    mask = np.asarray(labels) == number
+    if not mask.any():
+        raise ValueError(f"label {number} does not occur: the labels run from {np.min(labels)} to {np.max(labels)}")
+    window = []
+    for axis, length in enumerate(mask.shape):
+        hits = np.flatnonzero(mask.any(axis=1 - axis))
+        extent = min(max(size, hits[-1] - hits[0] + 9), length)  # 4 pixels around a nucleus larger than the window
+        start = np.clip((hits[0] + hits[-1] + 1 - extent) // 2, 0, length - extent)
+        window.append(slice(start, start + extent))
+    return overlay(image, mask)[tuple(window)]
+
+
 # Figures
 
 
@@ -150,6 +186,119 @@ def show_samples(records, columns=4, outlines=False, title=None):
     return grid(pictures, titles, columns, title=title)
 
 
+def contact_sheet(rows, columns=8, size=1.3, title=None):
+    """Show many small pictures, sorted into named rows.
+
+    Parameters
+    ----------
+    rows : dict of str to sequence of array (H, W) or (H, W, 3)
+        Pictures by the name of their row. Of each, the largest square in the middle is shown.
+    columns : int
+        Most pictures shown of each row; its name says how many there are.
+    size : float
+        Width and height of one picture, inches.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = plt.subplots(len(rows), columns, figsize=(columns * size + 1.6, len(rows) * size), squeeze=False)
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, picture in zip(line, pictures, strict=False):
+            axis.imshow(_middle_square(as_uint8(picture)), interpolation="nearest")
+        label = f"{name}\n({len(pictures)} images)"
+        line[0].text(-0.1, 0.5, label, ha="right", va="center", fontsize=10, transform=line[0].transAxes)
+    figure.suptitle(title)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def _middle_square(picture):
+    side = min(picture.shape[:2])
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
+
+
+def scatter(table, x, y, by, title=None):
+    """Plot two columns of a table against each other, a colour and a marker for each group.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    x, y : str
+        Columns with numbers; their names label the axes.
+    by : str
+        Column with the group of each row.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for (name, group), (colour, marker) in zip(table.groupby(by), _looks(), strict=False):
+        axis.plot(group[x], group[y], marker, color=colour, alpha=0.7, label=str(name))
+    axis.set(xlabel=x, ylabel=y, title=title)
+    axis.legend(title=by)
+    figure.tight_layout()
+    return figure
+
+
+def _looks():
+    """Colours and markers for groups, without end: who cannot tell the colours apart has the markers."""
+    return zip(cycle(CYCLE), cycle("os^Dv*XP"), strict=True)
+
+
+def spread(table, labels, by="kind", order=None, log=(), points=300, title=None):
+    """Show how columns of a table spread in each group.
+
+    Each value is a point; a box reaches from quartile to quartile, with a bar at the median.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    labels : dict of str to str
+        The columns to show, one panel each, and what to write below its axis.
+    by : str
+        Column with the group of each row.
+    order : sequence, optional
+        The groups from top to bottom; those that do not occur are left out. Sorted if not given.
+    log : sequence of str
+        Columns to show on a logarithmic axis.
+    points : int
+        Most values drawn of each group; of more, a random choice. The boxes take in all.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    names = [name for name in order or sorted(table[by].unique()) if (table[by] == name).any()]
+    figure, axes = plt.subplots(
+        1, len(labels), figsize=(1.4 + 3.4 * len(labels), 0.9 + 0.5 * len(names)), sharey=True, squeeze=False
+    )
+    rng = np.random.default_rng(0)
+    for axis, (column, text) in zip(axes[0], labels.items(), strict=True):
+        for height, (name, (colour, _)) in enumerate(zip(names, _looks(), strict=False)):
+            values = table.loc[table[by] == name, column].dropna().to_numpy()
+            low, middle, high = np.percentile(values, [25, 50, 75])
+            axis.barh(height, high - low, left=low, height=0.7, fill=False, edgecolor=BLACK)
+            axis.plot([middle, middle], [height - 0.35, height + 0.35], color=BLACK, linewidth=2.5)
+            shown = rng.permutation(values)[:points]
+            axis.plot(shown, height + rng.uniform(-0.3, 0.3, len(shown)), ".", color=colour, alpha=0.4, zorder=0)
+        axis.set_xlabel(text)
+        if column in log:
+            axis.set_xscale("log")
+    axes[0, 0].set_yticks(range(len(names)), [str(name).replace("_", " ") for name in names])
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
 def show_predictions(images, masks, probabilities, scores=None, threshold=0.5, title=None):
     """Show image, truth, predicted probability and errors side by side, one row per image.
 
@@ -171,7 +320,7 @@ def show_predictions(images, masks, probabilities, scores=None, threshold=0.5, t
     matplotlib.figure.Figure
     """
     heads = ("image", "truth", "probability of nucleus", "errors")
-    figure, axes = plt.subplots(len(images), 4, figsize=(10, 2.6 * len(images) + 0.6), squeeze=False)
+    figure, axes = plt.subplots(len(images), 4, figsize=(8.4, 2.2 * len(images) + 0.6), squeeze=False)
     for row, (image, mask, probability) in enumerate(zip(images, masks, probabilities, strict=True)):
         wrong = error_map(mask, np.asarray(probability) > threshold)
         for axis, picture, head in zip(axes[row], (image, mask > 0, probability, wrong), heads, strict=True):
@@ -192,6 +341,106 @@ def show_predictions(images, masks, probabilities, scores=None, threshold=0.5, t
     figure.suptitle(title)
     figure.legend(handles=key, ncols=3, loc="lower right", frameon=False, fontsize=10)
     figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def show_pairs(images, masks, titles=None, columns=5, size=1.3, title=None):
+    """Show images with the outlines of their masks, and under each image its mask.
+
+    Parameters
+    ----------
+    images : sequence of array (H, W, 3)
+        uint8, or float in [0, 1].
+    masks : sequence of array (H, W) or (H, W, 1)
+        Masks or label maps.
+    titles : sequence of str, optional
+        One for each pair.
+    columns : int
+        Pairs in a row.
+    size : float
+        Width and height of one picture, inches.
+    title : str, optional
+        Over the whole figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(2 * rows, columns, figsize=(columns * size, rows * (2 * size + 0.4)), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        row, column = divmod(index, columns)
+        mask = np.asarray(mask).reshape(np.shape(image)[:2]) > 0
+        above, below = axes[2 * row, column], axes[2 * row + 1, column]
+        above.imshow(overlay(image, mask), interpolation="nearest")
+        below.imshow(as_uint8(mask), interpolation="nearest")
+        if titles is not None:
+            above.set_title(titles[index], fontsize=10)
+    figure.suptitle(title)
+    figure.tight_layout(h_pad=0.4, w_pad=0.4)
+    return figure
+
+
+def show_intensities(images, titles, columns=4, title=None):
+    """Show images with the histogram of their values below.
+
+    Parameters
+    ----------
+    images : sequence of array (H, W, 3)
+        uint8 or float in [0, 1]; shown as they are, and the histogram's axis spans the whole range of the type.
+    titles : sequence of str
+    columns : int
+        Images in a row.
+    title : str, optional
+        Over the whole figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(2 * rows, columns, figsize=(2.7 * columns, 4.6 * rows), squeeze=False)
+    for axis in axes.flat[len(images) :]:
+        axis.axis("off")
+    for index, (image, name) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(index, columns)
+        above, below = axes[2 * row, column], axes[2 * row + 1, column]
+        above.imshow(as_uint8(image), interpolation="nearest")
+        above.set_title(name, fontsize=10)
+        above.axis("off")
+        top = 255 if image.dtype == np.uint8 else 1
+        below.hist(np.ravel(image), bins=64, range=(0, top), color=BLUE, log=True)
+        below.set(xlim=(0, top), xlabel="pixel value")
+        below.axis("on")
+        if column == 0:
+            below.set_ylabel("number of values")
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def speeds(rates, unit="images per second", title=None):
+    """Compare speeds as horizontal bars, the number written at each.
+
+    Parameters
+    ----------
+    rates : dict of str to float
+        Name of each step, and how much it gets through.
+    unit : str
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 0.5 * len(rates) + 1.2))
+    bars = axis.barh(list(rates), list(rates.values()), color=[CYCLE[i % len(CYCLE)] for i in range(len(rates))])
+    axis.bar_label(bars, fmt="%.0f", padding=4)
+    axis.set(xlabel=unit, title=title, xlim=(0, 1.15 * max(rates.values())))
+    axis.invert_yaxis()
+    figure.tight_layout()
     return figure
 
 
@@ -249,14 +498,22 @@ def architecture(model, title=None):
     """
     blocks, skips = _blocks(model)
     largest = max(size for size, _ in blocks)
+    deepest = int(np.argmin([size for size, _ in blocks]))
     figure, axis = plt.subplots(figsize=(min(1.3 * len(blocks), 14), 5))
     for x, (size, channels) in enumerate(blocks):
         height = _drop(size, largest)
-        colour = BLUE if x < len(blocks) // 2 else ORANGE if x == len(blocks) // 2 else GREEN
+        colour = BLACK if x == len(blocks) - 1 else BLUE if x < deepest else ORANGE if x == deepest else GREEN
         axis.bar(x, 0.55, width=0.12 + 0.1 * np.log2(channels), bottom=-height, color=colour, zorder=3)
-        axis.text(x, -height - 0.08, f"{size} x {size}\n{channels} maps", ha="center", va="top", fontsize=9)
+        axis.text(
+            x,
+            -height - 0.08,
+            f"{size} x {size}\n{channels} {'maps' if channels > 1 else 'map'}",
+            ha="center",
+            va="top",
+            fontsize=9,
+        )
     for (x, (size, _)), (following, _) in zip(enumerate(blocks[:-1]), blocks[1:], strict=True):
-        start, end = (x + 0.3, 0.27 - _drop(size, largest)), (x + 0.7, 0.27 - _drop(following, largest))
+        start, end = (x + 0.42, 0.27 - _drop(size, largest)), (x + 0.58, 0.27 - _drop(following, largest))
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "grey"})
     for start, end in skips:
         height = 0.45 - _drop(blocks[start][0], largest)
@@ -292,7 +549,7 @@ def _blocks(model):
             raise ValueError(f"{model.name} leaves the image size open: build it with a fixed input shape to draw it")
         joined = layer.input if isinstance(layer.input, list) else []
         sources = [block_of[tensor._keras_history.operation.name] for tensor in joined]
-        if not blocks or blocks[-1][0] != shape[1]:
+        if not blocks or blocks[-1][0] != shape[1] or layer is model.layers[-1]:
             blocks.append([shape[1], shape[-1]])
         elif not layer.name.startswith("concatenate"):
             blocks[-1][1] = shape[-1]

@@ -65,7 +65,8 @@ def resize(image, size):
     array (height, width[, C]) of the same type
     """
     shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(*size, *image.shape[2:])  # OpenCV drops a channel axis of 1
 
 
 def resize_labels(labels, size):

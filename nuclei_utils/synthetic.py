@@ -247,7 +247,7 @@ def _small(rng, size):
 
 def _large(rng, size):
     """Fluorescent nuclei at high magnification; some are bent like a kidney."""
-    radius = rng.choice([14, 18, 22, 25])
+    radius = rng.choice([17, 20, 22, 25])
     count = int(rng.uniform(0.15, 0.35) * size[0] * size[1] / (np.pi * radius**2)) + 2
     scene = _scatter(rng, size, count, radius, 0.2, rng.uniform(1.3, 1.7), rng.uniform(0.03, 0.08), 0.2, 0.3)
     return _fluorescence(rng, size, scene, edge=0.65, reach=5, brightest=70)
@@ -347,9 +347,9 @@ def sample_table(seed=0):
     -------
     list of dict
         For each image, in the order of `COUNTS`: `id` (64 hex digits), `kind`, `group` (images with the same group show
-        the same field, and belong on one side of a split), `size` (rows, columns), `corner` (row and column, in the
-        drawn field, of the image's upper left), `channels` (3 for an RGB file, 4 for RGBA), `error` (a key of `ERRORS`,
-        or "").
+        the same field, and belong on one side of a split), `field` (its number within the kind), `size` (rows,
+        columns), `corner` (row and column, in the drawn field, of the image's upper left), `channels`
+        (3 for an RGB file, 4 for RGBA), `error` (a key of `ERRORS`, or "").
     """
     spoiled = {number: error for error, numbers in ERRORS.items() for number in numbers}
     rows = []
@@ -357,13 +357,14 @@ def sample_table(seed=0):
         for index in range(count):
             # In each kind the last image is the field of the one before, moved by a quarter: a near-duplicate.
             twin = index == count - 1
-            field = index - 1 if twin else index
+            field = min(index, count - 2)
             size = SIZES[field % len(SIZES)]
             rows.append(
                 {
                     "id": hashlib.sha256(f"{kind} {seed} {index}".encode()).hexdigest(),
                     "kind": kind,
                     "group": f"{kind}-{field:02d}",
+                    "field": field,
                     "size": size,
                     "corner": (size[0] // 8, size[1] // 4) if twin else (0, 0),
                     "channels": 3 if len(rows) % 3 == 2 else 4,
@@ -374,13 +375,11 @@ def sample_table(seed=0):
 
 
 def _draw_row(row, seed):
-    """Draw the image of one row of `sample_table`: a window of its field, errors included."""
-    height, width = row["size"]
-    field = int(row["group"][-2:])
-    twins = field == COUNTS[row["kind"]] - 2
-    canvas = (height + height // 8, width + width // 4) if twins else (height, width)
-    image, masks = draw(row["kind"], [seed, list(COUNTS).index(row["kind"]), field], canvas)
-    top, left = row["corner"]
+    """Draw the image of one row of `sample_table`, a window of its field, with its label error."""
+    kind, field, (height, width), (top, left) = row["kind"], row["field"], row["size"], row["corner"]
+    shared = field == COUNTS[kind] - 2  # two windows look on this field, so it is larger
+    drawn = (height + height // 8, width + width // 4) if shared else (height, width)
+    image, masks = draw(kind, [seed, list(COUNTS).index(kind), field], drawn)
     window = (slice(top, top + height), slice(left, left + width))
     masks = [mask[window] for mask in masks if mask[window].any()]
     rng = np.random.default_rng([seed, *bytes.fromhex(row["id"])])

@@ -23,18 +23,21 @@ class Profile:
     epochs : int
         Most epochs a training may take.
     images : int
-        Most training images that are used.
+        Most images that are used, of each split.
+    crops : int
+        Least number of crops in an epoch: a set of few images is gone through several times.
     """
 
     name: str
     epochs: int
     images: int
+    crops: int
 
 
 PROFILES = {
-    "smoke": Profile("smoke", epochs=2, images=8),  # tests: seconds per notebook
-    "laptop": Profile("laptop", epochs=25, images=10_000),  # two cores, half an hour on the real data
-    "full": Profile("full", epochs=100, images=10_000),  # the published results
+    "smoke": Profile("smoke", epochs=2, images=8, crops=8),  # tests: seconds per notebook
+    "laptop": Profile("laptop", epochs=20, images=10_000, crops=160),  # two cores, half an hour on the real data
+    "full": Profile("full", epochs=100, images=10_000, crops=160),  # the published results
 }
 
 
@@ -163,7 +166,8 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
             shutil.rmtree(folder / name, ignore_errors=True)
     best = read_history(folder)["val_dice"].max() if resumed else None
     watchers = [*callbacks(folder, patience, best), *extra]
-    model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, verbose=verbose)
+    # the pipeline shuffles, so Keras need not
+    model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, shuffle=False, verbose=verbose)
     # the best epoch may lie before a break, which EarlyStopping's own memory does not reach
     model.load_weights(folder / "best.keras")
     return model, read_history(folder)

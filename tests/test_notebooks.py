@@ -67,8 +67,8 @@ def test_course_names_the_cell_that_broke_and_keeps_what_ran(tmp_path, monkeypat
 
 def test_course_says_when_a_kernel_died(tmp_path):
     notebook = notebook_of("x = 1", "import os; os._exit(1)")
-    assert course.execute(notebook, tmp_path, "dies") == (
-        "cell 1, which begins: import os; os._exit(1)\nthe kernel died; too little memory is the usual reason"
+    assert course.execute(notebook, tmp_path, tmp_path / "dies.log").startswith(
+        "cell 1, which begins: import os; os._exit(1)\nthe kernel died"
     )
 
 

@@ -1,0 +1,52 @@
+# The course from the command line: `make help` lists what there is. Any make from 3.81 (macOS) on will do.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+# FIXES=0 leaves the labels of the real data as they were published.
+FIXES  ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab course data test outputs sync clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.installed ## make .venv and install the package with everything the course needs
+
+# The stamp is written last, so that an interrupted install is taken up again; it is as old as the pyproject.toml it obeyed.
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "The course needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)"; \
+		echo "Name another one, for example: make setup PYTHON=python3.12"; exit 1; }
+	@tools/timed.sh install sh -c '$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --editable ".[notebooks,test]"' || { \
+		echo "The install did not finish. Where pip found no tensorflow for your Python, take one that TensorFlow supports,"; \
+		echo "for example: rm -rf .venv && make setup PYTHON=python3.12"; exit 1; }
+	@touch $@
+
+lab: setup ## open JupyterLab at the first notebook (ARGS=--no-browser and the like are passed on)
+	$(BIN)/jupyter lab $(firstword $(wildcard notebooks/01_*.ipynb) notebooks) $(ARGS)
+
+course: setup ## execute every notebook; copies and HTML pages go to build/course/
+	$(BIN)/python -m tools.course
+
+data: setup ## fetch the real images (SOURCE=folder or address, DEST=folder, FIXES=0 for the labels as published)
+	$(BIN)/python -m nuclei_utils data $(if $(SOURCE),--source "$(SOURCE)") $(if $(DEST),--dest "$(DEST)") \
+		$(if $(filter-out 0,$(FIXES)),--fixes)
+
+test: ## everything that must pass: ruff, unit tests, every notebook cell by cell; ends with the time of each stage
+	@rm -f build/times.txt
+	@$(MAKE) --no-print-directory setup
+	@tools/timed.sh ruff sh -c '$(BIN)/ruff check . && $(BIN)/ruff format --check .'
+	@tools/timed.sh "unit tests" $(BIN)/python -m pytest
+	@tools/timed.sh notebooks $(BIN)/python -m pytest --nbval notebooks
+	@cat build/times.txt
+
+outputs: setup ## execute the notebooks on the sample and keep the outputs in place, ready to commit (ARGS=notebooks/03*.ipynb)
+	NUCLEI_DATA=sample $(BIN)/python -m tools.course --in-place $(ARGS)
+
+sync: setup ## write the setup cell and the Colab links into every notebook (after a change of address in pyproject.toml)
+	$(BIN)/python -m tools.setup_cell
+
+clean: ## remove what runs leave behind; .venv and the data stay
+	rm -rf build dist runs notebooks/runs .pytest_cache .ruff_cache .hypothesis
+	find nuclei_utils tests tools notebooks -name __pycache__ -type d -prune -exec rm -rf {} +

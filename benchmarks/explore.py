@@ -1,0 +1,141 @@
+"""Measure what a data set shows: the figures about the real images that notebook 01 and the README quote.
+
+python -m benchmarks.explore --data stage1_fixed
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import results
+from nuclei_utils import data, labels
+
+SPECK = 20  # pixels
+
+
+def describe(records):
+    """Measure images and nuclei.
+
+    Parameters
+    ----------
+    records : list of data.Record
+
+    Returns
+    -------
+    images : pandas.DataFrame
+        One row per image: `id`, `kind`, `size`, `brightest`, `nuclei`, `foreground`, `touching` (nuclei that touch
+        another) and `pairs` (of touching nuclei).
+    nuclei : pandas.DataFrame
+        One row per nucleus: `labels.measure`, with `id` and `kind`.
+    """
+    rows, tables = [], []
+    for record in records:
+        tables.append(labels.measure(record.labels).assign(id=record.id, kind=record.kind))
+        pairs = labels.touching_pairs(record.labels)
+        rows.append(
+            {
+                "id": record.id,
+                "kind": record.kind,
+                "size": " x ".join(map(str, record.labels.shape)),
+                "brightest": np.percentile(record.image, 99.8),
+                "nuclei": len(tables[-1]),
+                "foreground": (record.labels > 0).mean(),
+                "touching": len(np.unique(pairs)),
+                "pairs": len(pairs),
+            }
+        )
+    return pd.DataFrame(rows), pd.concat(tables, ignore_index=True)
+
+
+def quantiles(values):
+    """Return smallest, quartiles and largest of a column."""
+    names = ("smallest", "quarter", "median", "three_quarters", "largest")
+    return dict(zip(names, np.percentile(values, [0, 25, 50, 75, 100]).round(4).tolist(), strict=True))
+
+
+def summarise(records, problems):
+    """Boil a data set down to the figures that are quoted.
+
+    Parameters
+    ----------
+    records : list of data.Record
+    problems : pandas.DataFrame
+        From `data.problems`.
+
+    Returns
+    -------
+    dict
+    """
+    images, nuclei = describe(records)
+    pixels = sum(record.labels.size for record in records)
+    foreground = sum(np.count_nonzero(record.labels) for record in records)
+    return {
+        "images": len(images),
+        "images_by_kind": images["kind"].value_counts().to_dict(),
+        "images_by_size": images["size"].value_counts().to_dict(),
+        "brightest_by_kind": {kind: quantiles(table["brightest"]) for kind, table in images.groupby("kind")},
+        "nuclei": len(nuclei),
+        "nuclei_per_image": quantiles(images["nuclei"]),
+        "nuclei_by_kind": nuclei["kind"].value_counts().to_dict(),
+        "diameter": quantiles(nuclei["diameter"]),
+        "diameter_by_kind": {kind: quantiles(table["diameter"]) for kind, table in nuclei.groupby("kind")},
+        "foreground_of_all_pixels": round(foreground / pixels, 4),
+        "foreground_per_image": quantiles(images["foreground"]),
+        "accuracy_of_all_background": round(1 - foreground / pixels, 4),
+        "touching_pairs": int(images["pairs"].sum()),
+        "touching_share_of_nuclei": round(images["touching"].sum() / len(nuclei), 4),
+        "images_with_touching_nuclei": int((images["pairs"] > 0).sum()),
+        "labels": {
+            "masks_under_others": len(problems),
+            "most_pixels_of_one_mask_under_others": int(problems["pixels"].max()) if len(problems) else 0,
+            "images_with_masks_under_others": problems["id"].nunique(),
+            "nuclei_with_holes": int((nuclei["holes"] > 0).sum()),
+            "nuclei_in_parts": int((nuclei["parts"] > 1).sum()),
+            f"nuclei_under_{SPECK}_pixels": int((nuclei["area"] < SPECK).sum()),
+            "smallest_nucleus": int(nuclei["area"].min()),
+        },
+    }
+
+
+def correction(published, corrected):
+    """Say what the corrected labels changed, in the images that they keep.
+
+    Parameters
+    ----------
+    published, corrected : list of data.Record
+
+    Returns
+    -------
+    dict
+    """
+    before = {record.id: record.labels for record in published}
+    after = {record.id: record.labels for record in corrected}
+    redrawn = [key for key in after if np.any((before[key] > 0) != (after[key] > 0))]
+    counts = pd.DataFrame(
+        {"before": [before[key].max() for key in after], "after": [after[key].max() for key in after]}
+    )
+    return {
+        "images_removed": len(before) - len(after),
+        "images_with_another_mask": len(redrawn),
+        "images_with_another_number_of_nuclei": int((counts["before"] != counts["after"]).sum()),
+        "nuclei_before": int(counts["before"].sum()),
+        "nuclei_after": int(counts["after"].sum()),
+        "pixels_changed": sum(int(np.count_nonzero((before[key] > 0) != (after[key] > 0))) for key in redrawn),
+    }
+
+
+def main():
+    """Read, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", choices=data.NAMES, default=data.current(), help="default: %(default)s")
+    name = parser.parse_args().data
+    records = data.load(name)
+    figures = {"data": name, **summarise(records, data.problems(name))}
+    if name == "stage1_fixed":
+        figures["correction"] = correction(data.load("stage1"), records)
+    print(f"wrote {results.write(f'explore_{name}', figures)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tools for those who keep the course: run from the repository's root as `python -m tools.NAME`."""
