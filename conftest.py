@@ -6,6 +6,12 @@ whether or not the real data are there.
 
 import os
 
+from hypothesis import HealthCheck, settings
+
+# a busy machine is no fault of the code
+settings.register_profile("course", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("course")
+
 os.environ.update(
     NUCLEI_PROFILE="smoke",
     NUCLEI_DATA="sample",  # the committed outputs are of the sample

@@ -25,7 +25,8 @@ NAMES = ("sample", "stage1", "stage1_fixed")
 SPLITS = ("train", "validation", "test")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # either byte order, TIFF and BigTIFF
-BITS_PER_SAMPLE = 258  # tag of TIFF
+BITS_PER_SAMPLE, PLANES = 258, 284  # tags of TIFF
+PNG_END = b"IEND\xaeB`\x82"  # with its checksum, the same in every file
 
 _PACKAGE = Path(__file__).resolve().parent
 _REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
@@ -264,7 +265,7 @@ def _check_tiff(content, path):
             found = f"{len(file.pages)} pages, axes {axes}"
         elif colours == 1 and page.samplesperpixel > 1 and page.extrasamples[0] not in (1, 2):  # neither kind of alpha
             found = f"{page.samplesperpixel} grey channels"
-        elif page.bitspersample > 8 and page.photometric not in (1, 2):
+        elif page.bitspersample > 8 and (page.bitspersample % 8 or page.photometric not in (1, 2)):
             found = f"{page.bitspersample} bits of the kind {page.photometric.name}"
         else:
             return
@@ -279,11 +280,13 @@ def _decode_content(content, path):
         if frames > 1 and picture.format != "MPO":  # a photograph with its preview
             raise DataError(f"{path}: found {frames} frames, expected one image; save each as a file of its own")
         picture.load()  # raises where the pixels are cut short, which OpenCV may let pass
-        if picture.format == "PNG" and b"IEND" not in content:
+        if picture.format == "PNG" and PNG_END not in content:
             raise ValueError("the file is cut short")
         if not deep:
             plain = picture.mode in ("L", "LA", "RGB", "RGBA", "F", "I")
             return np.array(picture if plain else picture.convert("L" if picture.mode == "1" else "RGB"))
+        if picture.format == "TIFF" and picture.tag_v2.get(PLANES) == 2:  # OpenCV mixes these up
+            return np.moveaxis(tifffile.imread(BytesIO(content)), 0, -1)
     # Pillow cuts 16-bit colours down to 8 bits, OpenCV does not
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
@@ -305,7 +308,7 @@ def _to_8_bits(pixels, path):
         return np.ascontiguousarray(pixels)
     if pixels.dtype == np.uint16:
         bits = max(8, int(pixels.max()).bit_length())
-        return np.round(pixels * (255 / (2**bits - 1))).astype(np.uint8)
+        return np.round(pixels * (255 / (2**bits - 1))).astype(np.uint8, order="C")
     raise DataError(
         f"{path}: found pixels of type {pixels.dtype}, expected 8- or 16-bit unsigned integers: scale and save it so"
     )
@@ -330,7 +333,8 @@ def read_mask(path, shape=None):
         If the file is broken, has another size, or holds more than two values (a label map, a JPEG's blur).
     """
     path = Path(path)
-    values = _colours(path).max(axis=2)
+    colours = _colours(path)
+    values = colours.max(axis=2) if colours.shape[2] > 1 else colours[..., 0]
     mask = values != 0
     if mask.any() and (mask != (values == values.max())).any():
         raise DataError(
@@ -481,7 +485,7 @@ def _masks_folders(name):
 
 def _state(folders):
     """Fingerprint of the masks' names, sizes and times: another value means that something changed."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"1")  # count up when masks are read or merged another way
     for image_id, masks_folder in folders.items():
         if not masks_folder.is_dir():
             raise DataError(f"{masks_folder} is missing: expected <id>/masks/*.png; fetch the data again")

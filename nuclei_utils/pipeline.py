@@ -95,11 +95,11 @@ def training_batches(examples, size=256, batch_size=8, augment=True, seed=0):
         .cache()  # what is the same in every epoch is done once, and kept in a quarter of the memory
         .shuffle(count, seed=seed)
     )
-    # the dice are thrown beside the examples, so that the work can be shared between cores and still be repeated
-    dice = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
+    # random numbers come from a stream beside the examples: cores can share the work, and it can still be repeated
+    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
     batches = (
-        tf.data.Dataset.zip(examples, dice)
-        .map(lambda example, dice: _random_crop(*example, dice, size, augment), tf.data.AUTOTUNE)
+        tf.data.Dataset.zip(examples, draws)
+        .map(lambda example, draw: _random_crop(*example, draw, size, augment), tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=count >= batch_size)
     )
     if augment:
@@ -189,8 +189,8 @@ def _as_8_bits(image, mask):
     return tf.cast(tf.round(255 * image), tf.uint8), tf.cast(mask, tf.uint8)
 
 
-def _random_crop(image, mask, dice, size, augment):
-    return _window(partial(_cut_at_random, size=size, augment=augment), image, mask, size, dice)
+def _random_crop(image, mask, draw, size, augment):
+    return _window(partial(_cut_at_random, size=size, augment=augment), image, mask, size, draw)
 
 
 def _middle_crop(image, mask, size):
@@ -206,11 +206,11 @@ def _window(cut, image, mask, size, *arguments):
     return both[..., :3] / scale, both[..., 3:]
 
 
-def _cut_at_random(both, dice, size, augment):
+def _cut_at_random(both, draw, size, augment):
     both = preprocess.pad_to(both, (size, size))
-    top, left = (int(draw) % (length - size + 1) for draw, length in zip(dice[:2], both.shape[:2], strict=True))
+    top, left = (int(number) % (length - size + 1) for number, length in zip(draw[:2], both.shape[:2], strict=True))
     both = preprocess.crop(both, top, left, (size, size))
-    if augment and dice[2] < CLAHE_SHARE * 2**32:
+    if augment and draw[2] < CLAHE_SHARE * 2**32:
         both = np.concatenate([preprocess.clahe(both[..., :3]), both[..., 3:]], axis=-1)
     return both
 

@@ -5,6 +5,7 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 from skimage.segmentation import find_boundaries
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
@@ -157,7 +158,7 @@ def grid(pictures, titles=None, columns=4, size=2.4, title=None):
         axis.axis("off")
     for index, picture in enumerate(pictures):
         axis = axes.flat[index]
-        axis.imshow(as_uint8(picture), interpolation="nearest")
+        _draw(axis, as_uint8(picture), size)
         if titles is not None:
             axis.set_title(titles[index], fontsize=10)
     if title:
@@ -186,7 +187,13 @@ def show_samples(records, columns=4, outlines=False, title=None):
     return grid(pictures, titles, columns, title=title)
 
 
-def contact_sheet(rows, columns=8, size=1.3, title=None):
+def _draw(axis, picture, inches):
+    """Show a picture: enlarged with sharp pixels, shrunk by averaging, so that no thin line is lost."""
+    enlarged = picture.shape[1] < inches * axis.figure.dpi
+    axis.imshow(picture, interpolation="nearest" if enlarged else "antialiased")
+
+
+def contact_sheet(rows, columns=5, size=1.1, title=None):
     """Show many small pictures, sorted into named rows.
 
     Parameters
@@ -194,7 +201,7 @@ def contact_sheet(rows, columns=8, size=1.3, title=None):
     rows : dict of str to sequence of array (H, W) or (H, W, 3)
         Pictures by the name of their row. Of each, the largest square in the middle is shown.
     columns : int
-        Most pictures shown of each row; its name says how many there are.
+        Most pictures shown of each row.
     size : float
         Width and height of one picture, inches.
     title : str, optional
@@ -208,9 +215,8 @@ def contact_sheet(rows, columns=8, size=1.3, title=None):
         for axis in line:
             axis.axis("off")
         for axis, picture in zip(line, pictures, strict=False):
-            axis.imshow(_middle_square(as_uint8(picture)), interpolation="nearest")
-        label = f"{name}\n({len(pictures)} images)"
-        line[0].text(-0.1, 0.5, label, ha="right", va="center", fontsize=10, transform=line[0].transAxes)
+            _draw(axis, _middle_square(as_uint8(picture)), size)
+        line[0].text(-0.1, 0.5, name, ha="right", va="center", fontsize=10, transform=line[0].transAxes)
     figure.suptitle(title)
     figure.tight_layout(pad=0.4)
     return figure
@@ -242,7 +248,7 @@ def scatter(table, x, y, by, title=None):
     for (name, group), (colour, marker) in zip(table.groupby(by), _looks(), strict=False):
         axis.plot(group[x], group[y], marker, color=colour, alpha=0.7, label=str(name))
     axis.set(xlabel=x, ylabel=y, title=title)
-    axis.legend(title=by)
+    axis.legend(title=by, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.tight_layout()
     return figure
 
@@ -292,6 +298,9 @@ def spread(table, labels, by="kind", order=None, log=(), points=300, title=None)
         axis.set_xlabel(text)
         if column in log:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_yticks(range(len(names)), [str(name).replace("_", " ") for name in names])
     axes[0, 0].invert_yaxis()
     figure.suptitle(title)

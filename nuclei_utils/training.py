@@ -3,14 +3,14 @@
 import os
 import platform
 import shutil
+import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import keras
 import pandas as pd
 
-from nuclei_utils import data, losses, metrics
+from nuclei_utils import __version__, data, losses, metrics
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,11 @@ def profile():
 
 def banner():
     """Return one line that says what a notebook runs on: versions, device, data, profile."""
-    devices = keras.distribution.list_devices()
+    backend = keras.backend.backend()
+    device = keras.distribution.list_devices()[0]
     return (
-        f"nuclei_utils {version('nuclei-utils')}, Keras {keras.__version__} on {keras.backend.backend()} "
-        f"{version(keras.backend.backend())}, Python {platform.python_version()} | device: {devices[0]} | "
+        f"nuclei_utils {__version__}, Keras {keras.__version__} on {backend} {sys.modules[backend].__version__}, "
+        f"Python {platform.python_version()} | device: {device} | "
         f"data: {data.current()} | profile: {profile().name}"
     )
 

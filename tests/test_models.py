@@ -32,7 +32,7 @@ def test_an_open_size_takes_crops_and_whole_images():
 
 @pytest.mark.parametrize("shape", [(30, 32, 3), (32, 30, 3), (None, 30, 3)])
 def test_a_size_that_cannot_be_halved_is_refused(shape):
-    with pytest.raises(ValueError, match="multiples of 16.*pad_to_multiple"):
+    with pytest.raises(ValueError, match=r"multiples of 16.*pad_to_multiple"):
         models.unet(shape, filters=2, depth=4)
 
 

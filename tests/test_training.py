@@ -1,8 +1,8 @@
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -134,7 +134,7 @@ training.fit(small_model(), Batches(), Batches(), {folder!r}, epochs=50, extra=[
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_process_goes_on_where_it_stopped(tmp_path):
-    code = KILLED.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     log = tmp_path / "history.csv"
     deadline = time.monotonic() + 120

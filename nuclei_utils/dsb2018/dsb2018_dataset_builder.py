@@ -1,5 +1,7 @@
 """The TFDS builder `dsb2018`: `tfds.load("dsb2018/sample")`, "dsb2018/stage1" or "dsb2018/stage1_fixed"."""
 
+from typing import ClassVar
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -17,8 +19,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     # a new sample, a new split or another reading of the labels is a new version: TFDS keeps what it prepared before
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
-    BUILDER_CONFIGS = [
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
+    BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name=name, description=description) for name, description in _DESCRIPTIONS.items()
     ]
 

@@ -1,0 +1,772 @@
+import contextlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from nuclei_utils import data, labels, synthetic
+
+ARCHIVE = Path(__file__).parents[1] / "data" / "sample.zip"
+SIZE = (20, 30)
+
+_RNG = np.random.default_rng(0)
+GREY = _RNG.integers(0, 256, SIZE).astype(np.uint8)
+COLOUR = _RNG.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+ALPHA = _RNG.integers(0, 256, SIZE).astype(np.uint8)
+# 257 * v is the 16-bit value that stands for the 8-bit value v
+GREY16, COLOUR16, ALPHA16 = (array.astype(np.uint16) * 257 for array in (GREY, COLOUR, ALPHA))
+
+
+def square(*corners, value=255):
+    mask = np.zeros(SIZE, np.uint8)
+    mask[slice(*corners[0::2]), slice(*corners[1::2])] = value
+    return mask
+
+
+def name_alone(value):
+    """Call a test's case by the name of its file: what saves it, and what is expected, would only lengthen the id."""
+    return value if isinstance(value, str) and re.fullmatch(r".*\.\w{3,4}", value) else "-"
+
+
+def as_rgb(grey):
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def pillow(array, mode=None, **options):
+    picture = Image.fromarray(array)
+    return lambda path: (picture.convert(mode) if mode else picture).save(path, **options)
+
+
+def opencv(array, *options):
+    if array.ndim == 3:
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    return lambda path: cv2.imwrite(str(path), array, options)
+
+
+def tiff(array, **options):
+    return lambda path: tifffile.imwrite(path, array, **options)
+
+
+def planes(array, **options):
+    return tiff(np.moveaxis(array, -1, 0), photometric="rgb", planarconfig="separate", **options)
+
+
+def png16_with_alpha(path):
+    """Grey + alpha, 16 bits: no library at hand writes it, and the format needs few words."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = np.stack([GREY16, ALPHA16], axis=-1).astype(">u2")
+    header = struct.pack(">IIBBBBB", SIZE[1], SIZE[0], 16, 4, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+
+
+# How one image is read
+
+
+BLACK_WHITE = np.where(GREY > 127, 255, 0).astype(np.uint8)
+PALETTE_COLOURS = np.stack([np.arange(256), 255 - np.arange(256), np.full(256, 9)]).astype(np.uint16) * 257
+RGBA, RGBA16 = np.dstack([COLOUR, ALPHA]), np.dstack([COLOUR16, ALPHA16])
+LZW = (cv2.IMWRITE_TIFF_COMPRESSION, 5)
+TIFF_BY_ANOTHER_NAME, LZW_BY_ANOTHER_NAME = RENAMED = tiff(GREY16), opencv(COLOUR16, *LZW)
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "expected"),
+    [
+        ("grey.png", pillow(GREY), as_rgb(GREY)),
+        ("grey_alpha.png", pillow(np.dstack([GREY, ALPHA])), as_rgb(GREY)),
+        ("rgb.png", pillow(COLOUR), COLOUR),
+        ("rgba.png", pillow(RGBA), COLOUR),
+        ("palette.png", pillow(GREY, "P"), as_rgb(GREY)),
+        ("palette_clear.png", pillow(GREY, "P", transparency=3), as_rgb(GREY)),
+        ("one_bit.png", pillow(GREY > 127), as_rgb(BLACK_WHITE)),
+        ("clear_colour.png", pillow(COLOUR, transparency=(1, 2, 3)), COLOUR),
+        ("grey16.png", opencv(GREY16), as_rgb(GREY)),
+        ("grey_alpha16.png", png16_with_alpha, as_rgb(GREY)),
+        ("rgb16.png", opencv(COLOUR16), COLOUR),
+        ("rgba16.png", opencv(RGBA16), COLOUR),
+        ("grey.tif", tiff(GREY), as_rgb(GREY)),
+        ("grey_lzw.tif", pillow(GREY, compression="tiff_lzw"), as_rgb(GREY)),
+        ("grey_white_is_0.tif", tiff(255 - GREY, photometric="miniswhite"), as_rgb(GREY)),
+        ("palette.tif", tiff(GREY, photometric="palette", colormap=PALETTE_COLOURS), PALETTE_COLOURS.T[GREY] // 257),
+        ("rgb.tif", tiff(COLOUR, photometric="rgb"), COLOUR),
+        ("rgb_lzw.tif", pillow(COLOUR, compression="tiff_lzw"), COLOUR),
+        ("rgb_planes.tif", planes(COLOUR), COLOUR),
+        ("rgb_planes_zip.tif", planes(COLOUR, compression="zlib"), COLOUR),
+        ("rgba.tif", tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"]), COLOUR),
+        ("grey16.tif", tiff(GREY16), as_rgb(GREY)),
+        ("grey16_big_endian.tif", tiff(GREY16.astype(">u2"), byteorder=">"), as_rgb(GREY)),
+        ("grey16_lzw.tif", opencv(GREY16, *LZW), as_rgb(GREY)),
+        ("rgb16.tif", tiff(COLOUR16, photometric="rgb"), COLOUR),
+        ("rgb16_lzw.tif", opencv(COLOUR16, *LZW), COLOUR),
+        ("rgb16_planes.tif", planes(COLOUR16), COLOUR),
+        ("rgb16_planes_zip.tif", planes(COLOUR16, compression="zlib"), COLOUR),
+        ("rgba16.tif", tiff(RGBA16, photometric="rgb", extrasamples=["unassalpha"]), COLOUR),
+        ("rgb16_big.tiff", tiff(COLOUR16, photometric="rgb", bigtiff=True), COLOUR),
+        ("imagej.tif", tiff(GREY16, imagej=True), as_rgb(GREY)),
+        ("rgb.bmp", pillow(COLOUR), COLOUR),
+        ("UPPER.TIF", tiff(COLOUR, photometric="rgb"), COLOUR),
+        ("UPPER.PNG", pillow(COLOUR), COLOUR),
+        ("a name, with (ümlaut) & spaces.png", pillow(COLOUR), COLOUR),
+        ("a name, with (ümlaut) & spaces.tif", LZW_BY_ANOTHER_NAME, COLOUR),
+        ("really_a_tiff.png", TIFF_BY_ANOTHER_NAME, as_rgb(GREY)),
+        ("two.dots.png", pillow(GREY), as_rgb(GREY)),
+    ],
+    ids=name_alone,
+)
+def test_image_is_read_as_8_bit_rgb(tmp_path, name, save, expected):
+    written = tmp_path / ("written.tif" if save in RENAMED else name)
+    save(written)
+    written.rename(tmp_path / name)
+    image = data.read_image(tmp_path / name)
+    np.testing.assert_array_equal(image, expected)
+    assert image.dtype == np.uint8
+    assert image.flags.writeable
+    assert image.flags.c_contiguous
+    np.testing.assert_array_equal(data.read_image(str(tmp_path / name)), image)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_is_read(tmp_path, mode):
+    smooth = np.dstack([np.linspace(a, b, 600).reshape(SIZE) for a, b in ((0, 200), (50, 250), (200, 90))])
+    picture = Image.fromarray(smooth.astype(np.uint8)).convert(mode)
+    picture.save(tmp_path / "image.jpg", quality=98)
+    image = data.read_image(tmp_path / "image.jpg")
+    assert image.shape == (*SIZE, 3)
+    np.testing.assert_allclose(image, np.asarray(picture.convert("RGB")).astype(int), atol=8)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 2048, 4095], [0, 128, 255]),  # a 12-bit camera
+        ([0, 512, 1023], [0, 128, 255]),  # 10 bits
+        ([0, 32768, 65535], [0, 128, 255]),
+        ([0, 100, 255], [0, 100, 255]),  # 8-bit values in a 16-bit file
+        ([0, 1, 3], [0, 1, 3]),  # too dark to be judged: left as it is
+        ([0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_16_bits_are_scaled_by_the_bits_in_use(tmp_path, values, expected):
+    opencv(np.array([values], np.uint16))(tmp_path / "image.png")
+    assert data.read_image(tmp_path / "image.png")[0, :, 0].tolist() == expected
+
+
+def test_alpha_does_not_count_as_a_bit_in_use(tmp_path):
+    opencv(np.dstack([COLOUR16 // 16, np.full(SIZE, 65535, np.uint16)]))(tmp_path / "image.png")
+    np.testing.assert_allclose(data.read_image(tmp_path / "image.png"), COLOUR.astype(int), atol=1)
+
+
+def stains(count):
+    return tiff(np.zeros((*SIZE, count), np.uint8), photometric="minisblack", planarconfig="contig")
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "message"),
+    [
+        ("stack.tif", tiff(np.stack([GREY] * 3), photometric="minisblack"), "found 3 pages"),
+        ("hyperstack.tif", tiff(np.stack([GREY16] * 3), imagej=True, metadata={"axes": "CYX"}), "found 3 pages"),
+        ("pages_of_3.tif", tiff(np.zeros((5, 20, 3), np.uint8), photometric="minisblack"), "found 5 pages"),
+        ("channels.tif", stains(5), "5 grey channels"),
+        ("two_stains.tif", stains(2), "2 grey channels"),
+        ("float.tif", tiff(GREY.astype(np.float32)), "float32, expected 8- or 16-bit unsigned integers"),
+        ("signed.tif", tiff(GREY.astype(np.int16)), "int16, expected 8- or 16-bit"),
+        ("deep.tif", tiff(GREY.astype(np.uint32)), "32, expected 8- or 16-bit|no image that can be read"),
+        ("film.png", pillow(GREY, save_all=True, append_images=[Image.fromarray(255 - GREY)]), "found 2 frames"),
+        ("glass.png", pillow(np.dstack([np.zeros_like(COLOUR), ALPHA])), "only its alpha channel"),
+        ("white_glass.png", pillow(np.dstack([np.full_like(COLOUR, 255), ALPHA])), "only its alpha channel"),
+        ("text.png", lambda path: path.write_text("<html>not found</html>"), "is no image"),
+        ("text.tif", lambda path: path.write_text("<html>not found</html>"), "is no image"),
+        ("nothing.png", lambda path: path.touch(), "is no image"),
+        ("none.png", lambda path: None, "is missing: check its name"),
+        ("none.tif", lambda path: None, "is missing: check its name"),
+        ("folder.png", Path.mkdir, "cannot be read"),
+    ],
+    ids=name_alone,
+)
+def test_what_is_not_one_image_is_refused_by_name(tmp_path, name, save, message):
+    save(tmp_path / name)
+    with pytest.raises(data.DataError, match=message) as caught:
+        data.read_image(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert " at 0x" not in str(caught.value)
+
+
+def test_pages_of_different_size_are_refused(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "image.tif") as file:
+        file.write(COLOUR, photometric="rgb")
+        file.write(GREY[:5, :5])
+    with pytest.raises(data.DataError, match="found 2 pages"):
+        data.read_image(tmp_path / "image.tif")
+
+
+def _cuts(length):
+    return sorted({0, 1, 8, 60, length // 10, length // 2, length * 9 // 10, length - 20, length - 9, length - 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("image.png", pillow(COLOUR)),
+        ("deep.png", opencv(COLOUR16)),
+        ("image.tif", tiff(COLOUR, photometric="rgb")),
+        ("deep.tif", tiff(GREY16)),
+        ("planes.tif", planes(COLOUR16)),
+        ("lzw.tif", opencv(COLOUR16, *LZW)),
+        ("stack.tif", tiff(np.stack([GREY16] * 3), imagej=True, metadata={"axes": "CYX"})),
+        ("image.jpg", pillow(COLOUR)),
+        ("image.bmp", pillow(COLOUR)),
+    ],
+    ids=name_alone,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, on the way to the error
+def test_truncated_file_is_refused_by_name(tmp_path, name, save):
+    path = tmp_path / name
+    save(path)
+    content = path.read_bytes()
+    for length in _cuts(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(data.DataError, match=re.escape(str(path))):
+            data.read_image(path)
+        with pytest.raises(data.DataError, match=re.escape(str(path))):
+            data.read_mask(path)
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.jpg", "image.tif"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_file_never_fails_with_another_error(tmp_path, name):
+    path, rng = tmp_path / name, np.random.default_rng(1)
+    pillow(COLOUR)(path)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(40):
+        broken = content.copy()
+        broken[rng.integers(min(len(content), 300))] = rng.integers(256)
+        path.write_bytes(broken.tobytes())
+        with contextlib.suppress(data.DataError):
+            data.read_image(path)
+
+
+def test_corrupted_pixels_are_refused(tmp_path):
+    path = tmp_path / "image.png"
+    for save in (pillow(COLOUR), opencv(COLOUR16)):
+        save(path)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x5A
+        path.write_bytes(content)
+        with pytest.raises(data.DataError, match=r"cannot be read as an image.*fetch or export it again"):
+            data.read_image(path)
+
+
+# How one mask is read
+
+NUCLEUS = square(5, 5, 9, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("white.png", pillow(NUCLEUS)),
+        ("one.png", pillow(NUCLEUS // 255)),
+        ("bits.png", pillow(NUCLEUS > 0)),
+        ("palette.png", pillow(NUCLEUS, "P")),
+        ("rgb.png", pillow(as_rgb(NUCLEUS))),
+        ("rgb_one.png", pillow(as_rgb(NUCLEUS // 255))),
+        ("red_one.png", pillow(np.dstack([NUCLEUS // 255, NUCLEUS * 0, NUCLEUS * 0]))),
+        ("opaque.png", pillow(np.dstack([as_rgb(NUCLEUS), np.full(SIZE, 255, np.uint8)]))),
+        ("grey_opaque.png", pillow(np.dstack([NUCLEUS, np.full(SIZE, 255, np.uint8)]))),
+        ("deep_one.png", opencv(NUCLEUS.astype(np.uint16) // 255)),
+        ("deep_rgb_one.png", opencv(as_rgb(NUCLEUS).astype(np.uint16) // 255)),
+        ("MASK.TIF", tiff(NUCLEUS)),
+        ("float.tif", tiff(NUCLEUS.astype(np.float32) / 510)),
+    ],
+    ids=name_alone,
+)
+def test_mask_is_read_whatever_its_format(tmp_path, name, save):
+    save(tmp_path / name)
+    mask = data.read_mask(tmp_path / name, SIZE)
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, NUCLEUS > 0)
+
+
+def test_black_mask_is_empty_though_opaque_and_white_mask_is_full(tmp_path):
+    opaque = np.full(SIZE, 255, np.uint8)
+    pillow(np.dstack([as_rgb(opaque * 0), opaque]))(tmp_path / "black.png")
+    pillow(opaque)(tmp_path / "white.png")
+    assert not data.read_mask(tmp_path / "black.png").any()
+    assert data.read_mask(tmp_path / "white.png").all()
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "message"),
+    [
+        ("small.png", pillow(NUCLEUS[:10]), r"the mask is \(10, 30\), its image \(20, 30\)"),
+        ("turned.png", pillow(NUCLEUS.T.copy()), r"the mask is \(30, 20\), its image \(20, 30\)"),
+        ("label_map.png", pillow(NUCLEUS // 255 + square(12, 12, 14, 14, value=2)), "found 3 values, expected two"),
+        ("blurred.jpg", pillow(NUCLEUS), r"found \d+ values, expected two.*not JPEG"),
+        ("glass.png", pillow(np.dstack([as_rgb(NUCLEUS * 0), NUCLEUS])), "only its alpha channel"),
+        ("none.png", lambda path: None, "is missing"),
+    ],
+    ids=name_alone,
+)
+def test_mask_that_would_have_to_be_guessed_is_refused(tmp_path, name, save, message):
+    save(tmp_path / name)
+    with pytest.raises(data.DataError, match=message) as caught:
+        data.read_mask(tmp_path / name, SIZE)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+# How a folder is read
+
+
+@pytest.fixture
+def field(tmp_path):
+    """Return a function that lays out one image's folder from masks by file name, as the competition does."""
+
+    def lay_out(masks, images=("a1.png",), name="a1"):
+        place = tmp_path / name
+        (place / "images").mkdir(parents=True)
+        (place / "masks").mkdir()
+        for image in images:
+            pillow(RGBA)(place / "images" / image)
+        for file, mask in masks.items():
+            Image.fromarray(mask).save(place / "masks" / file)
+        return place
+
+    return lay_out
+
+
+def test_record_holds_image_labels_id_and_kind(field):
+    place = field({"2.png": square(0, 0, 3, 3), "1.png": square(10, 10, 15, 15, value=1)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record = data.read_record(place, kind="grey_tissue")
+    assert (record.id, record.kind) == ("a1", "grey_tissue")
+    np.testing.assert_array_equal(record.image, COLOUR)
+    assert record.labels.dtype == np.int32
+    assert record.labels[12, 12] == 1, "masks are numbered in the order of their names"
+    assert record.labels[1, 1] == 2
+    assert data.read_record(str(place)).kind == ""
+
+
+def test_overlap_warns_by_name_and_loses_nothing(field):
+    place = field({"large.png": square(0, 0, 10, 10), "small.png": square(8, 8, 12, 12)})
+    with pytest.warns(data.LabelWarning, match=r"large\.png: 4 pixels given to a smaller mask") as caught:
+        record = data.read_record(place)
+    assert len(caught) == 1
+    assert str(place / "masks" / "large.png") in str(caught[0].message)
+    assert caught[0].filename == __file__, "the warning points at the line that asked"
+    assert np.bincount(record.labels.ravel())[1:].tolist() == [96, 16]
+
+
+def test_empty_mask_warns_by_name(field):
+    place = field({"empty.png": square(0, 0, 0, 0), "full.png": NUCLEUS})
+    with pytest.warns(data.LabelWarning, match=r"empty\.png: empty mask, left out"):
+        assert data.read_record(place).labels.max() == 1
+
+
+def test_mask_under_its_twin_warns_by_name(field):
+    place = field({"a.png": NUCLEUS, "b.png": NUCLEUS})
+    with pytest.warns(data.LabelWarning, match=r"a\.png: wholly under other masks, left out"):
+        assert data.read_record(place).labels.max() == 1
+
+
+def test_hidden_files_and_notes_are_no_masks(field):
+    place = field({"a.png": NUCLEUS, "B.PNG": square(15, 15, 18, 18)})
+    for hidden in (".DS_Store", "Thumbs.db", "._a.png", "desktop.ini", "notes.txt"):
+        (place / "masks" / hidden).write_bytes(b"\0\5\x16\7")
+        (place / "images" / hidden).write_bytes(b"\0\5\x16\7")
+    assert data.read_record(place).labels.max() == 2
+
+
+def test_masks_may_lie_elsewhere(field, tmp_path):
+    place = field({"a.png": NUCLEUS})
+    place.joinpath("masks").rename(tmp_path / "better masks")
+    assert data.read_record(place, tmp_path / "better masks").labels.max() == 1
+
+
+def test_folder_without_masks_is_refused(field):
+    place = field({})
+    with pytest.raises(data.DataError, match=r"masks holds no masks: expected one PNG per nucleus") as caught:
+        data.read_record(place)
+    assert str(place / "masks") in str(caught.value)
+    (place / "masks").rmdir()
+    with pytest.raises(data.DataError, match=r"masks is missing: expected <id>/images") as caught:
+        data.read_record(place)
+    assert str(place / "masks") in str(caught.value)
+
+
+def test_exactly_one_image_is_needed(field, tmp_path):
+    two = field({"a.png": NUCLEUS}, images=("a.png", "b.tif"), name="two")
+    with pytest.raises(
+        data.DataError, match=r"found 2 images \(a\.png, b\.tif\), expected exactly one: move"
+    ) as caught:
+        data.read_record(two)
+    assert str(two / "images") in str(caught.value)
+    none = field({"a.png": NUCLEUS}, images=(), name="none")
+    with pytest.raises(data.DataError, match=r"holds no image: expected exactly one, such as none\.png") as caught:
+        data.read_record(none)
+    assert str(none / "images") in str(caught.value)
+    with pytest.raises(data.DataError, match=r"nowhere.*is missing"):
+        data.read_record(tmp_path / "nowhere")
+
+
+def test_wrong_size_and_broken_mask_are_refused_by_name(field):
+    place = field({"a.png": NUCLEUS, "b.png": NUCLEUS[:7]})
+    with pytest.raises(data.DataError, match=r"b\.png: the mask is \(7, 30\), its image \(20, 30\)"):
+        data.read_record(place)
+    content = (place / "masks" / "a.png").read_bytes()
+    (place / "masks" / "b.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(data.DataError, match=r"b\.png cannot be read .*: fetch or export it again"):
+        data.read_record(place)
+
+
+# Where the data live
+
+
+@pytest.fixture
+def no_environment(monkeypatch):
+    for name in ("NUCLEI_HOME", "NUCLEI_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_environment")
+def test_home_is_the_variable_the_repository_or_the_working_directory(monkeypatch, tmp_path):
+    assert data.home() == ARCHIVE.parent
+    monkeypatch.chdir(tmp_path)
+    assert data.home() == ARCHIVE.parent
+    monkeypatch.setattr(data, "_REPOSITORY", None)
+    assert data.home() == tmp_path / "data"
+    monkeypatch.setenv("NUCLEI_HOME", "some where")
+    assert data.home() == tmp_path / "some where"
+    monkeypatch.setenv("NUCLEI_HOME", "~/nuclei")
+    assert data.home() == Path.home() / "nuclei"
+    monkeypatch.setenv("NUCLEI_HOME", "")
+    assert data.home() == tmp_path / "data"
+
+
+@pytest.mark.usefixtures("no_environment")
+def test_current_is_the_best_that_is_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    assert data.current() == "sample"
+    (tmp_path / "dsb2018" / "stage1_train_fixes").mkdir(parents=True)
+    assert data.current() == "sample", "fixes are of no use without the images"
+    (tmp_path / "dsb2018" / "stage1_train.partial").mkdir()
+    assert data.current() == "sample"
+    (tmp_path / "dsb2018" / "stage1_train").mkdir()
+    assert data.current() == "stage1_fixed"
+    (tmp_path / "dsb2018" / "stage1_train_fixes").rmdir()
+    assert data.current() == "stage1"
+    monkeypatch.setenv("NUCLEI_DATA", "sample")
+    assert data.current() == "sample"
+    monkeypatch.setenv("NUCLEI_DATA", "stage2")
+    with pytest.raises(data.DataError, match="no data set 'stage2': choose one of sample, stage1, stage1_fixed"):
+        data.current()
+
+
+def test_unknown_names_and_missing_data_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    for ask in (data.folder, data.splits, data.ids, data.load, data.problems):
+        with pytest.raises(data.DataError, match="choose one of sample, stage1, stage1_fixed"):
+            ask("stage2")
+    for ask in (data.folder, data.load, data.problems):
+        with pytest.raises(data.DataError, match=r"stage1_train is missing: fetch .* `python -m nuclei_utils data"):
+            ask("stage1")
+    with pytest.raises(data.DataError, match="no split 'dev': choose one of train, validation, test"):
+        data.ids("sample", split="dev")
+    with pytest.raises(data.DataError, match="no split ''"):
+        data.ids("sample", split="")
+    monkeypatch.setattr(data, "_REPOSITORY", tmp_path)
+    with pytest.raises(data.DataError, match=r"sample\.zip is missing: .* install nuclei_utils again"):
+        data.folder("sample")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_package_works_alone_in_an_empty_folder(tmp_path):
+    """As installed: no repository around it, its files in `assets`, and the data go to `./data`."""
+    package = tmp_path / "site" / "nuclei_utils"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "data.py", "labels.py"):
+        shutil.copy(Path(data.__file__).with_name(name), package)
+    shutil.copytree(ARCHIVE.parent / "splits", package / "assets" / "splits")
+    shutil.copy(ARCHIVE, package / "assets")
+    (tmp_path / "work").mkdir()
+    code = "from nuclei_utils import data; print(data.current()); print(data.folder('sample'))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("NUCLEI_")}
+    environment["PYTHONPATH"] = str(package.parent)
+    lines = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "work", env=environment, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert lines[0] == "sample"
+    assert Path(lines[1]).parent == tmp_path / "work" / "data"
+    assert len(list(Path(lines[1]).iterdir())) == 40
+
+
+# The sample
+
+
+@pytest.fixture(scope="session")
+def sample_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def sample(sample_home, monkeypatch):
+    """Let the data live in a folder of the tests, where the sample is unpacked and merged once."""
+    monkeypatch.setenv("NUCLEI_HOME", str(sample_home))
+    monkeypatch.setenv("NUCLEI_DATA", "sample")
+    return sample_home
+
+
+def test_sample_is_unpacked_once_by_its_fingerprint(sample, monkeypatch):
+    place = data.folder("sample")
+    assert place.parent == sample
+    assert re.fullmatch(r"sample-[0-9a-f]{8}", place.name)
+    with zipfile.ZipFile(ARCHIVE) as file:
+        assert sum(path.is_file() for path in place.rglob("*")) == len(file.namelist())
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", lambda *_: pytest.fail("unpacked twice"))
+    assert data.folder("sample") == place
+
+
+@pytest.fixture
+def small_archive(tmp_path, monkeypatch):
+    """Stand in for the package's own sample: one file, in a repository of the tests."""
+    (tmp_path / "data").mkdir()
+    archive = tmp_path / "data" / "sample.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a1/images/a1.png", b"image")
+    monkeypatch.setattr(data, "_REPOSITORY", tmp_path)
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path / "home"))
+    return archive
+
+
+def test_newer_sample_gets_a_folder_of_its_own(small_archive):
+    old = data.folder("sample")
+    with zipfile.ZipFile(small_archive, "a") as file:
+        file.writestr("a2/images/a2.png", b"image")
+    assert data.folder("sample") != old
+    assert len(list(data.folder("sample").iterdir())) == 2
+
+
+def test_interrupted_unpacking_leaves_nothing_that_looks_whole(small_archive, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extractall", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            data.folder("sample")
+    assert not [path for path in (tmp_path / "home").iterdir() if not path.name.startswith(".")]
+    assert (data.folder("sample") / "a1" / "images" / "a1.png").read_bytes() == b"image"
+
+
+def test_two_notebooks_may_unpack_at_once(small_archive, tmp_path, monkeypatch):
+    extract = zipfile.ZipFile.extractall
+
+    def other_was_quicker(file, aside):
+        extract(file, aside)
+        if not list((tmp_path / "home").glob("sample-*")):
+            shutil.copytree(aside, tmp_path / "home" / f"sample-{digest}")
+
+    digest = data.hashlib.sha256(small_archive.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", other_was_quicker)
+    assert data.folder("sample").name == f"sample-{digest}"
+    assert [path.name for path in (tmp_path / "home").iterdir()] == [f"sample-{digest}"], "no copy is left behind"
+
+
+@pytest.mark.usefixtures("sample")
+def test_load_reads_what_the_table_lists():
+    table = data.splits("sample")
+    assert table.columns.tolist() == ["id", "kind", "group", "split"]
+    assert set(table["kind"]) == set(data.KINDS)
+    records = data.load()
+    assert [record.id for record in records] == sorted(table["id"]) == data.ids()
+    kinds = table.set_index("id")["kind"]
+    for record in records:
+        assert record.image.dtype == np.uint8
+        assert record.image.shape == (*record.labels.shape, 3)
+        assert record.labels.dtype == np.int32
+        assert record.labels.max() == len(np.unique(record.labels)) - 1 > 0
+        assert record.kind == kinds[record.id]
+    sides = {split: {record.id for record in data.load("sample", split)} for split in data.SPLITS}
+    assert {split: len(side) for split, side in sides.items()} == table["split"].value_counts().to_dict()
+    assert set().union(*sides.values()) == set(table["id"])
+
+
+@pytest.mark.usefixtures("sample")
+def test_load_and_read_record_agree():
+    record = data.load("sample", "test")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", data.LabelWarning)
+        alone = data.read_record(data.folder("sample") / record.id)
+    np.testing.assert_array_equal(alone.image, record.image)
+    np.testing.assert_array_equal(alone.labels, record.labels)
+
+
+@pytest.mark.usefixtures("sample")
+def test_problems_lists_the_deliberate_overlaps():
+    table = data.problems()
+    assert table.columns.tolist() == ["id", "file", "problem", "pixels"]
+    drawn = synthetic.sample_table(seed=0)
+    deliberate = {row["id"] for row in drawn if row["error"] == "overlap"}
+    assert deliberate
+    assert deliberate <= set(table["id"])
+    for row in table.itertuples():
+        assert (data.folder("sample") / row.id / "masks" / row.file).is_file()
+    overlaps = table[table["problem"].str.contains("given to a smaller mask|wholly under")]
+    assert (overlaps["pixels"] > 0).all()
+    # each mask with hidden pixels is listed, and nothing else: counted here in another way
+    for image_id in sorted(deliberate)[:2]:
+        masks = [data.read_mask(path) for path in sorted((data.folder("sample") / image_id / "masks").iterdir())]
+        _, hidden = labels.merge_masks(masks)
+        assert table[table["id"] == image_id]["pixels"].sum() == hidden.sum() == np.sum(masks) - np.any(masks, 0).sum()
+
+
+# The cache and the real set, on a small one laid out as the real one is
+
+
+@pytest.fixture
+def real(tmp_path, monkeypatch):
+    """Lay out three images as the real set is, with corrections for one and the removal of another."""
+    home, repository = tmp_path / "home", tmp_path / "repository"
+    train, fixes = home / "dsb2018" / "stage1_train", home / "dsb2018" / "stage1_train_fixes"
+    for image_id in ("a", "b", "c"):
+        (train / image_id / "images").mkdir(parents=True)
+        (train / image_id / "masks").mkdir()
+        pillow(RGBA)(train / image_id / "images" / f"{image_id}.png")
+        pillow(square(0, 0, 10, 10))(train / image_id / "masks" / "1.png")
+        pillow(square(9, 9, 12, 12))(train / image_id / "masks" / "2.png")
+    (fixes / "b" / "masks").mkdir(parents=True)
+    pillow(square(9, 9, 15, 15))(fixes / "b" / "masks" / "only.png")
+    (fixes / "REMOVED.txt").write_text("c\n")
+    (repository / "data" / "splits").mkdir(parents=True)
+    table = {"id": list("abc"), "kind": "grey_tissue", "group": ["g1", "g2", "g3"], "split": list(data.SPLITS)}
+    pd.DataFrame(table).to_csv(repository / "data" / "splits" / "stage1_train.csv", index=False)
+    monkeypatch.setattr(data, "_REPOSITORY", repository)
+    monkeypatch.setenv("NUCLEI_HOME", str(home))
+    monkeypatch.delenv("NUCLEI_DATA", raising=False)
+    return home
+
+
+@pytest.fixture
+def merges(monkeypatch):
+    """Count how often a folder of masks is really merged."""
+    calls, merge = [], data._merge_folder
+
+    def counted(masks_folder, shape):
+        calls.append(masks_folder)
+        return merge(masks_folder, shape)
+
+    monkeypatch.setattr(data, "_merge_folder", counted)
+    return calls
+
+
+def test_corrected_labels_lie_over_the_real_ones(real):
+    assert data.current() == "stage1_fixed"
+    plain, fixed = data.load("stage1"), data.load()
+    assert [record.id for record in plain] == ["a", "b", "c"]
+    assert [record.id for record in fixed] == ["a", "b"], "images that the correction removes are left out"
+    assert [record.labels.max() for record in plain] == [2, 2, 2]
+    assert [record.labels.max() for record in fixed] == [2, 1]
+    np.testing.assert_array_equal(fixed[1].labels > 0, square(9, 9, 15, 15) > 0)
+    np.testing.assert_array_equal(fixed[1].image, COLOUR)
+    assert data.ids("stage1_fixed", "test") == []
+    assert data.load("stage1_fixed", "test") == []
+    assert data.problems("stage1")[["id", "file", "pixels"]].to_numpy().tolist() == [[i, "1.png", 1] for i in "abc"]
+    assert data.problems("stage1_fixed")["id"].tolist() == ["a"]
+
+
+def test_incomplete_corrections_say_what_to_do(real):
+    fixes = real / "dsb2018" / "stage1_train_fixes"
+    (fixes / "REMOVED.txt").unlink()
+    with pytest.raises(data.DataError, match=r"REMOVED\.txt is missing: fetch"):
+        data.load("stage1_fixed")
+    shutil.rmtree(fixes)
+    with pytest.raises(data.DataError, match="stage1_train_fixes is missing: fetch"):
+        data.load("stage1_fixed")
+
+
+def test_missing_image_of_the_list_is_refused_by_name(real):
+    shutil.rmtree(real / "dsb2018" / "stage1_train" / "a")
+    with pytest.raises(data.DataError, match=re.escape(str(Path("stage1_train") / "a"))):
+        data.load("stage1")
+
+
+def test_cache_is_used_the_second_time_and_made_anew_after_a_change(real, merges):
+    first = data.load("stage1")
+    assert len(merges) == 3
+    second = data.load("stage1")
+    assert len(merges) == 3, "the second time nothing is merged"
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+    masks = real / "dsb2018" / "stage1_train" / "a" / "masks"
+    changed = masks / "2.png"
+    size = changed.stat()
+    os.utime(changed, ns=(size.st_atime_ns, size.st_mtime_ns + 10**9))
+    data.load("stage1")
+    assert len(merges) == 6, "another time of change"
+    pillow(square(17, 17, 19, 19))(masks / "3.png")
+    assert data.load("stage1")[0].labels.max() == 3
+    changed.unlink()
+    assert data.load("stage1")[0].labels.max() == 2
+    assert len(list((real / "cache").iterdir())) == 1, "caches of earlier states are cleared away"
+
+
+def test_caches_of_two_data_sets_live_side_by_side(real, merges):
+    for _ in range(2):
+        data.load("stage1")
+        data.load("stage1_fixed")
+    assert len(merges) == 3 + 2
+
+
+def test_no_problem_gives_an_empty_table(real):
+    for image_id in ("a", "b", "c"):
+        (real / "dsb2018" / "stage1_train" / image_id / "masks" / "2.png").unlink()
+    for _ in range(2):
+        table = data.problems("stage1")
+        assert len(table) == 0
+        assert table.columns.tolist() == ["id", "file", "problem", "pixels"]
+
+
+def test_interrupted_cache_leaves_nothing_that_looks_whole(real, merges, monkeypatch):
+    def interrupted(path, **arrays):
+        Path(path).write_bytes(b"PK half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.np, "savez_compressed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            data.load("stage1")
+    assert not list((real / "cache").glob("stage1-*")), "only a hidden file beside it"
+    assert [record.labels.max() for record in data.load("stage1")] == [2, 2, 2]
+    assert len(merges) == 6
+
+
+def test_broken_mask_stops_load_by_name_and_is_not_cached(real):
+    broken = real / "dsb2018" / "stage1_train" / "b" / "masks" / "2.png"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-20])
+    with pytest.raises(data.DataError, match=re.escape(str(broken))):
+        data.load("stage1")
+    assert not (real / "cache").exists()
+    broken.write_bytes(content)
+    assert len(data.load("stage1")) == 3
+
+
+def test_wrong_size_stops_load_by_name(real):
+    wrong = real / "dsb2018" / "stage1_train" / "c" / "masks" / "2.png"
+    pillow(GREY[:5])(wrong)
+    with pytest.raises(data.DataError, match=re.escape(str(wrong))):
+        data.problems("stage1")

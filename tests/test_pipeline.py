@@ -1,0 +1,187 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nuclei_utils import data, pipeline, preprocess
+
+
+def dice(one, other):
+    one, other = np.asarray(one) > 0.5, np.asarray(other) > 0.5
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def discs(count=10, size=(100, 140)):
+    """Draw examples as `pipeline.read` gives them: one bright disc each on a dark ground, the id says where."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.indices(size)
+
+    def generate():
+        for number in range(count):
+            row, column = rng.integers(20, np.array(size) - 20)
+            labels = ((rows - row) ** 2 + (columns - column) ** 2 < 15**2).astype(np.uint16)[..., None]
+            image = np.repeat(labels * 200 + 20, 3, axis=-1).astype(np.uint8)
+            yield {"image": image, "labels": labels, "id": str(number), "kind": 0}
+
+    examples = list(generate())
+    spec = {
+        "image": tf.TensorSpec((None, None, 3), tf.uint8),
+        "labels": tf.TensorSpec((None, None, 1), tf.uint16),
+        "id": tf.TensorSpec((), tf.string),
+        "kind": tf.TensorSpec((), tf.int64),
+    }
+    known = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=spec)
+    return known.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def epoch(batches):
+    return [(images.numpy(), masks.numpy()) for images, masks in batches]
+
+
+def same(one, other):
+    return all(
+        np.array_equal(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_read_gives_the_records():
+    record = data.load("sample", "validation")[0]
+    example = next(e for e in pipeline.read("sample", "validation") if e["id"].numpy().decode() == record.id)
+    assert np.array_equal(example["image"], record.image)
+    assert np.array_equal(example["labels"][..., 0], record.labels)
+    assert data.KINDS[int(example["kind"])] == record.kind
+
+
+def test_read_knows_every_split():
+    for split in data.SPLITS:
+        examples = pipeline.read("sample", split)
+        assert sorted(e["id"].numpy().decode() for e in examples) == data.ids("sample", split)
+        assert len(examples) == len(data.ids("sample", split))
+
+
+def test_read_prints_nothing_that_a_notebook_would_keep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
+    assert capsys.readouterr().out == ""
+
+
+def test_another_split_is_prepared_anew(monkeypatch):
+    before = pipeline._prepared_folder("sample")
+    table = data.splits("sample")
+    monkeypatch.setattr(data, "splits", lambda name: table.assign(split=table["split"].iloc[::-1].to_numpy()))
+    assert pipeline._prepared_folder("sample") != before
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("size", [64, 160])
+def test_training_batches(augment, size):
+    batches = epoch(pipeline.training_batches(discs(), size=size, batch_size=4, augment=augment))
+    assert len(batches) == 2, "the two images that are left over are dropped"
+    for images, masks in batches:
+        assert images.shape == (4, size, size, 3)
+        assert masks.shape == (4, size, size, 1)
+        assert images.dtype == masks.dtype == np.float32
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert set(np.unique(masks)) <= {0, 1}
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_image_and_mask_stay_together(augment):
+    # the image of a bright disc is its own mask, so whatever moves one must have moved the other
+    for number in range(3):
+        batches = pipeline.training_batches(discs(), size=96, batch_size=5, augment=augment, seed=number)
+        for images, masks in epoch(batches):
+            assert dice(images.mean(axis=-1, keepdims=True), masks) > (0.95 if augment else 0.999)
+
+
+def test_the_check_for_drift_can_fail():
+    images, masks = epoch(pipeline.training_batches(discs(), size=96, batch_size=5))[0]
+    assert dice(images.mean(axis=-1, keepdims=True), masks[:, ::-1]) < 0.7
+
+
+def test_same_seed_same_batches():
+    first, again, other = (pipeline.training_batches(discs(), 64, 4, seed=seed) for seed in (3, 3, 4))
+    one = epoch(first)
+    assert same(one, epoch(again))
+    assert not same(one, epoch(other))
+    two = epoch(first)
+    assert not same(one, two), "another epoch, other crops"
+    assert same(two, epoch(again)), "but the same ones in each run"
+
+
+def test_every_image_is_seen_once_an_epoch():
+    # without augmentation, and at the images' own size, a crop is a whole image
+    batches = pipeline.training_batches(discs(size=(64, 64)), size=64, batch_size=5, augment=False)
+    expected = sorted(preprocess.normalize(e["image"].numpy()).tobytes() for e in discs(size=(64, 64)))
+    for _ in range(2):
+        assert sorted(image.tobytes() for images, _ in epoch(batches) for image in images) == expected
+
+
+def test_few_images_still_make_a_batch():
+    (batch,) = epoch(pipeline.training_batches(discs(3), size=64, batch_size=8))
+    assert len(batch[0]) == 3
+
+
+def test_shuffles_examples_whose_number_tf_data_does_not_know():
+    some = discs().filter(lambda example: example["id"] != "3")
+    assert some.cardinality() == tf.data.UNKNOWN_CARDINALITY
+    batches = pipeline.training_batches(some, size=64, batch_size=3)
+    assert sum(len(images) for images, _ in epoch(batches)) == 9
+
+
+def test_expensive_steps_are_done_once(monkeypatch):
+    calls = []
+    normalize = preprocess.normalize
+    monkeypatch.setattr(preprocess, "normalize", lambda image: calls.append(1) or normalize(image))
+    batches = pipeline.training_batches(discs(), size=64, batch_size=5)
+    for _ in range(3):
+        epoch(batches)
+    assert len(calls) == 10
+
+
+def test_validation_batches_are_the_middle_and_always_the_same():
+    batches = pipeline.validation_batches(discs(), size=64, batch_size=4)
+    one = epoch(batches)
+    assert same(one, epoch(batches))
+    assert [len(images) for images, _ in one] == [4, 4, 2]
+    example = next(iter(discs()))
+    middle = slice(18, 82), slice(38, 102)
+    assert np.array_equal(one[0][0][0], preprocess.normalize(example["image"].numpy())[middle])
+    assert np.array_equal(one[0][1][0], example["labels"].numpy()[middle] > 0)
+
+
+def test_validation_pads_what_is_too_small():
+    images, masks = epoch(pipeline.validation_batches(discs(1, (60, 90)), size=64))[0]
+    assert images.shape == (1, 64, 64, 3)
+    assert dice(images[..., :1], masks) > 0.999
+
+
+def test_augmentation_without_strength_leaves_colours_alone():
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    changed, _ = pipeline.augmentation(strength=0)(images, images[..., :1].round())
+    # flipped and rotated about some angle, but no value comes in that was not there, and grey stays grey
+    assert changed.numpy().min() >= images.min() - 1e-5
+    assert changed.numpy().max() <= images.max() + 1e-5
+
+
+def test_augmentation_treats_each_image_of_a_batch_on_its_own():
+    image = np.random.default_rng(0).random((1, 32, 32, 3), np.float32).repeat(4, axis=0)
+    changed, _ = pipeline.augmentation()(image, image[..., :1].round())
+    assert len({one.tobytes() for one in changed.numpy()}) == 4
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_runs_with_another_backend_of_keras(backend):
+    pytest.importorskip(backend)
+    code = (
+        "from nuclei_utils import pipeline\n"
+        "batches = pipeline.training_batches(pipeline.read('sample'), 64, 4)\n"
+        "print(*{(tuple(i.shape), tuple(m.shape)) for i, m in batches})"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "((4, 64, 64, 3), (4, 64, 64, 1))", done.stderr
