@@ -38,8 +38,11 @@ def read(name=None, split="train"):
     if not builder.data_path.exists():
         print(f"preparing {name} for TensorFlow Datasets, once", file=sys.stderr)
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints where on this machine the files are
-            builder.download_and_prepare()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints where on this machine the files are
+                builder.download_and_prepare()
+        except FileExistsError:  # another notebook was quicker, and its copy is as good
+            builder = tfds.builder(f"dsb2018/{name}", data_dir=_prepared_folder(name))
     return builder.as_dataset(split=split, shuffle_files=False)
 
 

@@ -376,7 +376,8 @@ def show_pairs(images, masks, titles=None, columns=5, size=1.3, title=None):
     matplotlib.figure.Figure
     """
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(2 * rows, columns, figsize=(columns * size, rows * (2 * size + 0.4)), squeeze=False)
+    height = rows * (2 * size + 0.4) + (0.4 if title else 0)
+    figure, axes = plt.subplots(2 * rows, columns, figsize=(columns * size, height), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
@@ -449,6 +450,25 @@ def speeds(rates, unit="images per second", title=None):
     axis.bar_label(bars, fmt="%.0f", padding=4)
     axis.set(xlabel=unit, title=title, xlim=(0, 1.15 * max(rates.values())))
     axis.invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def falling_loss(losses, title=None):
+    """Plot the loss of each step of a short training.
+
+    Parameters
+    ----------
+    losses : sequence of float
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(6, 3))
+    axis.plot(np.arange(1, len(losses) + 1), losses, color=BLUE)
+    axis.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
     figure.tight_layout()
     return figure
 

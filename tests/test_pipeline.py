@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nuclei_utils import data, pipeline, preprocess
+from nuclei_utils import data, dsb2018, pipeline, preprocess
 
 
 def dice(one, other):
@@ -66,6 +66,18 @@ def test_read_prints_nothing_that_a_notebook_would_keep(tmp_path, monkeypatch, c
     monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
     assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
     assert capsys.readouterr().out == ""
+
+
+def test_another_notebook_may_prepare_the_same_data_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    prepare = dsb2018.Builder.download_and_prepare
+
+    def overtaken(builder):
+        prepare(builder)  # the other one is done first, and TFDS finds its folder taken
+        raise FileExistsError
+
+    monkeypatch.setattr(dsb2018.Builder, "download_and_prepare", overtaken)
+    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
 
 
 def test_another_split_is_prepared_anew(monkeypatch):

@@ -1,0 +1,308 @@
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from nuclei_utils import models, plots
+from nuclei_utils.data import Record
+
+
+@pytest.fixture(autouse=True)
+def no_window(monkeypatch):
+    """Draw into memory, and leave no figure open."""
+    monkeypatch.setattr(plt, "show", lambda: pytest.fail("a plot function must not show its figure"))
+    with mpl.rc_context({"backend": "agg"}):
+        yield
+        plt.close("all")
+
+
+@pytest.fixture
+def labels():
+    labels = np.zeros((20, 30), np.int32)
+    labels[2:8, 3:9] = 1
+    labels[2:8, 9:15] = 2  # touches 1
+    labels[12:18, 20:28] = 5
+    return labels
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def drawn(figure):
+    """Draw a figure as a notebook does, and return the axes that hold pictures."""
+    figure.canvas.draw()
+    return [axis for axis in figure.axes if axis.images]
+
+
+def words(figure):
+    """Everything that is written in a figure."""
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
+
+
+# Pictures as arrays
+
+
+@pytest.mark.parametrize(
+    ("colour", "numbers"), [("#000000", [0, 0, 0]), ("white", [255, 255, 255]), (plots.ORANGE, [230, 159, 0])]
+)
+def test_rgb(colour, numbers):
+    result = plots.rgb(colour)
+    assert result.dtype == np.uint8
+    assert result.tolist() == numbers
+
+
+def test_colours_are_told_apart():
+    assert len(set(plots.CYCLE)) == len(plots.CYCLE) == 8
+
+
+def test_as_uint8_takes_what_the_course_has(image):
+    assert plots.as_uint8(image) is image
+    assert plots.as_uint8(np.array([[0.0, 0.5, 1.0, 7.0, -1.0]])).tolist() == [
+        [[0] * 3, [128] * 3, [255] * 3, [255] * 3, [0] * 3]
+    ]
+    assert plots.as_uint8(np.array([[False, True]])).tolist() == [[[0] * 3, [255] * 3]]
+    np.testing.assert_array_equal(plots.as_uint8(image / 255), image)
+
+
+def test_overlay_draws_the_border_of_each_nucleus_and_nothing_else(image, labels):
+    before = image.copy()
+    result = plots.overlay(image, labels, plots.BLUE)
+    np.testing.assert_array_equal(image, before)
+    changed = (result == plots.rgb(plots.BLUE)).all(axis=2)
+    border = np.zeros_like(changed)
+    for number in (1, 2, 5):
+        rows, columns = np.nonzero(labels == number)
+        border[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        border[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.max()] = False
+    np.testing.assert_array_equal(changed, border)
+    np.testing.assert_array_equal(result[~border], image[~border])
+
+
+def test_overlay_thick_also_draws_outside(labels):
+    thin, thick = (plots.overlay(np.zeros((20, 30, 3), np.uint8), labels, thickness=n).any(axis=2) for n in (1, 2))
+    assert (thick | ~thin).all()
+    assert (thick & (labels == 0)).any()
+    assert not (thin & (labels == 0)).any()
+
+
+def test_overlay_of_a_mask_draws_around_the_clump(labels):
+    result = plots.overlay(np.zeros((20, 30)), labels > 0)
+    assert result[5, 3].any()
+    assert not result[5, 9].any(), "the line between two nuclei is not in the mask"
+
+
+def test_colour_labels(labels):
+    result = plots.colour_labels(labels)
+    assert result.dtype == np.uint8
+    assert not result[labels == 0].any()
+    colours = [np.unique(result[labels == number], axis=0) for number in (1, 2, 5)]
+    assert [len(colour) for colour in colours] == [1, 1, 1]
+    assert len(np.unique(np.concatenate(colours), axis=0)) == 3
+
+
+def test_colour_labels_never_paints_a_nucleus_black():
+    assert plots.colour_labels(np.arange(1, 50)[None]).any(axis=2).all()
+
+
+def test_error_map():
+    result = plots.error_map(np.array([[1, 1, 0, 0]]), np.array([[1, 0, 1, 0]]))
+    assert result.tolist() == [[[255] * 3, plots.rgb(plots.ORANGE).tolist(), plots.rgb(plots.BLUE).tolist(), [0] * 3]]
+
+
+@pytest.mark.parametrize(("size", "shape"), [(8, (14, 16)), (16, (16, 16)), (64, (20, 30))])
+def test_zoom_shows_the_whole_nucleus_and_stays_inside(labels, size, shape):
+    result = plots.zoom(np.zeros((20, 30, 3), np.uint8), labels, 5, size)
+    assert result.shape == (*shape, 3)
+    outline = (result == plots.rgb(plots.ORANGE)).all(axis=2)
+    assert outline.sum() == 2 * 8 + 2 * 4
+
+
+def test_zoom_centres_the_nucleus():
+    labels = np.zeros((100, 100), int)
+    labels[40:44, 60:64] = 3
+    outline = plots.zoom(np.zeros((100, 100)), labels, 3, size=20).any(axis=2)
+    assert np.argwhere(outline).mean(axis=0).tolist() == [9.5, 9.5]
+
+
+def test_zoom_on_a_label_that_is_not_there(image, labels):
+    with pytest.raises(ValueError, match=r"label 3 does not occur: the labels run from 0 to 5"):
+        plots.zoom(image, labels, 3)
+
+
+# Figures
+
+
+def test_grid(image):
+    figure = plots.grid([image, image[..., 0], image[..., 0] > 9], ["a", "b", "c"], columns=2, title="all")
+    axes = drawn(figure)
+    assert len(figure.axes) == 4
+    assert [axis.get_title() for axis in axes] == ["a", "b", "c"]
+    assert "all" in words(figure)
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), image)
+
+
+def test_grid_loses_no_thin_line_where_it_shrinks():
+    large = np.zeros((2000, 2000))
+    large[1001] = 1  # a row that picking every tenth would leave out
+    figure = plots.grid([large], columns=1, size=2)
+    figure.canvas.draw()
+    box = figure.axes[0].get_window_extent()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, 0]
+    inside = pixels[int(box.y0) + 3 : int(box.y1) - 3, int(box.x0) + 3 : int(box.x1) - 3]
+    assert inside.max() > 10
+
+
+def test_show_samples(image, labels):
+    records = [Record("a", image, labels, "grey_tissue"), Record("b", image, labels * 0, "fluorescence_small")]
+    figure = plots.show_samples(records, outlines=True)
+    axes = drawn(figure)
+    assert [axis.get_title() for axis in axes] == ["grey tissue\n3 nuclei", "fluorescence small\n0 nuclei"]
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), plots.overlay(image, labels))
+    np.testing.assert_array_equal(axes[1].images[0].get_array(), image)
+    plain = drawn(plots.show_samples(records))
+    np.testing.assert_array_equal(plain[0].images[0].get_array(), image)
+
+
+def test_contact_sheet(image):
+    rows = {"many": [image] * 9, "one": [image[..., 0]], "none": []}
+    figure = plots.contact_sheet(rows, columns=4)
+    axes = drawn(figure)
+    assert len(axes) == 5
+    assert {"many", "one", "none"} <= set(words(figure))
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), image[:, 5:25])
+
+
+def test_scatter_gives_each_group_its_look():
+    table = pd.DataFrame({"x": [0, 1, 2, 3], "y": [3, 2, 1, 0], "group": ["a", "b", "a", "c"]})
+    figure = plots.scatter(table, "x", "y", by="group", title="points")
+    (axis,) = figure.axes
+    figure.canvas.draw()
+    assert [len(line.get_xdata()) for line in axis.lines] == [2, 1, 1]
+    assert len({(line.get_color(), line.get_marker()) for line in axis.lines}) == 3
+    assert {"x", "y", "points", "group", "a", "b", "c"} <= set(words(figure))
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(1)
+    return pd.DataFrame({"kind": ["b"] * 500 + ["a_c"] * 4, "area": rng.lognormal(3, 1, 504), "holes": 0.0})
+
+
+def test_spread(table):
+    figure = plots.spread(table, {"area": "area (pixels)", "holes": "holes"}, log=["area"], title="nuclei")
+    figure.canvas.draw()
+    left, right = figure.axes
+    assert (left.get_xscale(), right.get_xscale()) == ("log", "linear")
+    assert {"a c", "b", "area (pixels)", "holes", "nuclei"} <= set(words(figure))
+    points = [line for line in left.lines if line.get_marker() == "."]
+    assert [len(line.get_xdata()) for line in points] == [4, 300], "sorted, and at most 300 points"
+    for (_, group), box, bar in zip(
+        table.groupby("kind"), left.patches, (line for line in left.lines if line not in points), strict=True
+    ):
+        low, middle, high = np.percentile(group["area"], [25, 50, 75])
+        assert (box.get_x(), box.get_width()) == pytest.approx((low, high - low))
+        assert bar.get_xdata() == pytest.approx([middle, middle])
+
+
+def test_spread_in_a_given_order(table):
+    figure = plots.spread(table, {"area": "area"}, order=["b", "missing", "a_c"])
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["b", "a c"]
+    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1], "the first is on top"
+
+
+@pytest.mark.parametrize("scores", [None, [0.25, 1.0]])
+def test_show_predictions(image, labels, scores):
+    probabilities = [np.zeros((20, 30), np.float32), (labels > 0).astype(np.float32)]
+    figure = plots.show_predictions([image] * 2, [labels] * 2, probabilities, scores, title="before")
+    axes = np.reshape(drawn(figure), (2, 4))
+    assert [axis.get_title() for axis in axes[0]] == ["image", "truth", "probability of nucleus", "errors"]
+    for row, probability in enumerate(probabilities):
+        errors = axes[row, 3].images[0].get_array()
+        np.testing.assert_array_equal(errors, plots.error_map(labels, probability > 0.5))
+        assert axes[row, 2].images[0].get_clim() == (0, 1), "probabilities are not stretched"
+    assert {"before", "found", "missed", "invented"} <= set(words(figure))
+    assert [axis.get_xlabel() for axis in axes[:, 3]] == (["", ""] if scores is None else ["Dice 0.25", "Dice 1.00"])
+
+
+def test_show_pairs(image, labels):
+    masks = (labels > 0).astype(np.float32)[..., None]
+    figure = plots.show_pairs([image / 255] * 3, [masks] * 3, ["a", "b", "c"], columns=2, title="batch")
+    assert len(drawn(figure)) == 6
+    assert {"a", "b", "c", "batch"} <= set(words(figure))
+    above, below = figure.axes[0], figure.axes[2]
+    np.testing.assert_array_equal(above.images[0].get_array(), plots.overlay(image, labels > 0))
+    np.testing.assert_array_equal(below.images[0].get_array(), plots.as_uint8(labels > 0))
+
+
+def test_show_intensities(image):
+    titles = ["8 bits", "float", "again"]
+    figure = plots.show_intensities([image, image / 255, image], titles, columns=2, title="values")
+    assert len(drawn(figure)) == 3
+    assert {*titles, "values", "pixel value"} <= set(words(figure))
+    above, beside, below, below_beside = figure.axes[:4]
+    np.testing.assert_array_equal(above.images[0].get_array(), image)
+    assert (below.get_xlim(), below_beside.get_xlim()) == ((0, 255), (0, 1)), "the whole range of the type"
+    assert sum(bar.get_height() for bar in below.patches) == image.size
+    assert beside.get_title() == "float"
+
+
+def test_speeds():
+    figure = plots.speeds({"read": 10.0, "train": 123.4}, title="how fast")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert [bar.get_width() for bar in axis.patches] == [10.0, 123.4]
+    assert {"read", "train", "10", "123", "images per second", "how fast"} <= set(words(figure))
+
+
+def test_falling_loss():
+    (axis,) = plots.falling_loss([2.0, 1.5, 0.5], title="one batch").axes
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 2.0], [2, 1.5], [3, 0.5]]]
+    assert axis.get_ylim()[0] == 0, "how far it has fallen is seen against 0"
+    assert axis.get_title() == "one batch"
+
+
+def test_learning_curves_mark_the_best_epoch():
+    history = pd.DataFrame({"epoch": [0, 1, 2], "loss": [3.0, 2, 1], "val_loss": [3.0, 2.5, 2.6]})
+    history = history.assign(dice=[0.1, 0.5, 0.7], val_dice=[0.1, 0.6, 0.5], iou=0.1, val_iou=0.2)
+    figure = plots.learning_curves(history, title="run")
+    figure.canvas.draw()
+    loss, dice, iou = figure.axes
+    assert {"training", "validation", "best epoch (2)", "run", "epoch"} <= set(words(figure))
+    assert [axis.get_title() for axis in (loss, dice, iou)] == ["loss", "dice", "iou"]
+    assert dice.get_ylim() == iou.get_ylim() == (0, 1)
+    training, validation, best = dice.lines
+    assert training.get_ydata().tolist() == [0.1, 0.5, 0.7]
+    assert validation.get_ydata().tolist() == [0.1, 0.6, 0.5]
+    assert best.get_xdata()[0] == 2
+
+
+@pytest.mark.parametrize("names", [("loss",), ("loss", "dice")])
+def test_learning_curves_of_some_columns(names):
+    history = pd.DataFrame({"epoch": [0], "loss": [1.0], "val_loss": [1.0], "dice": [0.5], "val_dice": [0.5]})
+    assert len(plots.learning_curves(history, names).axes) == len(names)
+
+
+def test_architecture_is_read_off_the_model():
+    model = models.unet((64, 64, 3), filters=4, depth=2)
+    figure = plots.architecture(model)
+    figure.canvas.draw()
+    text = words(figure)
+    assert [size for size in text if size.endswith("maps")] == [
+        "64 x 64\n4 maps",
+        "32 x 32\n8 maps",
+        "16 x 16\n16 maps",
+        "32 x 32\n8 maps",
+        "64 x 64\n4 maps",
+    ]
+    assert f"{model.name}: {model.count_params():,} parameters" in text
+    (axis,) = figure.axes
+    dashed = [a for a in axis.texts if getattr(a, "arrow_patch", None) and a.arrow_patch.get_linestyle() == "--"]
+    assert len(dashed) == 2, "one skip connection for each level"
+
+
+def test_architecture_needs_a_fixed_size():
+    with pytest.raises(ValueError, match="leaves the image size open"):
+        plots.architecture(models.unet(filters=4, depth=1))
