@@ -43,6 +43,7 @@ test: ## everything that must pass: ruff, unit tests, every notebook cell by cel
 
 outputs: setup ## execute the notebooks on the sample and keep the outputs in place, ready to commit (ARGS=notebooks/03*.ipynb)
 	NUCLEI_DATA=sample $(BIN)/python -m tools.course --in-place $(ARGS)
+	$(BIN)/python -m tools.picture
 
 sync: setup ## write the setup cell and the Colab links into every notebook (after a change of address in pyproject.toml)
 	$(BIN)/python -m tools.setup_cell

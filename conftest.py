@@ -23,7 +23,7 @@ CELL_TIMEOUT = 300  # seconds; nbval's own 2000 would let a dead kernel hold up 
 
 def pytest_configure(config):
     """Run notebooks with the Python that runs pytest, whatever kernels the user has, and give up on a hanging cell."""
-    if config.option.nbval and config.option.nbval_kernel_name is None:
+    if (config.option.nbval or config.option.nbval_lax) and config.option.nbval_kernel_name is None:
         config.option.nbval_current_env = True
     config.option.nbval_cell_timeout = min(config.option.nbval_cell_timeout, CELL_TIMEOUT)
 

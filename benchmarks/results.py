@@ -1,31 +1,61 @@
-"""Write results with what is needed to judge them: command, date, data, profile, versions, hardware, time."""
+"""Write results with what is needed to judge them: command, date, commit, hardware, versions."""
 
 import json
 import os
 import platform
+import shlex
+import shutil
+import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from nuclei_utils.files import written_whole
+
 FOLDER = Path(__file__).parent / "results"
+KNOBS = ("NUCLEI_DATA", "NUCLEI_PROFILE")  # NUCLEI_HOME says only where on this machine the data are
+CPU = Path("/proc/cpuinfo")
 
 
 def circumstances():
-    """Return what the figures of this run depend on, as a dictionary."""
-    cpu = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-        if (cpu.is_file())
-        else [platform.processor()]
-    )
+    """Return what the figures of this run depend on.
+
+    Returns
+    -------
+    dict
+        `command` with the variables that choose data and profile, where they are set; `date`; `commit` that was checked
+        out (changes since then do not show), None where there is no git checkout; `hardware`; `versions`; `python`.
+    """
     return {
-        "command": " ".join(["python -m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]),
+        "command": command(),
         "date": date.today().isoformat(),
-        "hardware": f"{names[0]}, {os.cpu_count()} cores",
+        "commit": commit(),
+        "hardware": f"{processor()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("nuclei-utils", "tensorflow", "keras", "numpy")},
         "python": platform.python_version(),
     }
+
+
+def command():
+    """Return the command line of this run, as one would type it in the repository."""
+    knobs = [f"{name}={shlex.quote(os.environ[name])}" for name in KNOBS if os.environ.get(name)]
+    return " ".join([*knobs, "python -m", sys.modules["__main__"].__spec__.name, shlex.join(sys.argv[1:])]).rstrip()
+
+
+def commit():
+    """Return the short name of the commit that is checked out, None where there is no git checkout."""
+    if shutil.which("git") is None:
+        return None
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, cwd=FOLDER.parent, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def processor():
+    """Return the name of the processor, or at least of its architecture: not every machine tells more."""
+    lines = CPU.read_text().splitlines() if CPU.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, [*names, platform.processor()]), platform.machine())
 
 
 def write(name, figures):
@@ -43,9 +73,7 @@ def write(name, figures):
     pathlib.Path
         The file.
     """
-    FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps({**circumstances(), **figures}, indent=1) + "\n")
-    aside.replace(path)
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps({**circumstances(), **figures}, indent=1) + "\n")
     return path

@@ -13,7 +13,7 @@ import keras
 from benchmarks import results
 from nuclei_utils import data, metrics, models, pipeline, predict, training
 
-SIZE, BATCH, FILTERS, EPOCHS, CROPS = 128, 16, 16, 20, 480
+SIZE, BATCH, FILTERS, EPOCHS, CROPS = 128, 16, 16, 20, 96
 
 
 def main():
@@ -24,7 +24,7 @@ def main():
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
     examples = pipeline.read("sample", "train+validation+test")
-    batches = pipeline.training_batches(pipeline.at_least(examples, CROPS), SIZE, BATCH, seed=seed)
+    batches = pipeline.training_batches(examples, SIZE, BATCH, seed=seed, at_least=CROPS)
     model = models.unet((None, None, 3), filters=FILTERS)
     training.compile_model(model, steps=EPOCHS * int(batches.cardinality()))
     model.fit(batches, epochs=EPOCHS, verbose=2, shuffle=False)

@@ -14,7 +14,12 @@ COLUMNS = {"dice": "Dice", "iou": "IoU", "accuracy": "accuracy", "auc": "AUC", "
 
 def unet_from_scratch(splits=("validation", "test")):
     """Return the scores of notebook 03's U-Net on the real images as a Markdown table, mean ± spread over seeds."""
-    runs = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("unet_from_scratch_stage1_fixed_laptop_*.json"))]
+    files = sorted(FOLDER.glob("unet_from_scratch_stage1_fixed_laptop_*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"no results in {FOLDER}: run `python -m benchmarks.unet_from_scratch` on the real data"
+        )
+    runs = [json.loads(path.read_text()) for path in files]
     lines = [
         f"| split | kind of image | images | {' | '.join(COLUMNS.values())} |",
         "|---|---|" + "---:|" * (1 + len(COLUMNS)),

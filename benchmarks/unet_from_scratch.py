@@ -30,8 +30,8 @@ def train(seed, folder):
     """
     keras.utils.set_random_seed(seed)
     profile = training.profile()
-    examples = pipeline.at_least(pipeline.read(split="train").take(profile.images), profile.crops)
-    train = pipeline.training_batches(examples, SIZE, BATCH, seed=seed)
+    examples = pipeline.read(split="train").take(profile.images)
+    train = pipeline.training_batches(examples, SIZE, BATCH, seed=seed, at_least=profile.crops)
     validation = pipeline.validation_batches(pipeline.read(split="validation").take(profile.images), SIZE, BATCH)
     model = models.unet((None, None, 3), filters=FILTERS)
     training.compile_model(model, steps=profile.epochs * int(train.cardinality()))

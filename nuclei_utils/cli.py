@@ -5,18 +5,23 @@ Results go to stdout, progress and complaints to stderr; the exit status is 0 (d
 """
 
 import argparse
+import shlex
 import sys
 import warnings
+from pathlib import Path
 
 DATA_EXAMPLES = """\
 examples:
-  python -m nuclei_utils data                        download the images, 92 MB; if it breaks off, run it again
-  python -m nuclei_utils data --fixes                the same, and the corrected labels
-  python -m nuclei_utils data --source ~/Downloads   unpack stage1_train.zip and stage1_test.zip from a folder
-  python -m nuclei_utils data --dest /big/disk/dsb   put the images somewhere else
+  python -m nuclei_utils data                           download the images, 92 MB; if it breaks off, run it again
+  python -m nuclei_utils data --fixes                   the same, and the corrected labels
+  python -m nuclei_utils data --source ~/Downloads      unpack stage1_train.zip and stage1_test.zip from a folder
+  python -m nuclei_utils data --dest /big/disk/dsb2018  put the images somewhere else
 
 What is there already is left alone: to fetch a folder again, delete it. The original labels always stay as they are;
 with --fixes the corrected ones lie beside them in stage1_train_fixes, and NUCLEI_DATA=stage1 or stage1_fixed chooses.
+
+The course looks for the images in the folder dsb2018 below NUCLEI_HOME; where that is not set, below the repository's
+folder data, or ./data without a repository. After --dest /big/disk/dsb2018, export NUCLEI_HOME=/big/disk.
 """
 
 
@@ -80,13 +85,13 @@ def _add_data(commands):
         help="where stage1_train.zip and stage1_test.zip are (default: the Broad Bioimage Benchmark Collection)",
     )
     command.add_argument(
-        "--dest", metavar="DIR", help="where the folders go (default: dsb2018 in the course's data folder)"
+        "--dest", metavar="DIR", help="where the folders go (default: dsb2018 in NUCLEI_HOME, see below)"
     )
     command.add_argument(
         "--fixes",
         action="store_true",
-        help="also fetch the corrected labels (664 images, 28,986 nuclei): stage1_train_fixes.zip from the source, or "
-        "the community's repository on GitHub",
+        help="also fetch the corrected labels (664 images, 28,986 nuclei): stage1_train_fixes.zip from the source, "
+        "3 MB, or the community's repository on GitHub, which is a copy of the whole training set",
     )
     command.set_defaults(run=_data)
 
@@ -99,6 +104,20 @@ def _data(arguments):
         done = f"{report.seconds:.1f} s" if report.is_new else "already there"
         counts = f"{report.images:>4,} images  {report.masks:>6,} masks  {report.size / 1e6:>5.1f} MB"
         print(f"{report.folder.name:<18}  {counts}  {done:<13}  {report.folder}")
+    if arguments.dest:
+        _say_how_to_use(Path(arguments.dest).expanduser().resolve())
+
+
+def _say_how_to_use(dest):
+    """Say how the course finds images that were put somewhere else."""
+    from nuclei_utils import data
+
+    if dest == (data.home() / "dsb2018").resolve():
+        return
+    place = dest.with_name("dsb2018")
+    if dest != place:
+        print(f"the course looks for a folder named dsb2018: rename {dest} to {place}")
+    print(f"to use these images:  export NUCLEI_HOME={shlex.quote(str(place.parent))}")
 
 
 def _show_warning(message, *_details, **_more):

@@ -18,6 +18,7 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from nuclei_utils.files import remove_older, written_whole
 from nuclei_utils.labels import merge_masks
 
 KINDS = ("fluorescence_small", "fluorescence_large", "purple_on_white", "purple_on_purple", "grey_tissue")
@@ -29,7 +30,8 @@ BITS_PER_SAMPLE, PLANES = 258, 284  # tags of TIFF
 PNG_END = b"IEND\xaeB`\x82"  # with its checksum, the same in every file
 
 _PACKAGE = Path(__file__).resolve().parent
-_REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
+# by its sample, since any project that holds a copy of the package may have a pyproject.toml or a data folder
+_REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "data" / "sample.zip").is_file() else None
 
 
 class DataError(ValueError):
@@ -109,12 +111,18 @@ def _known(name):
 
 
 def folder(name):
-    """Return the folder of a data set, one folder per image below it; the sample is unpacked on first use.
+    """Return the folder of a data set's images, `<id>/images/*.png`; the sample is unpacked on first use.
 
     Parameters
     ----------
     name : str
         One of `NAMES`.
+
+    Returns
+    -------
+    pathlib.Path
+        The images of "stage1_fixed" are those of "stage1", and so is the folder: the masks beside them there are the
+        original ones. `masks_folders` says where each data set's own masks are.
 
     Raises
     ------
@@ -146,6 +154,7 @@ def _unpacked_sample():
             if not target.is_dir():  # else another notebook was quicker, and its copy is as good
                 raise
             shutil.rmtree(aside)
+        remove_older(target)
     return target
 
 
@@ -443,7 +452,8 @@ def load(name=None, split=None):
         For the first file that cannot be read.
     """
     name = name or current()
-    label_maps, _ = _merged(name)
+    wanted = ids(name, split)
+    label_maps, _ = _merged(name, wanted)
     place = folder(name)
     kinds = splits(name).set_index("id")["kind"]
 
@@ -452,7 +462,7 @@ def load(name=None, split=None):
         return Record(image_id, image, label_maps[image_id], kinds[image_id])
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(record, ids(name, split)))
+        return list(pool.map(record, wanted))
 
 
 def problems(name=None):
@@ -468,11 +478,22 @@ def problems(name=None):
     pandas.DataFrame
         Columns `id`, `file`, `problem`, `pixels`; one row per mask that is empty or overlaps.
     """
-    return _merged(name or current())[1]
+    return _merged(name or current(), wanted=())[1]
 
 
-def _masks_folders(name):
-    """Folder of masks for each id: the corrected ones where there are any."""
+def masks_folders(name):
+    """Return where the masks of a data set are.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        Folder of masks for each id. In "stage1_fixed" it is the corrected one where there is one, else the original.
+    """
     place = folder(name)
     fixes = place.with_name("stage1_train_fixes")
     return {
@@ -483,32 +504,51 @@ def _masks_folders(name):
     }
 
 
-def _state(folders):
-    """Fingerprint of the masks' names, sizes and times: another value means that something changed."""
-    digest = hashlib.sha256(b"1")  # count up when masks are read or merged another way
-    for image_id, masks_folder in folders.items():
-        if not masks_folder.is_dir():
-            raise DataError(f"{masks_folder} is missing: expected <id>/masks/*.png; fetch the data again")
-        for entry in sorted(os.scandir(masks_folder), key=lambda entry: entry.name):
-            status = entry.stat()
-            digest.update(f"{image_id}/{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+def state(name):
+    """Return a fingerprint of a data set's files: another value means that something changed.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits. It depends on the names, sizes and times of the images and masks, and on the way in
+        which they are read and merged.
+
+    Raises
+    ------
+    DataError
+        If the folder of an image or of its masks is missing.
+    """
+    digest = hashlib.sha256(b"2")  # count up when images or masks are read or merged another way
+    place = folder(name)
+    for image_id, masks_folder in masks_folders(name).items():
+        for part in (place / image_id / "images", masks_folder):
+            if not part.is_dir():
+                raise DataError(f"{part} is missing: expected <id>/images/<id>.png and <id>/masks/*.png; fetch again")
+            for entry in sorted(os.scandir(part), key=lambda entry: entry.name):
+                status = entry.stat()
+                line = f"{image_id}/{part.name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n"
+                digest.update(line.encode())
     return digest.hexdigest()[:16]
 
 
-def _merged(name):
-    """Label maps of a data set by id, and the table of problems; from the cache where its state still holds."""
-    folders = _masks_folders(name)
-    cache = home() / "cache" / f"{name}-{_state(folders)}.npz"
+def _merged(name, wanted):
+    """Label maps by id, of those that are wanted, and the table of problems; from the cache where it still holds."""
+    cache = home() / "cache" / f"{name}-{state(name)}.npz"
     if not cache.is_file():
-        _write_merged(cache, name, folders)
+        _write_merged(cache, name)
     with cache.open("rb") as opened, np.load(opened) as file:
-        label_maps = {image_id: file[image_id].astype(np.int32) for image_id in folders}
+        label_maps = {image_id: file[image_id].astype(np.int32) for image_id in wanted}
         table = pd.DataFrame({column: file[f"problems.{column}"] for column in ("id", "file", "problem", "pixels")})
     return label_maps, table
 
 
-def _write_merged(cache, name, folders):
-    place = folder(name)
+def _write_merged(cache, name):
+    place, folders = folder(name), masks_folders(name)
 
     def merge(item):
         image_id, masks_folder = item
@@ -516,16 +556,14 @@ def _write_merged(cache, name, folders):
 
     with ThreadPoolExecutor() as pool:
         results = pool.map(merge, folders.items())
-        results = list(tqdm(results, f"merging the masks of {name}", total=len(folders), unit="image"))
+        results = list(
+            tqdm(results, f"merging the masks of {name}", total=len(folders), unit="image", disable=len(folders) < 100)
+        )
     rows = [{"id": key, **row} for key, (_, found) in zip(folders, results, strict=True) for row in found]
     rows = pd.DataFrame(rows, columns=["id", "file", "problem", "pixels"])
     rows["file"] = [Path(file).name for file in rows["file"]]
     arrays = {key: labels.astype(np.uint16) for key, (labels, _) in zip(folders, results, strict=True)}
     arrays |= {f"problems.{column}": rows[column].to_numpy(int if column == "pixels" else str) for column in rows}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    aside = cache.with_name(f".{os.getpid()}-{cache.name}")
-    np.savez_compressed(aside, **arrays)
-    aside.replace(cache)
-    for old in cache.parent.glob(f"{name}-{'[0-9a-f]' * 16}.npz"):  # of an earlier state of the files
-        if old != cache:
-            old.unlink()
+    with written_whole(cache) as path:
+        np.savez_compressed(path, **arrays)
+    remove_older(cache)

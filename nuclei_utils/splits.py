@@ -6,7 +6,6 @@ none and measures that no near-duplicate crosses.
 
 import argparse
 import json
-import os
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from sklearn.cluster import KMeans
 from sklearn.model_selection import StratifiedGroupKFold
 
 from nuclei_utils import data, synthetic
+from nuclei_utils.files import written_whole
 
 FEATURES = ("lightness", "background_a", "background_b", "stain")
 LARGE_NUCLEUS = 31.5
@@ -31,6 +31,8 @@ THRESHOLDS = {"edge": 0.4, "overlap": 25.0}
 """From which similarity on two images count as near-duplicates, for each way of being one."""
 FOLDS = 7
 """Parts of equal size; one is for validation, one for test: 71 / 14 / 14 %."""
+LISTS = {"sample": "sample.csv", "stage1": "stage1_train.csv"}
+"""The list of ids of each data set that has one; "stage1_fixed" uses that of "stage1"."""
 
 
 # Kinds of image
@@ -214,26 +216,24 @@ def overlap_similarity(stack):
     return peaks + peaks.T
 
 
-def near_duplicates(images, thresholds=THRESHOLDS):
+def near_duplicates(images):
     """Find images that show the same place or places side by side.
 
     Parameters
     ----------
     images : sequence of uint8 array (H, W, 3)
         RGB.
-    thresholds : dict
-        Least similarity for each way of `similarities`.
 
     Returns
     -------
     pandas.DataFrame
-        As `similarities`, only the pairs that reach their threshold.
+        As `similarities`, only the pairs that reach one of the `THRESHOLDS`.
     """
-    return _reaching(similarities(images), thresholds)
+    return _reaching(similarities(images))
 
 
-def _reaching(pairs, thresholds=THRESHOLDS):
-    return pairs[pairs["similarity"] >= pairs["how"].map(thresholds)].reset_index(drop=True)
+def _reaching(pairs):
+    return pairs[pairs["similarity"] >= pairs["how"].map(THRESHOLDS)].reset_index(drop=True)
 
 
 def groups(count, pairs):
@@ -296,7 +296,8 @@ def divide(kinds, groups, folds=FOLDS, seed=0):
     Returns
     -------
     list of str
-        One of `data.SPLITS` for each image.
+        One of `data.SPLITS` for each image. scikit-learn before 1.8 shuffles otherwise
+        (https://github.com/scikit-learn/scikit-learn/pull/32540) and puts other groups on each side.
     """
     table = pd.DataFrame({"kind": kinds, "group": groups})
     split = np.full(len(table), "train", dtype=object)
@@ -379,7 +380,8 @@ def write_table(name, path):
     else:
         kinds, pairs = None, near_duplicates([record.image for record in records])
     table = make_table(records, pairs, kinds)
-    _write(path, table.to_csv(index=False, lineterminator="\n"))
+    with written_whole(path) as aside:
+        table.to_csv(aside, index=False, lineterminator="\n")
     return table
 
 
@@ -389,7 +391,7 @@ def check_table(name, path):
     Parameters
     ----------
     name : str
-        One of `data.NAMES`.
+        One of `LISTS`.
     path : path-like
         The CSV file, as from `write_table`.
 
@@ -428,14 +430,6 @@ def check_table(name, path):
     }
 
 
-def _write(path, text):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    aside.write_text(text)
-    aside.replace(path)
-
-
 def main(argv=None):
     """Write the lists of ids of the data sets that are there, or check them; see `--help`.
 
@@ -445,20 +439,21 @@ def main(argv=None):
         Exit status: 1 if `--check` finds a near-duplicate that crosses, else 0.
     """
     parser = argparse.ArgumentParser(prog="python -m nuclei_utils.splits", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=["sample", "stage1"], help="sample, stage1 (default: both)")
+    parser.add_argument("names", nargs="*", default=[*LISTS], help="sample, stage1 (default: both)")
     parser.add_argument("--folder", type=Path, default=Path("data/splits"), help="where the lists are (%(default)s)")
     parser.add_argument("--check", type=Path, metavar="JSON", help="write no list; measure, and write the numbers here")
     arguments = parser.parse_args(argv)
-    paths = {
-        name: arguments.folder / f"{'sample' if name == 'sample' else 'stage1_train'}.csv" for name in arguments.names
-    }
+    if unknown := [name for name in arguments.names if name not in LISTS]:
+        parser.error(f"there is no list of {', '.join(unknown)}: choose from {', '.join(LISTS)}")
+    paths = {name: arguments.folder / LISTS[name] for name in arguments.names}
     if arguments.check is None:
         for name, path in paths.items():
             table = write_table(name, path)
             print(f"{path}\n{pd.crosstab(table['kind'], table['split'])[list(data.SPLITS)]}")
         return 0
     results = [check_table(name, path) for name, path in paths.items()]
-    _write(arguments.check, json.dumps(results, indent=1) + "\n")
+    with written_whole(arguments.check) as aside:
+        aside.write_text(json.dumps(results, indent=1) + "\n")
     for result in results:
         print(json.dumps(result, indent=1))
     return int(any(result["near_duplicates_crossing"] for result in results))

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage as ndi
 
+from nuclei_utils.files import written_whole
+
 # How many images of each kind the sample has: mostly fluorescence, as in the 2018 Data Science Bowl.
 COUNTS = {
     "fluorescence_small": 14,
@@ -445,15 +447,13 @@ def write_sample(path, seed=0):
         for number, mask in enumerate(masks):
             name = hashlib.sha256(f"{row['id']} {number}".encode()).hexdigest()
             members[f"{row['id']}/masks/{name}.png"] = _png(mask.astype(np.uint8) * 255)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(aside, "w") as archive:
+    with written_whole(path) as aside, zipfile.ZipFile(aside, "w") as archive:
         for name in sorted(members):
             entry = zipfile.ZipInfo(name, date_time=(2018, 1, 1, 0, 0, 0))
             # Fixed here, because they would tell the operating system and the file's rights.
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, members[name])
-    return aside.replace(path)
+    return path
 
 
 if __name__ == "__main__":

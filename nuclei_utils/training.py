@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Profile:
     images : int
         Most images that are used, of each split.
     crops : int
-        Least number of crops in an epoch: a set of few images is gone through several times.
+        Least number of crops of each kind of image in an epoch (`pipeline.training_batches`).
     """
 
     name: str
@@ -35,9 +36,9 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", epochs=2, images=8, crops=8),  # tests: seconds per notebook
-    "laptop": Profile("laptop", epochs=20, images=10_000, crops=160),  # two cores, half an hour on the real data
-    "full": Profile("full", epochs=100, images=10_000, crops=160),  # the published results
+    "smoke": Profile("smoke", epochs=2, images=8, crops=1),  # tests: seconds per notebook
+    "laptop": Profile("laptop", epochs=18, images=10_000, crops=48),  # two cores, half an hour on the real data
+    "full": Profile("full", epochs=100, images=10_000, crops=48),  # the published results
 }
 
 
@@ -49,7 +50,7 @@ def profile():
     ValueError
         If it names none of `PROFILES`.
     """
-    name = os.environ.get("NUCLEI_PROFILE", "laptop")
+    name = os.environ.get("NUCLEI_PROFILE") or "laptop"
     if name not in PROFILES:
         raise ValueError(f"NUCLEI_PROFILE is {name!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
@@ -125,7 +126,7 @@ def callbacks(folder, patience=10, best=None):
         keras.callbacks.EarlyStopping(patience=patience, **watch),
         keras.callbacks.CSVLogger(folder / "history.csv", append=True),
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        keras.callbacks.BackupAndRestore(folder / "backup"),
+        keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True),
     ]
 
 
@@ -155,23 +156,50 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
         With the weights of the best epoch.
     history : pandas.DataFrame
         One row per epoch, of all parts of a training that was broken off.
+
+    Raises
+    ------
+    ValueError
+        If the backup of a training that was broken off is of another network.
     """
     folder = Path(folder)
     log = folder / "history.csv"
     resumed = (folder / "backup").is_dir() and log.is_file()
     folder.mkdir(parents=True, exist_ok=True)
-    if not resumed:
+    best = None
+    if resumed:
+        best = _best_so_far(model, folder)
+    else:
         for name in ("history.csv", "best.keras"):
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "backup"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    best = read_history(folder)["val_dice"].max() if resumed else None
     watchers = [*callbacks(folder, patience, best), *extra]
-    # the pipeline shuffles, so Keras need not
-    model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, shuffle=False, verbose=verbose)
+    try:
+        # the pipeline shuffles, so Keras need not
+        model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, shuffle=False, verbose=verbose)
+    finally:
+        model._initial_epoch = None  # set by BackupAndRestore; Keras keeps it, and would start the next training there
     # the best epoch may lie before a break, which EarlyStopping's own memory does not reach
     model.load_weights(folder / "best.keras")
     return model, read_history(folder)
+
+
+def _best_so_far(model, folder):
+    """Return the best `val_dice` of a training that was broken off, None if its model is lost; say that it goes on."""
+    backup, history = folder / "backup", read_history(folder)
+    try:
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(backup / "latest.weights.h5")
+    except ValueError as error:
+        raise ValueError(
+            f"{backup} was left by a training of another network that was broken off, and does not fit this one: "
+            "delete it to start anew"
+        ) from error
+    except OSError:  # BackupAndRestore will see it as well, and take the backup before it
+        print(f"the newest backup in {backup} was cut short by the kill: going back to the one before")
+    print(f"going on after epoch {len(history)} of the training that was broken off in {folder}")
+    return history["val_dice"].max() if zipfile.is_zipfile(folder / "best.keras") else None
 
 
 def read_history(folder):

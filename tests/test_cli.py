@@ -41,6 +41,24 @@ def test_data_passes_its_options_on_and_prints_what_is_where(fetched, capsys):
     assert "already there" in lines[1]
 
 
+@pytest.mark.usefixtures("fetched")
+def test_data_in_another_place_says_how_to_use_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path / "home"))
+    place = tmp_path / "a disk" / "dsb2018"
+    cli.main(["data", "--dest", str(place)])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        f"to use these images:  export NUCLEI_HOME='{tmp_path / 'a disk'}'"
+    ]
+    cli.main(["data", "--dest", str(place.with_name("dsb"))])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        f"the course looks for a folder named dsb2018: rename {place.with_name('dsb')} to {place}",
+        f"to use these images:  export NUCLEI_HOME='{tmp_path / 'a disk'}'",
+    ]
+    for words in ([], ["--dest", str(tmp_path / "home" / "dsb2018")]):
+        cli.main(["data", *words])
+        assert len(capsys.readouterr().out.splitlines()) == 2, "there they are found without more ado"
+
+
 @pytest.mark.parametrize("error", [data.DataError("x.zip: broken"), OSError("x.zip: broken")])
 def test_an_expected_failure_is_one_line_on_stderr(error, monkeypatch, capsys):
     monkeypatch.setattr(download, "fetch", fail(error))
@@ -80,7 +98,14 @@ def test_wrong_usage(words, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "expected"), [(["--help"], "COMMAND --help"), (["data", "--help"], "examples:")])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--help"], "COMMAND --help"),
+        (["data", "--help"], "examples:"),
+        (["data", "--help"], "export NUCLEI_HOME=/big/disk"),
+    ],
+)
 def test_help_teaches(words, expected, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(words)

@@ -498,11 +498,16 @@ def test_unknown_names_and_missing_data_say_what_to_do(monkeypatch, tmp_path):
 
 
 def test_package_works_alone_in_an_empty_folder(tmp_path):
-    """As installed: no repository around it, its files in `assets`, and the data go to `./data`."""
+    """As installed: no repository around it, its files in `assets`, and the data go to `./data`.
+
+    A `pyproject.toml` beside it is another project's, which has a copy of the package.
+    """
     package = tmp_path / "site" / "nuclei_utils"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "data.py", "labels.py"):
+    for name in ("__init__.py", "data.py", "files.py", "labels.py"):
         shutil.copy(Path(data.__file__).with_name(name), package)
+    (tmp_path / "site" / "pyproject.toml").touch()
+    (tmp_path / "site" / "data").mkdir()
     shutil.copytree(ARCHIVE.parent / "splits", package / "assets" / "splits")
     shutil.copy(ARCHIVE, package / "assets")
     (tmp_path / "work").mkdir()
@@ -561,6 +566,7 @@ def test_newer_sample_gets_a_folder_of_its_own(small_archive):
         file.writestr("a2/images/a2.png", b"image")
     assert data.folder("sample") != old
     assert len(list(data.folder("sample").iterdir())) == 2
+    assert not old.exists(), "what nothing reads any more is cleared away"
 
 
 def test_interrupted_unpacking_leaves_nothing_that_looks_whole(small_archive, tmp_path, monkeypatch):
@@ -724,6 +730,41 @@ def test_cache_is_used_the_second_time_and_made_anew_after_a_change(real, merges
     assert len(list((real / "cache").iterdir())) == 1, "caches of earlier states are cleared away"
 
 
+def test_state_changes_with_any_image_or_mask_and_with_nothing_else(real):
+    train, fixes = real / "dsb2018" / "stage1_train", real / "dsb2018" / "stage1_train_fixes"
+    stage1, fixed = data.state("stage1"), data.state("stage1_fixed")
+    assert stage1 != fixed
+    data.load("stage1")
+    assert data.state("stage1") == stage1
+    pillow(square(9, 9, 14, 14))(fixes / "b" / "masks" / "only.png")
+    os.utime(fixes / "b" / "masks" / "only.png", ns=(0, 0))
+    assert data.state("stage1") == stage1
+    assert data.state("stage1_fixed") != fixed
+    os.utime(train / "a" / "images" / "a.png", ns=(0, 0))
+    assert data.state("stage1") != stage1
+    shutil.rmtree(train / "a" / "images")
+    with pytest.raises(data.DataError, match=r"images is missing: expected"):
+        data.state("stage1")
+
+
+def test_masks_folders_prefer_the_corrected_ones(real):
+    train, fixes = real / "dsb2018" / "stage1_train", real / "dsb2018" / "stage1_train_fixes"
+    assert data.masks_folders("stage1") == {image_id: train / image_id / "masks" for image_id in "abc"}
+    assert data.masks_folders("stage1_fixed") == {"a": train / "a" / "masks", "b": fixes / "b" / "masks"}
+    assert data.folder("stage1_fixed") == data.folder("stage1") == train
+
+
+def test_a_split_reads_only_its_own_label_maps(real, monkeypatch):
+    data.load("stage1")
+    read, asked = np.lib.npyio.NpzFile.__getitem__, []
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda file, key: asked.append(key) or read(file, key))
+    assert [record.id for record in data.load("stage1", "validation")] == ["b"]
+    assert set(asked) & {"a", "b", "c"} == {"b"}
+    asked.clear()
+    assert len(data.problems("stage1")) == 3
+    assert not set(asked) & {"a", "b", "c"}
+
+
 def test_caches_of_two_data_sets_live_side_by_side(real, merges):
     for _ in range(2):
         data.load("stage1")
@@ -749,7 +790,7 @@ def test_interrupted_cache_leaves_nothing_that_looks_whole(real, merges, monkeyp
         patch.setattr(data.np, "savez_compressed", interrupted)
         with pytest.raises(KeyboardInterrupt):
             data.load("stage1")
-    assert not list((real / "cache").glob("stage1-*")), "only a hidden file beside it"
+    assert not list((real / "cache").iterdir())
     assert [record.labels.max() for record in data.load("stage1")] == [2, 2, 2]
     assert len(merges) == 6
 

@@ -141,6 +141,16 @@ def test_a_missing_archive_is_named_with_its_folder_before_any_work(source, dest
         download.fetch(source / "nowhere", dest)
 
 
+def test_missing_fixes_say_how_to_do_without(source, dest):
+    (source / f"{FIXES}.zip").unlink()
+    with pytest.raises(
+        data.DataError, match=r"lacks stage1_train_fixes\.zip; .*, or leave out --fixes \(make: FIXES=0"
+    ):
+        download.fetch(source, dest, fixes=True)
+    assert not dest.exists()
+    assert len(download.fetch(source, dest)) == 2
+
+
 # Verification
 
 
@@ -307,6 +317,8 @@ class Handler(SimpleHTTPRequestHandler):
                 content = file.read()
         except OSError:
             return self.send_error(404)
+        if server.answers:
+            return self.send_error(server.answers.pop(0))
         start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if self.headers["Range"] else 0
         if server.ranges and start >= len(content) > 0:
             self.send_response(416)
@@ -331,14 +343,14 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(source):
-    """Return a server of the source folder; `ranges`, `breaks` and `requests` are its knobs and its log."""
+    """Return a server of the source folder; `ranges`, `breaks` and `answers` are its knobs, `requests` its log."""
 
     class Server(ThreadingHTTPServer):
         ranges, breaks, requests = True, 0, []
         url = property(lambda self: f"http://127.0.0.1:{self.server_port}/")
 
     server = Server(("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=source))
-    server.requests = []
+    server.requests, server.answers = [], []
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
     server.shutdown()
@@ -399,6 +411,28 @@ def test_a_missing_file_on_the_server(server, source, dest):
     with pytest.raises(data.DataError, match=r"stage1_train\.zip: the server answers 404"):
         download.fetch(server.url, dest)
     assert len(server.requests) == 1
+
+
+def test_missing_fixes_on_the_server_say_how_to_do_without(server, source, dest):
+    (source / f"{FIXES}.zip").unlink()
+    with pytest.raises(data.DataError, match=r"answers 404; check the address, or leave out --fixes \(make: FIXES=0\)"):
+        download.fetch(server.url, dest, fixes=True)
+    assert len(download.fetch(server.url, dest)) == 2
+
+
+def test_a_busy_server_is_asked_again(server, source, tmp_path):
+    server.answers = [503, 429]
+    download.download(f"{server.url}{TRAIN}.zip", tmp_path / "x.zip")
+    assert (tmp_path / "x.zip").read_bytes() == (source / f"{TRAIN}.zip").read_bytes()
+
+
+def test_a_server_that_stays_busy_is_not_called_a_wrong_address(server, dest):
+    server.answers = [500, 502, 503]
+    with pytest.raises(
+        data.DataError, match=r"stage1_train\.zip: the server answers 503; nothing arrived; run the same"
+    ):
+        download.fetch(server.url, dest)
+    assert len(server.requests) == 3
 
 
 def test_no_server(source, dest):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
 from nuclei_utils import exercises
@@ -28,13 +29,26 @@ def test_missing_answer_is_waited_for(capsys, value):
     assert capsys.readouterr().out.startswith("Not done yet")
 
 
+@pytest.mark.parametrize("expected", [0.5, "half", np.ones(2), (1, 2), lambda result: list(result) == []])
+def test_answer_that_returns_nothing_in_a_later_case_is_wrong(expected):
+    def answer(number):
+        if number == 1:
+            return 1
+
+    with pytest.raises(AssertionError, match=r"answer\(2\) gave None.* Hint: two"):
+        exercises.check(answer, ((1,), 1, "one"), ((2,), expected, "two"))
+
+
 def test_wrong_answer_is_explained():
     def share(labels):
         return (labels == 1).mean()
 
     with pytest.raises(AssertionError) as caught:
         exercises.check(share, *CASES)
-    assert str(caught.value) == "share([[0, 1], [0, 2]]) gave 0.25, expected 0.5. Hint: every label counts, not only 1"
+    assert (
+        str(caught.value)
+        == "share(array([[0, 1], [0, 2]])) gave 0.25, expected 0.5. Hint: every label counts, not only 1"
+    )
 
 
 def test_error_in_the_answer_says_in_which_call():
@@ -44,7 +58,7 @@ def test_error_in_the_answer_says_in_which_call():
     with pytest.raises(TypeError) as caught:
         exercises.check(share, *CASES)
     (note,) = caught.value.__notes__
-    assert note == "This happened in share([[0, 0], [0, 0]]). Hint: an empty image has no foreground"
+    assert note == "This happened in share(array([[0, 0], [0, 0]])). Hint: an empty image has no foreground"
 
 
 @pytest.mark.parametrize(
@@ -55,13 +69,25 @@ def test_error_in_the_answer_says_in_which_call():
         (2, 3, False),
         (True, True, True),
         ("disc", "disc", True),
-        (np.array([1, 2]), [1, 2], False),  # an array where several values are asked for
+        (np.array([1, 2]), (1, 2), True),  # right in another container
+        (np.array([1.0, 2.0]), [1, 2], True),
+        ([256, 320], (256, 320), True),
+        ((1, 2), np.array([1, 2]), True),
+        (pd.Series(["x", "y"]), ["x", "y"], True),
+        (np.array([]), [], True),
+        (np.array([1, 3]), (1, 2), False),
+        (np.array([1, 2, 3]), (1, 2), False),
+        (np.array([[1, 2]]), (1, 2), False),
+        ("xy", ["x", "y"], False),
+        ([[1], [1, 2]], np.ones(2), False),  # no array can be made of it
+        ("0.5", 0.5, False),
         ((1, np.ones(2)), (1, np.ones(2)), True),
         ((1,), (1, 2), False),
         (np.ones((2, 1)), np.ones((2,)), False),
         (np.array([np.nan, 1.0]), np.array([np.nan, 1.0]), True),
         (4, lambda result: result % 2 == 0, True),
         (5, lambda result: result % 2 == 0, False),
+        ("even", lambda result: result / 2 == 1, False),
     ],
 )
 def test_agreement(result, expected, agree):
@@ -75,9 +101,22 @@ def test_agreement(result, expected, agree):
             exercises.check(answer, ((), expected, "a hint"))
 
 
-def test_large_arrays_are_shown_by_their_shape():
-    with pytest.raises(AssertionError, match=r"<lambda>\(<array \(64, 64\), uint8, 0 to 0>\) gave 1, expected 0"):
-        exercises.check(lambda image: 1, ((np.zeros((64, 64), np.uint8),), 0, "black"))
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.array([256, 320]), "array([256, 320])"),
+        ([256, 320], "[256, 320]"),
+        ((np.int64(256), 320), "(256, 320)"),
+        ((np.array([1]), "one"), "(array([1]), 'one')"),
+        (np.array(["x", "y"] * 9), "array(" + str(["x", "y"] * 9) + ")"),
+        (("one",), "('one',)"),
+        ([np.zeros((64, 64), np.uint8)], "[<array (64, 64), uint8, 0 to 0>]"),
+    ],
+)
+def test_values_are_shown_in_their_container(value, text):
+    with pytest.raises(AssertionError) as caught:
+        exercises.check(lambda _: value, ((value,), "something else", "none"))
+    assert str(caught.value) == f"<lambda>({text}) gave {text}, expected 'something else'. Hint: none"
 
 
 def cells(path, tag):

@@ -87,6 +87,17 @@ def test_another_split_is_prepared_anew(monkeypatch):
     assert pipeline._prepared_folder("sample") != before
 
 
+def test_changed_masks_are_prepared_anew_and_what_was_prepared_before_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    pipeline.read("sample", "test")
+    (before,) = (tmp_path / "tfds").iterdir()
+    os.utime(next(data.folder("sample").glob("*/masks/*.png")), ns=(0, 0))
+    pipeline.read("sample", "test")
+    (after,) = (tmp_path / "tfds").iterdir()
+    assert before != after
+    assert before.name.startswith("sample-")
+
+
 @pytest.mark.parametrize("augment", [True, False])
 @pytest.mark.parametrize("size", [64, 160])
 def test_training_batches(augment, size):
@@ -172,12 +183,25 @@ def test_validation_pads_what_is_too_small():
     assert dice(images[..., :1], masks) > 0.999
 
 
-def test_augmentation_without_strength_leaves_colours_alone():
-    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-    changed, _ = pipeline.augmentation(strength=0)(images, images[..., :1].round())
-    # flipped and rotated about some angle, but no value comes in that was not there, and grey stays grey
-    assert changed.numpy().min() >= images.min() - 1e-5
-    assert changed.numpy().max() <= images.max() + 1e-5
+def test_augmentation_stays_in_range_and_masks_stay_masks():
+    images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+    changed, masks = pipeline.augmentation()(images, images[..., :1].round())
+    assert 0 <= changed.numpy().min() <= changed.numpy().max() <= 1
+    assert set(np.unique(masks)) == {0, 1}
+
+
+def test_rare_kinds_are_gone_through_more_often():
+    rare = discs(2).map(lambda example: {**example, "image": 255 - example["image"], "kind": tf.constant(3, tf.int64)})
+    batches = pipeline.training_batches(discs(6).concatenate(rare), size=96, batch_size=2, augment=False, at_least=5)
+    assert int(batches.cardinality()) == 6  # six of the one kind, three rounds of two of the other
+    crops = np.concatenate([images for images, _ in epoch(batches)])
+    assert len({crop.tobytes() for crop in crops}) > 6, "the same image gives other crops"
+    assert len(epoch(pipeline.training_batches(discs(6).concatenate(rare), size=32, batch_size=2))) == 4
+
+
+def test_examples_without_end_are_refused():
+    with pytest.raises(ValueError, match=r"never end: leave out \.repeat"):
+        pipeline.training_batches(discs(2).repeat())
 
 
 def test_augmentation_treats_each_image_of_a_batch_on_its_own():

@@ -6,6 +6,7 @@ import pytest
 
 from nuclei_utils import models, plots
 from nuclei_utils.data import Record
+from nuclei_utils.labels import touching_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,19 @@ def test_as_uint8_takes_what_the_course_has(image):
     np.testing.assert_array_equal(plots.as_uint8(image / 255), image)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
+def test_as_uint8_of_a_mask_with_a_channel(dtype):
+    mask = np.array([[[0], [1]]], dtype)
+    np.testing.assert_array_equal(plots.as_uint8(mask), plots.as_uint8(mask[..., 0]))
+    assert plots.as_uint8(mask).shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
+def test_as_uint8_does_not_guess_what_integers_mean(labels, dtype):
+    with pytest.raises(ValueError, match=rf"{dtype.__name__} from 0 to 5: .*colour_labels.*data\.read_image"):
+        plots.as_uint8(labels.astype(dtype))
+
+
 def test_overlay_draws_the_border_of_each_nucleus_and_nothing_else(image, labels):
     before = image.copy()
     result = plots.overlay(image, labels, plots.BLUE)
@@ -101,6 +115,27 @@ def test_colour_labels(labels):
     colours = [np.unique(result[labels == number], axis=0) for number in (1, 2, 5)]
     assert [len(colour) for colour in colours] == [1, 1, 1]
     assert len(np.unique(np.concatenate(colours), axis=0)) == 3
+
+
+def test_colour_labels_tells_apart_what_touches():
+    labels = np.random.default_rng(0).permutation(np.arange(1, 401)).reshape(20, 20).repeat(3, axis=0).repeat(3, axis=1)
+    coloured = plots.colour_labels(labels)
+    for one, other in touching_pairs(labels):
+        assert coloured[labels == one][0].tolist() != coloured[labels == other][0].tolist()
+
+
+def test_colour_labels_of_more_neighbours_than_colours():
+    labels = np.column_stack([np.arange(1, 12), np.full(11, 40)])  # 40 comes last and touches eleven others
+    coloured = plots.colour_labels(labels)
+    assert not (coloured[:, 0] == coloured[0, 1]).all(axis=1).any()
+
+
+def test_colour_labels_takes_maps_with_gaps_of_any_integers():
+    labels = np.array([[0, 3, 60000]], np.uint16)
+    (background, one, other) = plots.colour_labels(labels)[0].tolist()
+    assert background == [0, 0, 0]
+    assert one != other
+    assert not plots.colour_labels(np.zeros((2, 2), int)).any()
 
 
 def test_colour_labels_never_paints_a_nucleus_black():
@@ -144,15 +179,26 @@ def test_grid(image):
     np.testing.assert_array_equal(axes[0].images[0].get_array(), image)
 
 
-def test_grid_loses_no_thin_line_where_it_shrinks():
-    large = np.zeros((2000, 2000))
-    large[1001] = 1  # a row that picking every tenth would leave out
-    figure = plots.grid([large], columns=1, size=2)
-    figure.canvas.draw()
-    box = figure.axes[0].get_window_extent()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, 0]
+@pytest.mark.parametrize(
+    ("draw", "index"),
+    [
+        (lambda line: plots.grid([line], columns=1, size=2), 0),
+        (lambda line: plots.show_predictions([line * 0], [line], [line]), 1),
+        (lambda line: plots.show_predictions([line * 0], [line], [line]), 2),
+        (lambda line: plots.show_pairs([line * 0], [line[..., None]], columns=1), 1),
+        (lambda line: plots.show_intensities([line], ["line"], columns=1), 0),
+    ],
+    ids=["grid", "truth", "probability", "pairs", "intensities"],
+)
+def test_no_thin_line_is_lost_where_a_picture_shrinks(draw, index):
+    line = np.zeros((1200, 600))  # shrunk more in height than its width alone tells
+    line[604] = 1  # a row that picking every few would leave out
+    figure = draw(line)
+    axis = drawn(figure)[index]
+    box = axis.get_window_extent()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, 0].astype(int)
     inside = pixels[int(box.y0) + 3 : int(box.y1) - 3, int(box.x0) + 3 : int(box.x1) - 3]
-    assert inside.max() > 10
+    assert np.ptp(inside) > 10
 
 
 def test_show_samples(image, labels):
@@ -227,6 +273,17 @@ def test_show_predictions(image, labels, scores):
     assert [axis.get_xlabel() for axis in axes[:, 3]] == (["", ""] if scores is None else ["Dice 0.25", "Dice 1.00"])
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_title_and_key_keep_clear_of_the_pictures(image, labels, rows):
+    figure = plots.show_predictions([image] * rows, [labels] * rows, [labels > 0] * rows, [1.0] * rows, title="before")
+    axes = np.reshape(drawn(figure), (rows, 4))
+    assert figure.get_suptitle() == "before"
+    title, key = figure._suptitle.get_window_extent(), figure.legends[0].get_window_extent()
+    assert title.y0 > max(axis.title.get_window_extent().y1 for axis in axes[0])
+    assert title.y1 <= figure.bbox.y1
+    assert key.y1 < axes[-1, 3].xaxis.label.get_window_extent().y0
+
+
 def test_show_pairs(image, labels):
     masks = (labels > 0).astype(np.float32)[..., None]
     figure = plots.show_pairs([image / 255] * 3, [masks] * 3, ["a", "b", "c"], columns=2, title="batch")
@@ -235,6 +292,16 @@ def test_show_pairs(image, labels):
     above, below = figure.axes[0], figure.axes[2]
     np.testing.assert_array_equal(above.images[0].get_array(), plots.overlay(image, labels > 0))
     np.testing.assert_array_equal(below.images[0].get_array(), plots.as_uint8(labels > 0))
+    framed = [axis for axis in figure.axes if axis.get_visible() and axis.spines["top"].get_visible()]
+    assert framed == drawn(figure), "a frame around each picture, and none where there is no picture"
+
+
+@pytest.mark.parametrize("titles", [None, ["a", "b"]])
+def test_show_pairs_leaves_no_empty_band_under_the_title(labels, titles):
+    figure = plots.show_pairs([np.zeros((90, 90, 3))] * 2, [np.zeros((90, 90))] * 2, titles, columns=2, title="batch")
+    above = drawn(figure)[0]
+    top = above.get_window_extent().y1 if titles is None else above.title.get_window_extent().y1
+    assert 0 < figure._suptitle.get_window_extent().y0 - top < 0.25 * figure.dpi
 
 
 def test_show_intensities(image):
@@ -250,11 +317,14 @@ def test_show_intensities(image):
 
 
 def test_speeds():
-    figure = plots.speeds({"read": 10.0, "train": 123.4}, title="how fast")
+    figure = plots.speeds({"read": 10.0, "augment": 123.4, "train": 1.26}, title="how fast")
     figure.canvas.draw()
     (axis,) = figure.axes
-    assert [bar.get_width() for bar in axis.patches] == [10.0, 123.4]
-    assert {"read", "train", "10", "123", "images per second", "how fast"} <= set(words(figure))
+    assert axis.get_xscale() == "log"
+    assert [line.get_xdata()[0] for line in axis.lines] == [10.0, 123.4, 1.26]
+    assert {"read", "augment", "train", "10", "123", "1.3", "images per second", "how fast"} <= set(words(figure))
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["read", "augment", "train"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first is on top"
 
 
 def test_falling_loss():
@@ -303,6 +373,17 @@ def test_architecture_is_read_off_the_model():
     assert len(dashed) == 2, "one skip connection for each level"
 
 
-def test_architecture_needs_a_fixed_size():
+def test_architecture_of_an_oblong_image():
+    text = words(plots.architecture(models.unet((32, 64, 3), filters=4, depth=1)))
+    assert [size for size in text if " x " in size] == [
+        "32 x 64\n4 maps",
+        "16 x 32\n8 maps",
+        "32 x 64\n4 maps",
+        "32 x 64\n1 map",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(None, None, 3), (64, None, 3)])
+def test_architecture_needs_a_fixed_size(shape):
     with pytest.raises(ValueError, match="leaves the image size open"):
-        plots.architecture(models.unet(filters=4, depth=1))
+        plots.architecture(models.unet(shape, filters=4, depth=1))

@@ -109,6 +109,35 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path):
     np.testing.assert_allclose(resumed["val_loss"], straight["val_loss"], rtol=1e-3)
 
 
+def test_the_same_model_can_be_trained_again_after_a_break(tmp_path):
+    model = small_model()
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(model, Batches(), Batches(), tmp_path, 4, extra=[PullThePlug(2)], verbose=0)
+    for _ in range(2):  # the first goes on, the second is a new training, which starts at its first epoch
+        _, history = training.fit(model, Batches(), Batches(), tmp_path, epochs=4, verbose=0)
+        assert list(history["epoch"]) == [0, 1, 2, 3]
+
+
+def test_a_backup_of_another_network_is_named(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(small_model(), Batches(), Batches(), tmp_path, 4, extra=[PullThePlug(2)], verbose=0)
+    other = training.compile_model(models.unet((16, 16, 3), filters=6, depth=1), steps=8)
+    with pytest.raises(ValueError, match=r"another network that was broken off.*delete it to start anew") as caught:
+        training.fit(other, Batches(), Batches(), tmp_path, 4, verbose=0)
+    assert str(tmp_path / "backup") in str(caught.value)
+    training.fit(small_model(), Batches(), Batches(), tmp_path, 4, verbose=0)
+    assert f"going on after epoch 2 of the training that was broken off in {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_damaged_best_model_is_replaced(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(small_model(), Batches(), Batches(), tmp_path, 4, extra=[PullThePlug(2)], verbose=0)
+    best = tmp_path / "best.keras"
+    best.write_bytes(best.read_bytes()[:1000])  # killed while it was written
+    model, _ = training.fit(small_model(), Batches(), Batches(), tmp_path, 4, verbose=0)
+    assert keras.models.load_model(best).count_params() == model.count_params()
+
+
 def test_the_best_epoch_before_a_break_is_not_overwritten(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         training.fit(small_model(), Batches(), Batches(), tmp_path, 6, extra=[PullThePlug(4)], verbose=0)

@@ -17,6 +17,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
+from nuclei_utils.files import written_whole
 from tools.setup_cell import ROOT, notebooks, write
 
 OUT = ROOT / "build" / "course"
@@ -88,9 +89,8 @@ def page(notebook, path):
     resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
     body, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, resources=resources)
     body = NOTEBOOK_LINK.sub(r'href="\1.html\2"', body)
-    aside = path.with_suffix(".part")
-    aside.write_text(body, encoding="utf-8")
-    aside.replace(path)
+    with written_whole(path) as aside:
+        aside.write_text(body, encoding="utf-8")
 
 
 def run(path, in_place=False):

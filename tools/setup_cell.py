@@ -11,6 +11,8 @@ from pathlib import Path
 
 import nbformat
 
+from nuclei_utils.files import written_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = ["setup", "nbval-ignore-output"]  # versions and device differ from machine to machine
 COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/[^\s)\"'>]+\.ipynb")
@@ -93,10 +95,9 @@ def main():
 
 
 def write(notebook, path):
-    """Write a notebook aside, then move it to its place, so that no half-written one is ever there."""
-    aside = path.with_suffix(".part")
-    nbformat.write(notebook, aside)
-    aside.replace(path)
+    """Write a notebook, so that no half-written one is ever there."""
+    with written_whole(path) as aside:
+        nbformat.write(notebook, aside)
 
 
 if __name__ == "__main__":
