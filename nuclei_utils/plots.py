@@ -137,7 +137,7 @@ def error_map(mask, predicted):
     return picture
 
 
-def zoom(image, labels, number, size=64):
+def zoom(image, labels, number, size=64, colour=ORANGE):
     """Cut out one nucleus with what lies around it, its outline drawn.
 
     Parameters
@@ -149,6 +149,8 @@ def zoom(image, labels, number, size=64):
         The nucleus's label.
     size : int
         Least height and width of the cut-out, pixels; less only where the image is smaller.
+    colour : str
+        Of the outline.
 
     Returns
     -------
@@ -168,7 +170,7 @@ def zoom(image, labels, number, size=64):
         extent = min(max(size, hits[-1] - hits[0] + 9), length)  # 4 pixels around a nucleus larger than the window
         start = np.clip((hits[0] + hits[-1] + 1 - extent) // 2, 0, length - extent)
         window.append(slice(start, start + extent))
-    return overlay(image, mask)[tuple(window)]
+    return overlay(image, mask, colour)[tuple(window)]
 
 
 # Figures
@@ -427,24 +429,23 @@ def show_pairs(images, masks, titles=None, columns=5, size=1.3, title=None):
     -------
     matplotlib.figure.Figure
     """
+    gap, head, line = 0.05, 0.35 if title else 0, 0.25 if titles is not None else 0  # inches
     rows = -(-len(images) // columns)
-    height = rows * (2 * size + (0.3 if titles is not None else 0.05)) + (0.3 if title else 0)
-    figure, axes = plt.subplots(2 * rows, columns, figsize=(columns * size, height), squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set(color="grey", linewidth=0.8)  # a white mask would run into the white page
-        axis.set_visible(False)
+    width, height = columns * size, head + rows * (line + 2 * size)
+    figure = plt.figure(figsize=(width, height))
     for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
         row, column = divmod(index, columns)
         mask = np.asarray(mask).reshape(np.shape(image)[:2]) > 0
-        above, below = axes[2 * row, column], axes[2 * row + 1, column]
-        for axis, picture in ((above, overlay(image, mask)), (below, as_uint8(mask))):
+        top = height - head - row * (line + 2 * size) - line
+        for bottom, picture in ((top - size, overlay(image, mask)), (top - 2 * size, as_uint8(mask))):
+            place = (column * size + gap / 2, bottom + gap / 2, size - gap, size - gap)
+            axis = figure.add_axes(np.array(place) / (width, height, width, height))
             _draw(axis, picture, size)
-            axis.set_visible(True)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(color="grey", linewidth=0.8)  # a white mask would run into the white page
         if titles is not None:
-            above.set_title(titles[index], fontsize=10)
+            figure.axes[-2].set_title(titles[index], fontsize=10)
     _head(figure, title)
-    figure.tight_layout(h_pad=0.4, w_pad=0.4)
     return figure
 
 

@@ -44,4 +44,4 @@ def test_readme_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # what it does, with less of it
     exec(code.replace("20", "1").replace("at_least=32", "at_least=1").replace("filters=16", "filters=2"), {})
-    assert "mean_dice" in capsys.readouterr().out
+    assert "fluorescence_small" in capsys.readouterr().out

@@ -30,7 +30,9 @@ class Batches(keras.utils.PyDataset):
 
 def small_model(steps=20, learning_rate=1e-2):
     keras.utils.set_random_seed(0)
-    return training.compile_model(models.unet((16, 16, 3), filters=4, depth=1), steps, learning_rate)
+    model = training.compile_model(models.unet((16, 16, 3), filters=4, depth=1), steps, learning_rate)
+    model.run_eagerly = True  # for a few tiny batches, compiling would take longer than training
+    return model
 
 
 def test_profile_from_the_environment(monkeypatch):
