@@ -9,12 +9,13 @@ import numpy as np
 
 from benchmarks.results import FOLDER
 
+RUNS = "unet_one_crop_per_image_stage1_fixed_seed*.json"
 COLUMNS = {"dice": "Dice", "iou": "IoU", "accuracy": "accuracy", "auc": "AUC", "mean_dice": "Dice, mean over images"}
 
 
 def unet_from_scratch(splits=("validation", "test")):
     """Return the scores of notebook 03's U-Net on the real images as a Markdown table, mean ± spread over seeds."""
-    files = sorted(FOLDER.glob("unet_from_scratch_stage1_fixed_laptop_*.json"))
+    files = sorted(FOLDER.glob(RUNS))
     if not files:
         raise FileNotFoundError(
             f"no results in {FOLDER}: run `python -m benchmarks.unet_from_scratch` on the real data"

@@ -63,6 +63,17 @@ def pipeline_seconds(augment):
     return (time.perf_counter() - start) / count
 
 
+def laptop_minutes(model, step_seconds):
+    """Return how long the `laptop` profile takes on the data: its steps, and validation after each epoch."""
+    profile = training.PROFILES["laptop"]
+    train = pipeline.training_batches(pipeline.read(split="train"), SIZE, BATCH, at_least=profile.crops)
+    validation = pipeline.validation_batches(pipeline.read(split="validation"), SIZE, BATCH)
+    for _ in range(2):  # the first compiles, and fills the cache
+        start = time.perf_counter()
+        model.evaluate(validation, verbose=0)
+    return profile.epochs * (len(train) * step_seconds + time.perf_counter() - start) / 60
+
+
 def main():
     """Time, and write what came out."""
     keras.utils.set_random_seed(0)
@@ -94,6 +105,8 @@ def main():
         "pipeline_ms_per_image": {name: round(1000 * value, 2) for name, value in pipelines.items()},
         "step_ms_per_image": round(1000 * step_seconds, 1),
         "step_ms_per_image_xla": round(1000 * seconds["training step, XLA"] / BATCH, 1),
+        # step by step, on a machine that does nothing else
+        "laptop_profile_minutes": round(laptop_minutes(model, seconds["training step"]), 1),
         "xla_over_plain": round(seconds["training step, XLA"] / seconds["training step"], 2),
         "pipeline_over_step": round(pipelines["augmented"] / step_seconds, 3),
         # what Python and Keras take for a step, whatever the network computes
