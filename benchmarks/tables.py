@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.results import FOLDER
 
-RUNS = "unet_one_crop_per_image_stage1_fixed_seed*.json"
+RUNS = "unet_from_scratch_stage1_fixed_laptop_seed*.json"
 COLUMNS = {"dice": "Dice", "iou": "IoU", "accuracy": "accuracy", "auc": "AUC", "mean_dice": "Dice, mean over images"}
 
 
