@@ -34,7 +34,8 @@ def read(name=None, split="train"):
         Of dictionaries `image` uint8 (H, W, 3), `labels` uint16 (H, W, 1), `id` and `kind`, sizes as they are.
     """
     name = name or data.current()
-    builder = tfds.builder(f"dsb2018/{name}", data_dir=_prepared_folder(name))
+    place = _prepared_folder(name)  # once: it looks at every file of the data set
+    builder = tfds.builder(f"dsb2018/{name}", data_dir=place)
     if not builder.data_path.exists():
         print(f"preparing {name} for TensorFlow Datasets, once", file=sys.stderr)
         tfds.disable_progress_bar()
@@ -42,8 +43,8 @@ def read(name=None, split="train"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints where on this machine the files are
                 builder.download_and_prepare()
         except FileExistsError:  # another notebook was quicker, and its copy is as good
-            builder = tfds.builder(f"dsb2018/{name}", data_dir=_prepared_folder(name))
-        remove_older(_prepared_folder(name))
+            builder = tfds.builder(f"dsb2018/{name}", data_dir=place)
+        remove_older(place)
     return builder.as_dataset(split=split, shuffle_files=False)
 
 
