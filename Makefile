@@ -4,12 +4,14 @@ PYTHON ?= python3
 BIN    := .venv/bin
 # FIXES=0 leaves the labels of the real data as they were published.
 FIXES  ?= 1
+# Seeds of the benchmark's trainings.
+SEEDS  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab course data test outputs sync clean
+.PHONY: help setup lab course data test outputs benchmark sync clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed ## make .venv and install the package with everything the course needs
 
@@ -44,6 +46,12 @@ test: ## everything that must pass: ruff, unit tests, every notebook cell by cel
 outputs: setup ## execute the notebooks on the sample and keep the outputs in place, ready to commit (ARGS=notebooks/03*.ipynb)
 	NUCLEI_DATA=sample $(BIN)/python -m tools.course --in-place $(ARGS)
 	$(BIN)/python -m tools.picture
+
+benchmark: setup ## train and score all networks on the real data; can be stopped and goes on (SEEDS="0 1 2"; hours)
+	NUCLEI_DATA=stage1_fixed $(BIN)/python -m benchmarks.networks --seeds $(SEEDS)
+	NUCLEI_DATA=stage1_fixed $(BIN)/python -m benchmarks.transfer --seeds $(SEEDS)
+	NUCLEI_DATA=stage1_fixed $(BIN)/python -m benchmarks.tuning
+	$(BIN)/python -m benchmarks.tables --write
 
 sync: setup ## write the setup cell and the Colab links into every notebook (after a change of address in pyproject.toml)
 	$(BIN)/python -m tools.setup_cell

@@ -1,44 +1,169 @@
 """Turn the files of results into the tables that the README and the notebooks quote: `python -m benchmarks.tables`.
 
-A test compares the tables in the text with what this prints, so that no figure is typed in by hand.
+`python -m benchmarks.tables --write` puts them into the texts, between the marks `<!-- table NAME -->` and
+`<!-- end -->`. A test compares the tables in the texts with what this prints, so that no figure is typed in by hand.
 """
 
+import argparse
 import json
+import re
+import sys
 
+import nbformat
 import numpy as np
 
 from benchmarks.results import FOLDER
+from nuclei_utils import data, evaluation, recipes
+from nuclei_utils.files import written_whole
 
-RUNS = "unet_from_scratch_stage1_fixed_laptop_seed*.json"
-COLUMNS = {"dice": "Dice", "iou": "IoU", "accuracy": "accuracy", "auc": "AUC", "mean_dice": "Dice, mean over images"}
+ROOT = FOLDER.parent.parent
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+MARKED = re.compile(r"(<!-- table (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+SCORES = {
+    "dice": "Dice (F1)",
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "mean_dice": "Dice, mean over images",
+}
+NETWORKS = "networks_stage1_fixed_laptop"
 
 
-def unet_from_scratch(splits=("validation", "test")):
-    """Return the scores of notebook 03's U-Net on the real images as a Markdown table, mean ± spread over seeds."""
-    files = sorted(FOLDER.glob(RUNS))
-    if not files:
-        raise FileNotFoundError(
-            f"no results in {FOLDER}: run `python -m benchmarks.unet_from_scratch` on the real data"
-        )
-    runs = [json.loads(path.read_text()) for path in files]
-    lines = [
-        f"| split | kind of image | images | {' | '.join(COLUMNS.values())} |",
-        "|---|---|" + "---:|" * (1 + len(COLUMNS)),
+def read(name):
+    """Read a file of results."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def markdown(heads, rows, text=1):
+    """Lay out a table in Markdown; the first `text` columns are words, the others numbers."""
+    lines = [heads, ["---"] * text + ["---:"] * (len(heads) - text), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines).replace("---: |", "---:|")
+
+
+def figure(values, digits=3):
+    """Write the mean over seeds, and their spread where there are several."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def seeds_of(network):
+    """Return the runs of a network, one for each seed."""
+    return [run for run in read(NETWORKS)["runs"].values() if run["network"] == network]
+
+
+def networks():
+    """Compare the three networks on the test images."""
+    rows = []
+    for name, title in recipes.TITLES.items():
+        runs = seeds_of(name)
+        scores = [figure([run["test"]["kinds"]["all"][column] for run in runs]) for column in SCORES]
+        low, high = evaluation.bootstrap_interval(np.mean([run["test"]["dice"] for run in runs], axis=0))
+        cost = runs[0]["cost"]
+        rows.append([title, *scores, f"{low:.3f} to {high:.3f}", f"{cost['parameters'] / 1e6:.1f} M", len(runs)])
+    return markdown(["network", *SCORES.values(), "95 % interval of that mean", "parameters", "seeds"], rows)
+
+
+def kinds():
+    """Compare the three networks on each kind of test image."""
+    tables = {name: [run["test"]["kinds"] for run in seeds_of(name)] for name in recipes.TITLES}
+    rows = [
+        [kind.replace("_", " "), tables["unet"][0][kind]["images"]]
+        + [figure([table[kind]["dice"] for table in tables[name]]) for name in recipes.TITLES]
+        for kind in [*data.KINDS, "all"]
     ]
-    for split in splits:
-        for kind, row in runs[0][split].items():
-            values = [[run[split][kind][column] for run in runs] for column in COLUMNS]
-            cells = [kind.replace("_", " "), str(row["images"]), *map(_cell, values)]
-            if kind == "all":
-                cells = [f"**{cell}**" for cell in cells]
-            lines.append(f"| {split} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(["kind of image", "images", *recipes.TITLES.values()], rows)
 
 
-def _cell(values):
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
+def unet():
+    """Show the scores of the U-Net on validation and test images, by kind."""
+    rows = []
+    for split in ("validation", "test"):
+        tables = [run[split]["kinds"] for run in seeds_of("unet")]
+        for kind, row in tables[0].items():
+            scores = [figure([table[kind][column] for table in tables]) for column in SCORES]
+            cells = [kind.replace("_", " "), row["images"], *scores]
+            rows.append([split, *(f"**{cell}**" if kind == "all" else cell for cell in cells)])
+    return markdown(["split", "kind of image", "images", *SCORES.values()], rows, text=2)
+
+
+def pruned():
+    """Show what each way to use the U-Net++ scores and costs."""
+    runs = seeds_of("unet_plus_plus")
+    ways = {"accurate mode (mean of all depths)": runs}
+    for depth in range(len(runs[0]["fast"])):
+        ways[f"fast mode, depth {depth + 1}"] = [run["fast"][depth] for run in runs]
+    ways["U-Net"] = seeds_of("unet")
+    rows = [
+        [
+            title,
+            *(figure([one["test"]["kinds"]["all"][column] for one in some]) for column in ("dice", "mean_dice")),
+            f"{some[0]['cost']['parameters'] / 1e6:.2f} M",
+            f"{some[0]['cost']['megabytes']:.1f}",
+            f"{np.mean([one['cost']['milliseconds'] for one in some]):.0f}",
+        ]
+        for title, some in ways.items()
+    ]
+    return markdown(
+        ["network", SCORES["dice"], SCORES["mean_dice"], "parameters", "MB", "ms for 256 x 256 pixels"], rows
+    )
+
+
+def transfer():
+    """Show what pretrained weights buy, for each share of the training images."""
+    runs = list(read("transfer")["runs"].values())
+    encoders = list(dict.fromkeys(run["encoder"] for run in runs))
+    rows = []
+    for share in sorted({run["share"] for run in runs}):
+        some = [run for run in runs if run["share"] == share]
+        scores = [
+            figure([run["test"]["kinds"]["all"]["dice"] for run in some if run["encoder"] == encoder])
+            for encoder in encoders
+        ]
+        rows.append([f"{share:.0%}", some[0]["images"], *scores])
+    return markdown(["share", "training images", *(f"{encoder} encoder" for encoder in encoders)], rows)
+
+
+def tuning():
+    """Show what was tried for equal arithmetic."""
+    rows = [
+        [name, row["steps"], f"{row['validation']['all']['dice']:.3f}", f"{row['validation']['all']['mean_dice']:.3f}"]
+        for name, row in read("tuning")["variants"].items()
+    ]
+    return markdown(["variant", "steps", "Dice", "Dice, mean over images"], rows)
+
+
+TABLES = {function.__name__: function for function in (networks, kinds, unet, pruned, transfer, tuning)}
+
+
+def filled(text):
+    """Return a text with its marked tables as the files of results have them."""
+    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+def write(path):
+    """Fill the marked tables of a README or a notebook."""
+    if path.suffix != ".ipynb":
+        text = filled(path.read_text(encoding="utf-8"))
+    else:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            cell.source = filled(cell.source)
+        text = nbformat.writes(notebook) + "\n"
+    with written_whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def main():
+    """Print all tables, or write them into the texts."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="put them into README and notebooks")
+    if parser.parse_args().write:
+        for path in TEXTS:
+            write(path)
+        return
+    for name, table in TABLES.items():
+        print(f"{name}\n\n{table()}\n")
 
 
 if __name__ == "__main__":
-    print(unet_from_scratch())
+    sys.exit(main())

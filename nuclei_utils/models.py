@@ -1,7 +1,25 @@
 """The networks of the course, built from Keras' own layers; every one maps an image to one probability per pixel."""
 
+import os
+import warnings
+from pathlib import Path
+
 import keras
-from keras import layers
+from keras import layers, ops
+
+SKIPS = (
+    "block_1_expand_relu",  # 1/2 of the image's height and width
+    "block_3_expand_relu",  # 1/4
+    "block_6_expand_relu",  # 1/8
+    "block_13_expand_relu",  # 1/16
+)
+"""Layers of MobileNetV2 whose feature maps the decoder sees, as in TensorFlow's tutorial on segmentation."""
+BOTTOM = "block_16_project_BN"
+"""Layer of MobileNetV2 where the decoder starts, at 1/32."""
+BLOCKS = 16
+"""Inverted residual blocks of MobileNetV2 that are numbered."""
+WEIGHTS = "NUCLEI_MOBILENET_WEIGHTS"
+"""Environment variable that names a file with ImageNet's weights, for places without internet."""
 
 
 def double_convolution(x, filters, dropout=0.0, residual=False):
@@ -81,6 +99,241 @@ def unet(input_shape=(None, None, 3), filters=32, depth=4, dropout=0.0, residual
         x = double_convolution(x, filters * 2**level, dropout, residual)
     outputs = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name="probability")(x)
     return keras.Model(inputs, outputs, name="unet")
+
+
+def mobilenet_unet(input_shape=(None, None, 3), weights="imagenet", trainable=True, filters=16):
+    """Build a U-Net whose encoder is a MobileNetV2 (arXiv 1801.04381), pretrained on ImageNet if wanted.
+
+    The model takes images in [0, 1], like all of the course, and scales them to the [-1, 1] that the encoder knows.
+    A pretrained encoder's batch normalisation always runs in inference mode, whether it is trained or not: the
+    statistics of a few small batches would overwrite those of a million images.
+
+    Parameters
+    ----------
+    input_shape : tuple of int or None
+        (H, W, 3). H and W are multiples of 32, or None for any such size.
+    weights : "imagenet", path-like or None
+        Of the encoder: Keras' download, or the file that the environment variable `NUCLEI_MOBILENET_WEIGHTS` names,
+        where there is no internet; a file of `keras.applications.MobileNetV2(include_top=False)`; random.
+    trainable : bool or int
+        Of the encoder: whole, frozen, or its last so many of 16 blocks (`train_encoder`).
+    filters : int
+        Feature maps of the decoder at full size; they double with each level below.
+
+    Returns
+    -------
+    keras.Model
+        (batch, H, W, 3) to probabilities of nucleus (batch, H, W, 1), float32 in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If H or W is no multiple of 32, or the file holds the weights of another network.
+    FileNotFoundError
+        If there is no such file.
+    OSError
+        If the weights cannot be downloaded.
+    """
+    _check_size(input_shape, 2 ** (len(SKIPS) + 1))
+    inputs = keras.Input(input_shape, name="image")
+    encoder = mobilenet_encoder(weights)
+    scaled = layers.Rescaling(2.0, offset=-1.0)(inputs)
+    *skips, x = encoder(scaled)
+    # the encoder halves the image at once; what lies at full size comes from the image itself
+    skips.insert(0, double_convolution(inputs, filters))
+    for level, skip in reversed(list(enumerate(skips))):
+        x = layers.Conv2DTranspose(filters * 2**level, 2, strides=2)(x)
+        x = layers.Concatenate()([skip, x])
+        x = double_convolution(x, filters * 2**level)
+    outputs = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name="probability")(x)
+    model = keras.Model(inputs, outputs, name="mobilenet_unet")
+    train_encoder(model, trainable)
+    return model
+
+
+def mobilenet_encoder(weights="imagenet"):
+    """Build MobileNetV2 up to its last block, with its feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 as outputs.
+
+    Parameters
+    ----------
+    weights : as for `mobilenet_unet`
+
+    Returns
+    -------
+    keras.Model
+        (batch, H, W, 3) in [-1, 1] to a list of five arrays, largest first.
+    """
+    source = os.environ.get(WEIGHTS, weights) if weights == "imagenet" else weights
+    if source not in ("imagenet", None) and not Path(source).is_file():
+        raise FileNotFoundError(
+            f"no file with MobileNetV2's weights at {source}: name it in ${WEIGHTS}, or by `weights`"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`input_shape` is undefined")  # the weights fit images of any size
+            base = keras.applications.MobileNetV2(
+                (None, None, 3), include_top=False, weights=source and os.fspath(source)
+            )
+    except Exception as error:  # keras.utils.get_file raises no narrower class
+        if "URL fetch failure" not in str(error):
+            raise
+        raise ConnectionError(
+            f"MobileNetV2's ImageNet weights could not be downloaded ({error}). Without internet, fetch the file "
+            f"elsewhere and name it in ${WEIGHTS}; or build the network with weights=None, from random ones"
+        ) from error
+    kind = keras.Model if source is None else FixedStatistics
+    encoder = kind(base.input, [base.get_layer(name).output for name in (*SKIPS, BOTTOM)], name="mobilenet_v2")
+    if source is None:
+        for layer in encoder.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = 0.9  # as in `double_convolution`: 0.999 is for trainings of a million steps
+    return encoder
+
+
+@keras.saving.register_keras_serializable("nuclei_utils")
+class FixedStatistics(keras.Model):
+    """A model whose batch normalisation runs in inference mode always: trained or not, its statistics stay put.
+
+    To call a model with `training=False` when a network is put together is not enough: Keras 3 hands `training=True`
+    on to it as soon as the network is trained.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        """Compute as in prediction, whatever `training` says."""
+        return super().call(inputs, training=False, mask=mask)
+
+
+def train_encoder(model, trainable):
+    """Choose how much of the MobileNetV2 encoder of a model is trained; compile the model afterwards.
+
+    Parameters
+    ----------
+    model : keras.Model
+        From `mobilenet_unet`.
+    trainable : bool or int
+        Whole, frozen, or its last so many of 16 blocks, which hold what is most particular to ImageNet.
+
+    Raises
+    ------
+    ValueError
+        If it is a number of blocks that MobileNetV2 does not have.
+    """
+    encoder = model.get_layer("mobilenet_v2")
+    names = [layer.name for layer in encoder.layers]
+    if isinstance(trainable, bool):
+        first = 0 if trainable else len(names)
+    elif 0 <= trainable <= BLOCKS:
+        first = names.index(f"block_{BLOCKS + 1 - trainable}_expand") if trainable else len(names)
+    else:
+        raise ValueError(f"MobileNetV2 has {BLOCKS} blocks, of which {trainable} cannot be trained")
+    encoder.trainable = bool(trainable)
+    for index, layer in enumerate(encoder.layers):
+        # each by itself: on TensorFlow, setting what the encoder is set to already does not reach its layers
+        layer.trainable = index >= first
+
+
+def unet_plus_plus(input_shape=(None, None, 3), filters=32, depth=4, deep_supervision=True):
+    """Build a U-Net++ (Zhou et al. 2018, arXiv 1807.10165): nested blocks between encoder and decoder.
+
+    Block X(i, j) stands at level i, where the image has been halved i times, and j steps along the skip pathway. It
+    reads all blocks before it on its level and, enlarged, block X(i + 1, j - 1) from the level below (eq. 1).
+
+    Parameters
+    ----------
+    input_shape, filters, depth
+        As for `unet`.
+    deep_supervision : bool
+        One output for each depth 1..`depth`, shallowest first, every one at full size and with a loss of its own
+        (`DeepSupervision`); False: the deepest alone.
+
+    Returns
+    -------
+    keras.Model
+        (batch, H, W, channels) to a list of `depth` arrays of probabilities (batch, H, W, 1); to one array without
+        deep supervision, or at depth 1. For predictions, `accurate_mode` and `fast_mode` make ordinary models of one output from it.
+
+    Raises
+    ------
+    ValueError
+        If H or W cannot be halved `depth` times.
+    """
+    _check_size(input_shape, 2**depth)
+    inputs = keras.Input(input_shape, name="image")
+    levels = [[] for _ in range(depth + 1)]  # levels[i][j] is X(i, j)
+    for level in range(depth + 1):
+        x = layers.MaxPooling2D()(levels[level - 1][0]) if level else inputs
+        levels[level].append(double_convolution(x, filters * 2**level))
+        for above in reversed(range(level)):  # the diagonal that this level makes possible
+            maps = filters * 2**above
+            enlarged = layers.Conv2DTranspose(maps, 2, strides=2)(levels[above + 1][-1])
+            x = layers.Concatenate()([*levels[above], enlarged])
+            levels[above].append(double_convolution(x, maps))
+    heads = [
+        layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name=f"depth_{j}")(levels[0][j])
+        for j in range(1, depth + 1)
+    ]
+    if deep_supervision and depth > 1:
+        return DeepSupervision(inputs, heads, name="unet_plus_plus")
+    return keras.Model(inputs, heads[-1], name="unet_plus_plus")
+
+
+@keras.saving.register_keras_serializable("nuclei_utils")
+class DeepSupervision(keras.Model):
+    """A model of several outputs for the same mask: its loss is their mean loss, its metrics are those of their mean.
+
+    As in U-Net++ (arXiv 1807.10165, section 3.2), where the weights of all outputs are equal.
+    """
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the mean of the losses of the outputs."""
+        losses = [super(DeepSupervision, self).compute_loss(x, y, output, sample_weight, training) for output in y_pred]
+        return ops.mean(ops.stack(losses))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Return the metrics of the mean of the outputs, what `accurate_mode` predicts."""
+        return super().compute_metrics(x, y, ops.mean(ops.stack(y_pred), axis=0), sample_weight)
+
+
+def accurate_mode(model):
+    """Make the model that predicts the mean of all outputs of a U-Net++ (arXiv 1807.10165, section 3.2).
+
+    Parameters
+    ----------
+    model : keras.Model
+        From `unet_plus_plus` with deep supervision; the weights are shared, not copied.
+
+    Returns
+    -------
+    keras.Model
+        Of one output (batch, H, W, 1).
+    """
+    mean = layers.Average(name="probability")(model.outputs)
+    return keras.Model(model.input, mean, name=f"{model.name}_accurate")
+
+
+def fast_mode(model, depth):
+    """Cut a U-Net++ at a depth: a smaller network, which leaves out all blocks that deeper outputs need alone.
+
+    Parameters
+    ----------
+    model : keras.Model
+        From `unet_plus_plus` with deep supervision; the weights are shared, not copied.
+    depth : int
+        1..depth of the model.
+
+    Returns
+    -------
+    keras.Model
+        Of one output (batch, H, W, 1).
+
+    Raises
+    ------
+    ValueError
+        If the model has no output for this depth.
+    """
+    if not 1 <= depth <= len(model.outputs):
+        raise ValueError(f"{model.name} has outputs for depths 1 to {len(model.outputs)}, found depth {depth}")
+    return keras.Model(model.input, model.outputs[depth - 1], name=f"{model.name}_depth_{depth}")
 
 
 def _check_size(input_shape, multiple):

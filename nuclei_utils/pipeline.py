@@ -54,6 +54,22 @@ def _prepared_folder(name):
     return data.home() / "tfds" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
 
 
+def only(examples, ids):
+    """Keep the examples of some images.
+
+    Parameters
+    ----------
+    examples : tf.data.Dataset
+        From `read`.
+    ids : sequence of str
+
+    Returns
+    -------
+    tf.data.Dataset
+    """
+    return examples.filter(lambda example: tf.reduce_any(example["id"] == tf.constant(ids)))
+
+
 def training_batches(examples, size=256, batch_size=8, augment=True, seed=0, at_least=0):
     """Turn examples into batches for training: every image once an epoch or more often, each time as a random crop.
 

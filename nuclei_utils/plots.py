@@ -2,13 +2,19 @@
 
 from collections import defaultdict
 from itertools import cycle, pairwise
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from imageio.v3 import imwrite
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from nuclei_utils.files import written_whole
 from nuclei_utils.labels import touching_pairs
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
@@ -568,6 +574,62 @@ def learning_curves(history, names=("loss", "dice", "iou"), title=None):
     return figure
 
 
+def compare_curves(histories, column="val_dice", title=None):
+    """Plot one column of several trainings against the epoch, the best epoch of each marked.
+
+    Parameters
+    ----------
+    histories : dict of str to pandas.DataFrame
+        From `training.fit`, by what the legend is to say.
+    column : str
+        To be high.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4))
+    for (name, history), (colour, marker) in zip(histories.items(), _looks(), strict=False):
+        epochs, best = np.arange(1, len(history) + 1), int(np.argmax(history[column]))
+        label = f"{name} (best {history[column].iloc[best]:.3f})"
+        axis.plot(epochs, history[column], marker + "-", color=colour, markersize=4, label=label)
+        axis.plot(epochs[best], history[column].iloc[best], marker, color=colour, markersize=11, fillstyle="none")
+    axis.set(xlabel="epoch", ylabel=column.replace("val_", "validation ").replace("_", " "), title=title, ylim=(0, 1))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.4)
+    axis.legend(loc="lower right")
+    figure.tight_layout()
+    return figure
+
+
+def by_share(table, score="Dice", title=None):
+    """Plot a score against how many images were used, on a logarithmic axis, a line for each column.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Indexed by the number of images; one column for each line.
+    score : str
+        What the numbers are.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    for name, (colour, marker) in zip(table, _looks(), strict=False):
+        axis.plot(table.index, table[name], marker + "-", color=colour, label=str(name))
+    axis.set(xscale="log", xlabel=table.index.name or "images", ylabel=score, title=title, ylim=(0, 1))
+    axis.set_xticks(table.index, [str(number) for number in table.index])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(alpha=0.4)
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
 def architecture(model, title=None):
     """Draw an encoder-decoder network: its feature maps with their sizes, and its skip connections.
 
@@ -625,21 +687,590 @@ def architecture(model, title=None):
     return figure
 
 
+def nested_skips(depth=4, cuts=None, title=None):
+    """Draw the grid of blocks X(i, j) of a U-Net++, who reads whom, and what a cut leaves out.
+
+    Parameters
+    ----------
+    depth : int
+        Of the network.
+    cuts : sequence of int, optional
+        One panel for each of these depths: the network cut there, with what is left out in pale grey. If not given,
+        one panel with the whole network and all its outputs.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    panels = [None] if cuts is None else list(cuts)
+    inches = 9 if cuts is None else 3
+    figure, axes = plt.subplots(1, len(panels), figsize=(inches * len(panels), 0.62 * inches + 0.6), squeeze=False)
+    for axis, cut in zip(axes[0], panels, strict=True):
+        _grid_of_nodes(axis, depth, cut, large=cuts is None)
+    key = [
+        plt.Line2D([], [], linestyle="", marker=marker, markersize=10, color=colour, label=text)
+        for marker, colour, text in (
+            ("s", BLUE, "encoder, as in a U-Net"),
+            ("o", SKY, "new in U-Net++"),
+            ("D", GREEN, "decoder, as in a U-Net"),
+        )
+    ]
+    key.append(plt.Line2D([], [], color=PURPLE, linestyle="--", label="skip connection"))
+    figure.legend(handles=key, loc="lower center", ncols=len(key) if len(panels) > 1 else 2, fontsize=9, frameon=False)
+    _head(figure, title)
+    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def _grid_of_nodes(axis, depth, cut, large):
+    kept = depth if cut is None else cut
+    around = 17 if large else 9  # points from the middle of a node to where an arrow ends
+
+    def place(i, j):
+        return i + 2 * j, -i  # what is pooled or enlarged moves one step to the right, as in the paper's figure
+
+    def arrow(start, end, remains, colour=BLACK, **style):
+        style = {"arrowstyle": "->", "shrinkA": around, "shrinkB": around, "linewidth": 1.2 if large else 0.9, **style}
+        axis.annotate("", end, start, arrowprops={**style, "color": colour if remains else "#DDDDDD"}, zorder=1)
+
+    for i in range(depth + 1):
+        for j in range(depth + 1 - i):
+            remains = i + j <= kept
+            if j == 0 and i:
+                arrow(place(i - 1, 0), place(i, 0), remains)
+            if j:
+                arrow(place(i + 1, j - 1), place(i, j), remains)
+            for before in range(j):
+                bend = "arc3" if before == j - 1 else "arc3,rad=-0.2"
+                arrow(place(i, before), place(i, j), remains, PURPLE, linestyle="--", connectionstyle=bend)
+            last = i + j == kept  # of what is kept: there a U-Net of this depth has its decoder
+            marker, colour = ("s", BLUE) if j == 0 else ("D", GREEN) if last else ("o", SKY)
+            look = {"color": colour} if remains else {"facecolor": "white", "edgecolor": "#BBBBBB", "linestyle": ":"}
+            axis.scatter(
+                *place(i, j), s=(1150 if marker != "D" else 850) if large else 190, marker=marker, zorder=2, **look
+            )
+            if large:
+                ink = "white" if colour in (BLUE, GREEN) else BLACK
+                axis.text(*place(i, j), f"X({i},{j})", ha="center", va="center", fontsize=9, color=ink, zorder=4)
+    for j in range(1, depth + 1):
+        if cut is None or j == cut:
+            x, y = place(0, j)
+            arrow((x, y), (x, y + 1.4), True, shrinkB=0)
+            axis.text(x, y + 1.45, f"output {j}", ha="center", va="bottom", fontsize=9)
+    if cut is not None:
+        axis.set_title(f"cut at depth {cut}", fontsize=10)
+    axis.set(xlim=(-0.7, 2 * depth + 0.9), ylim=(-depth - 0.6, 2.1))
+    axis.axis("off")
+
+
+def by_step(series, ylabel, log=False, title=None):
+    """Plot numbers against the step of a training.
+
+    Parameters
+    ----------
+    series : dict of str to sequence of float
+        One number for each step, by what the legend is to say.
+    ylabel : str
+    log : bool
+        Use a logarithmic axis for the numbers; else it starts at 0.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(6, 3))
+    for (name, values), colour, line in zip(series.items(), CYCLE, cycle(("-", "--", ":", "-.")), strict=False):
+        axis.plot(np.arange(1, len(values) + 1), values, line, color=colour, label=name)
+    axis.set(xlabel="step", ylabel=ylabel, title=title)
+    if log:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0, None)
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+def trade_off(table, costs, score="dice", family=(), title=None):
+    """Plot how good models are against what they cost, on logarithmic axes, one panel for each cost.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per model, named by the index.
+    costs : dict of str to str
+        Columns with what a model costs, and what to write below the axis.
+    score : str
+        Column with what is to be high.
+    family : sequence of str
+        Models that are cut from one network, smallest first: numbered from 1 and joined by a line.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    family = list(family)
+    others = [name for name in table.index if name not in family]
+    figure, axes = plt.subplots(1, len(costs), figsize=(4.6 * len(costs), 4.2), sharey=True, squeeze=False)
+    for axis, (cost, text) in zip(axes[0], costs.items(), strict=True):
+        for name, colour, marker in zip(others, CYCLE[1:], cycle("s^DvXP*"), strict=False):
+            axis.plot(*table.loc[name, [cost, score]], marker, color=colour, markersize=13, label=name)
+        line = f"{family[0]} … {family[-1]}" if family else None
+        axis.plot(table.loc[family, cost], table.loc[family, score], "o-", color=BLUE, markersize=12, label=line)
+        for number, name in enumerate(family, start=1):
+            point = tuple(table.loc[name, [cost, score]])
+            axis.annotate(str(number), point, ha="center", va="center_baseline", fontsize=9, color="white")
+        axis.set(xscale="log", xlabel=text)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.12, y=0.15)
+        axis.grid(alpha=0.4)
+    axes[0, 0].set_ylabel(score)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=len(names), frameon=False)
+    _head(figure, title)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    return figure
+
+
 def _blocks(model):
     """Blocks (height, width, channels) in the order of the network, and skips (from block, to block)."""
     blocks, block_of, skips = [], {}, []
-    for layer in model.layers:
-        shape = layer.output.shape
-        if len(shape) != 4:
-            continue
+    last = model.outputs[0]._keras_history.operation
+
+    def walk(tensor):
+        """Go back to where a tensor comes from, a skip before what is enlarged, and return its block."""
+        operation, node, number = tensor._keras_history
+        if (operation.name, number) not in block_of:
+            node = operation._inbound_nodes[node]
+            sources = [walk(source) for source in node.input_tensors]
+            for index, output in enumerate(node.output_tensors):  # of a network in the network, there are several
+                add(operation, output.shape)
+                block_of[operation.name, index] = len(blocks) - 1
+            if len(sources) > 1:
+                skips.extend((source, len(blocks) - 1) for source in sources if source != len(blocks) - 1)
+        return block_of[operation.name, number]
+
+    def add(operation, shape):
         if None in shape[1:]:
             raise ValueError(f"{model.name} leaves the image size open: build it with a fixed input shape to draw it")
-        joined = layer.input if isinstance(layer.input, list) else []
-        sources = [block_of[tensor._keras_history.operation.name] for tensor in joined]
-        if not blocks or blocks[-1][:2] != list(shape[1:3]) or layer is model.layers[-1]:
+        if not blocks or blocks[-1][:2] != list(shape[1:3]) or operation is last:
             blocks.append(list(shape[1:]))
-        elif not layer.name.startswith("concatenate"):
+        elif not operation.name.startswith(("concatenate", "rescaling")):
             blocks[-1][-1] = shape[-1]
-        block_of[layer.name] = len(blocks) - 1
-        skips += [(source, len(blocks) - 1) for source in sources if source != len(blocks) - 1]
+
+    walk(model.outputs[0])
     return [tuple(block) for block in blocks], skips
+
+
+# Figures of the evaluation
+
+
+def curves(sweeps, threshold=0.5, lowest=0.0, title=None):
+    """Draw the precision-recall and the ROC curve of each model, one threshold marked on all of them.
+
+    Parameters
+    ----------
+    sweeps : dict of str to pandas.DataFrame
+        Of each model, from `evaluation.sweep`.
+    threshold : float
+        Where the mark goes.
+    lowest : float
+        Where the axes of precision and recall begin, to look closely at the corner that matters; the share of the
+        background called nucleus is then shown up to `1 - lowest`.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.4))
+    for (name, table), (colour, marker) in zip(sweeps.items(), _looks(), strict=False):
+        some = table[table["tp"] + table["fp"] > 0]  # where nothing is found, there is no precision
+        for axis, rows, x, y in (
+            (left, some, "recall", "precision"),
+            (right, table, "false_positive_rate", "recall"),
+        ):
+            axis.plot(rows[x], rows[y], color=colour, label=name)
+            at = rows.iloc[(rows["threshold"] - threshold).abs().argmin()] if len(rows) else table.iloc[0]
+            axis.plot(at[x], at[y], marker, color=colour, markersize=8, markeredgecolor="white")
+    right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    ends = lowest - 0.02 * (1 - lowest), 1 + 0.02 * (1 - lowest)
+    left.set(
+        xlabel="recall: share of nucleus pixels found", ylabel="precision", title="precision and recall", xlim=ends
+    )
+    right.set(xlabel="share of background called nucleus", ylabel="recall", title="ROC", xlim=np.subtract(ends, lowest))
+    handles = [
+        plt.Line2D([], [], color=colour, marker=marker, markeredgecolor="white", label=name)
+        for name, (colour, marker) in zip(sweeps, _looks(), strict=False)
+    ]
+    for axis in (left, right):
+        axis.set(ylim=ends, aspect="equal")
+        axis.grid(alpha=0.4)
+    left.legend(handles=handles, title=f"mark: threshold {threshold:g}", loc="lower left")
+    right.legend(handles=right.lines[-1:], loc="lower right")
+    _head(figure, title)
+    figure.tight_layout()
+    return figure
+
+
+def calibration(tables, title=None):
+    """Draw what models promise against what comes true, and below how many pixels get each probability.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        Of each model, from `evaluation.calibration`.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(5.2, 6.4), sharex=True, gridspec_kw={"height_ratios": [3, 1]}, layout="constrained"
+    )
+    above.plot([0, 1], [0, 1], color="grey", linestyle=":", label="promise kept")
+    for (name, table), (colour, marker) in zip(tables.items(), _looks(), strict=False):
+        some = table[table["pixels"] > 0]
+        above.plot(some["predicted"], some["observed"], marker + "-", color=colour, label=name)
+        below.plot((some["low"] + some["high"]) / 2, some["pixels"], marker + "-", color=colour, markersize=4)
+    above.set(ylabel="share of them that is nucleus", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    above.legend(loc="upper left")
+    below.set(xlabel="predicted probability of nucleus", ylabel="pixels", yscale="log")
+    for axis in (above, below):
+        axis.grid(alpha=0.4)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def forest(table, value, low, high, label=None, reference=None, title=None):
+    """Draw a number for each row of a table with its interval, one below the other.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Its index names the rows; the parts of an index of several levels are joined by "-".
+    value, low, high : str
+        Columns with the number and the ends of its interval.
+    label : str, optional
+        Of the axis; `value` if not given.
+    reference : float, optional
+        A vertical line, such as 0 where the numbers are differences.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    names = [" \N{MINUS SIGN} ".join(name) if isinstance(name, tuple) else str(name) for name in table.index]
+    figure, axis = plt.subplots(figsize=(7.5, 0.5 * len(table) + 1.2))
+    if reference is not None:
+        axis.axvline(reference, color="grey", linestyle=":")
+    for height, (middle, left, right) in enumerate(table[[value, low, high]].itertuples(index=False)):
+        axis.plot([left, right], [height, height], color=BLACK, linewidth=2)
+        axis.plot(middle, height, "o", color=BLUE, markersize=9)
+        axis.annotate(f"{middle:.3f}", (middle, height), xytext=(0, 8), textcoords="offset points", ha="center")
+    axis.set_yticks(range(len(table)), names)
+    axis.set(ylim=(len(table) - 0.5, -0.7), xlabel=label or value, title=title)
+    axis.margins(x=0.1)
+    axis.grid(axis="x", alpha=0.4)
+    figure.tight_layout()
+    return figure
+
+
+def threshold_curves(validation, test, chosen, column="dice", title=None):
+    """Draw a score against the threshold, one panel per model, with the threshold that validation chose.
+
+    Parameters
+    ----------
+    validation, test : dict of str to pandas.DataFrame
+        Of each model, from `evaluation.sweep`.
+    chosen : dict of str to float
+        Threshold of each model.
+    column : str
+        The score.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = plt.subplots(1, len(chosen), figsize=(3.6 * len(chosen), 3.4), sharey=True, squeeze=False)
+    for axis, (name, threshold) in zip(axes[0], chosen.items(), strict=True):
+        for tables, text, colour, style in ((validation, "validation", ORANGE, "-"), (test, "test", BLUE, "--")):
+            axis.plot(tables[name]["threshold"], tables[name][column], style, color=colour, label=text)
+        axis.axvline(threshold, color=BLACK, linestyle=":", label=f"chosen: {threshold:.2f}")
+        axis.set(xlabel="threshold", title=name, xlim=(0, 1))
+        axis.legend(loc="lower center")
+        axis.grid(alpha=0.4)
+    axes[0, 0].set_ylabel(column.replace("_", " "))
+    _head(figure, title)
+    figure.tight_layout()
+    return figure
+
+
+def trend(tables, x, y, labels=(None, None), bins=8, log=False, title=None):
+    """Draw how the mean of one column changes with another one, a line for each table.
+
+    The rows are sorted by `x` and parted into groups of about equal size; each point is a group, at the median of `x`
+    and the mean of `y`.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        Such as `evaluation.nucleus_table` of each model.
+    x, y : str
+        Columns with numbers.
+    labels : tuple of str
+        What to write at the axes; the columns' names if None.
+    bins : int
+        Most groups.
+    log : bool
+        Logarithmic axis for `x`.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4))
+    for (name, table), (colour, marker) in zip(tables.items(), _looks(), strict=False):
+        some = table[[x, y]].dropna().sort_values(x)
+        parts = [part for part in np.array_split(some.to_numpy(), min(bins, max(len(some), 1))) if len(part)]
+        middles = [(np.median(part[:, 0]), part[:, 1].mean()) for part in parts]
+        axis.plot(*np.transpose(middles), marker + "-", color=colour, label=name)
+    if log:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title=title)
+    axis.legend()
+    axis.grid(alpha=0.4)
+    figure.tight_layout()
+    return figure
+
+
+def robustness(tables, column="dice", labels=None, title=None):
+    """Draw how a score falls as images are made worse, one panel for each way to do so and a line for each model.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        Of each model, from `evaluation.robustness`.
+    column : str
+        The score.
+    labels : dict of str to str, optional
+        What the strength of each distortion is measured in.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    names = list(next(iter(tables.values()))["distortion"].unique())
+    figure, axes = plt.subplots(1, len(names), figsize=(2.9 * len(names), 3.6), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for (model, table), (colour, marker) in zip(tables.items(), _looks(), strict=False):
+            some = table[table["distortion"] == name]
+            axis.plot(range(len(some)), some[column], marker + "-", color=colour, label=model)
+        # at equal distances: strengths are chosen to be worth a look, not to be even
+        axis.set_xticks(range(len(some)), [f"{strength:g}" for strength in some["strength"]])
+        axis.set(title=name, xlabel=(labels or {}).get(name, "strength"), ylim=(0, 1))
+        axis.grid(alpha=0.4)
+    axes[0, 0].set_ylabel(column.replace("_", " "))
+    key = axes[0, 0].get_legend_handles_labels()
+    _head(figure, title)
+    figure.legend(*key, ncols=len(tables), loc="lower center", frameon=False)
+    figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+# How a network learned: the film
+
+
+def film(records, predictions, path, title=None, fps=5, frames=40, megabytes=3.0):
+    """Write a GIF that shows how predictions grow: image, truth and prediction, with Dice, epoch by epoch.
+
+    It loops, and rests on the last epoch.
+
+    Parameters
+    ----------
+    records : sequence of data.Record
+        The images that were watched, one column each; about five fit.
+    predictions : sequence of sequence of array (H, W)
+        Probabilities in [0, 1]: before training and after each epoch, one map for each image (`recipes.recorded`).
+    path : path-like
+        The file to write.
+    title : str, optional
+        On each frame, such as the name of the network.
+    fps : float
+        Frames per second.
+    frames : int
+        Most frames, 2 or more. Of more epochs, evenly spaced ones are shown, the first and the last among them.
+    megabytes : float
+        Most that the file may take (10**6 bytes); frames are left out until it does.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If predictions and images do not match, or even two frames take more.
+    """
+    _check_predictions(records, predictions)
+    path, drawn = Path(path), {}
+    shown = _spaced(len(predictions), frames)
+    figure, update = _screen(records, predictions, title)
+    while True:
+        for epoch in shown:
+            if epoch not in drawn:
+                update(epoch)
+                figure.canvas.draw()
+                drawn[epoch] = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+        encoded = _gif([drawn[epoch] for epoch in shown], fps)
+        if len(encoded) <= megabytes * 1e6:
+            break
+        if len(shown) <= 2:
+            raise ValueError(
+                f"{path.name}: a film of {len(shown)} frames takes {len(encoded) / 1e6:.2f} MB, more than "
+                f"{megabytes:g} MB: show fewer images, or allow more"
+            )
+        shown = _spaced(len(predictions), 3 * len(shown) // 4)
+    with written_whole(path) as aside:
+        aside.write_bytes(encoded)
+    return path
+
+
+def film_strip(records, predictions, epochs=5, title=None):
+    """Draw the film for print: a row for each image, from left to right image, some of the epochs, and truth.
+
+    Parameters
+    ----------
+    records, predictions
+        As for `film`.
+    epochs : int or sequence of int
+        How many epochs to show, evenly spaced with the first and the last among them; or which ones.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If predictions and images do not match.
+    """
+    _check_predictions(records, predictions)
+    shown = _spaced(len(predictions), epochs) if isinstance(epochs, int) else list(epochs)
+    size, columns = 1.35, len(shown) + 2
+    figure, axes = plt.subplots(
+        len(records), columns, figsize=(columns * size, len(records) * (size + 0.2) + 0.7), squeeze=False
+    )
+    for index, (line, record) in enumerate(zip(axes, records, strict=True)):
+        maps = [np.asarray(predictions[epoch][index], float) for epoch in shown]
+        for axis, picture in zip(line, [as_uint8(record.image), *maps, as_uint8(record.labels > 0)], strict=True):
+            _draw(axis, picture, size, cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(color="grey", linewidth=0.8)
+        for axis, probability in zip(line[1:], maps, strict=False):
+            axis.set_xlabel(f"Dice {_dice(record.labels, probability):.2f}", fontsize=9)
+    heads = ["image", *[f"epoch {epoch}" for epoch in shown], "truth"]
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title("before training" if head == "epoch 0" else head, fontsize=10)
+    _head(figure, title)
+    figure.tight_layout(pad=0.5)
+    return figure
+
+
+def _dice(labels, probability):
+    """Dice of one image at threshold 0.5, as in `metrics.dice`, which would bring Keras along."""
+    true, found = np.asarray(labels) > 0, np.asarray(probability) > 0.5
+    total = true.sum() + found.sum()
+    return 2 * (true & found).sum() / total if total else 1.0
+
+
+def _spaced(count, most):
+    """Return at most so many of the numbers 0..count-1, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(max(most, 2), count)).round().astype(int)).tolist()
+
+
+def _check_predictions(records, predictions):
+    shapes = [record.labels.shape for record in records]
+    if not shapes or not len(predictions):
+        raise ValueError(f"a film takes images and predictions, found {len(shapes)} and {len(predictions)} epochs")
+    for epoch, maps in enumerate(predictions):
+        if (found := [np.shape(one) for one in maps]) != shapes:
+            raise ValueError(
+                f"the predictions of epoch {epoch} have the shapes {found}, the images {shapes}: they must be of the "
+                "same images in the same order (was the network watching others?)"
+            )
+
+
+def _screen(records, predictions, title):
+    """Lay out one frame of the film; return the figure, and the function that puts an epoch into it."""
+    tile, gap, left, head, foot = 116, 4, 20, 46, 20  # pixels
+    width = left + len(records) * (tile + gap)
+    height = head + 3 * (tile + gap) + foot
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)  # not pyplot's: notebooks would show it
+    FigureCanvasAgg(figure)
+
+    def place(x, y, wide, tall):  # pixels from the upper left corner
+        axis = figure.add_axes((x / width, 1 - (y + tall) / height, wide / width, tall / height))
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(color="grey", linewidth=0.8)
+        return axis
+
+    def write(x, y, text="", **looks):
+        return figure.text(x / width, 1 - y / height, text, fontsize=9, va="center", **looks)
+
+    for row, name in enumerate(("image", "truth", "prediction")):
+        write(left / 2, head + (row + 0.5) * (tile + gap), name, ha="center", rotation=90)
+    growing, dice = [], []
+    for column, record in enumerate(records):
+        x = left + column * (tile + gap)
+        pictures = (as_uint8(record.image), as_uint8(record.labels > 0), np.zeros(record.labels.shape))
+        for row, picture in enumerate(pictures):
+            axis = place(x, head + row * (tile + gap), tile, tile)
+            _draw(axis, picture, tile / 100, cmap="gray", vmin=0, vmax=1)
+        growing.append(axis.images[0])
+        dice.append(write(x + tile / 2, height - foot / 2 - 2, ha="center"))
+    line = write(left, 14)
+    bar = place(left, 28, width - left - gap, 8)
+    (done,) = bar.barh(0.5, 0, height=1, color=BLUE)
+    bar.set(xlim=(0, max(len(predictions) - 1, 1)), ylim=(0, 1))
+
+    def update(epoch):
+        maps = [np.asarray(one, float) for one in predictions[epoch]]
+        scores = [_dice(record.labels, one) for record, one in zip(records, maps, strict=True)]
+        for picture, text, one, score in zip(growing, dice, maps, scores, strict=True):
+            picture.set_data(one)
+            text.set_text(f"Dice {score:.2f}")
+        state = f"epoch {epoch} of {len(predictions) - 1}" if epoch else "before training"
+        line.set_text(f"{title + ': ' if title else ''}{state}, mean Dice of these images {np.mean(scores):.2f}")
+        done.set_width(epoch)
+
+    return figure, update
+
+
+def _gif(frames, fps):
+    """Encode frames (H, W, 3) with one palette, so that what does not move is stored only once."""
+    sample = np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]])
+    palette = Image.fromarray(sample).quantize(96, dither=Image.Dither.NONE)
+    few = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE).convert("RGB") for frame in frames
+    ]
+    durations = [10 * round(100 / fps)] * (len(frames) - 1) + [2500]  # milliseconds; a GIF counts in hundredths
+    pictures = np.stack([np.asarray(frame) for frame in few])
+    duration = durations if len(frames) > 1 else durations[0]
+    return imwrite("<bytes>", pictures, extension=".gif", plugin="pillow", duration=duration, loop=0)

@@ -37,7 +37,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", epochs=2, images=8, crops=1),  # tests: seconds per notebook
-    "laptop": Profile("laptop", epochs=18, images=10_000, crops=48),  # two cores, half an hour on the real data
+    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48),  # two cores: 5 to 20 minutes on the real data
     "full": Profile("full", epochs=100, images=10_000, crops=48),  # the published results
 }
 
@@ -67,29 +67,45 @@ def banner():
     )
 
 
-def compile_model(model, steps, learning_rate=1e-3):
+def warm_up_and_cosine(learning_rate, steps):
+    """Make the schedule of the course: a short rise to the highest learning rate, then half a cosine down to 0.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Its highest value, after the first twentieth of the steps (SGDR, arXiv 1608.03983).
+    steps : int
+        Batches in the whole training; the learning rate reaches 0 with the last.
+
+    Returns
+    -------
+    keras.optimizers.schedules.LearningRateSchedule
+    """
+    warmup = max(steps // 20, 1)
+    return keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10, max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
+    )
+
+
+def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
     """Compile a model as the course trains it: Adam, a warm-up and a cosine down to 0, cross-entropy + Dice.
 
     Parameters
     ----------
     model : keras.Model
         Gives one probability per pixel.
-    steps : int
-        Batches in the whole training; the learning rate reaches 0 with the last.
-    learning_rate : float
-        Its highest value, after the first twentieth of the steps (SGDR, arXiv 1608.03983).
+    steps, learning_rate
+        As for `warm_up_and_cosine`.
+    amsgrad : bool
+        Adam never forgets its largest gradients (AMSGrad, arXiv 1904.09237).
 
     Returns
     -------
     keras.Model
         The same model.
     """
-    warmup = max(steps // 20, 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 10, max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
-    )
     model.compile(
-        optimizer=keras.optimizers.Adam(schedule),
+        optimizer=keras.optimizers.Adam(warm_up_and_cosine(learning_rate, steps), amsgrad=amsgrad),
         loss=losses.BinaryCrossentropyDice(),
         metrics=[
             keras.metrics.BinaryAccuracy(name="accuracy"),
@@ -172,7 +188,7 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     else:
         for name in ("history.csv", "best.keras"):
             (folder / name).unlink(missing_ok=True)
-        for name in ("tensorboard", "backup"):
+        for name in ("tensorboard", "backup", "predictions"):
             shutil.rmtree(folder / name, ignore_errors=True)
     watchers = [*callbacks(folder, patience, best), *extra]
     try:
@@ -200,6 +216,21 @@ def _best_so_far(model, folder):
         print(f"the newest backup in {backup} was cut short by the kill: going back to the one before")
     print(f"going on after epoch {len(history)} of the training that was broken off in {folder}")
     return history["val_dice"].max() if zipfile.is_zipfile(folder / "best.keras") else None
+
+
+def finished(folder):
+    """Return whether a training in a folder came to its end and left a model.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder that was given to `fit`.
+
+    Returns
+    -------
+    bool
+    """
+    return (Path(folder) / "best.keras").is_file() and not (Path(folder) / "backup").exists()
 
 
 def read_history(folder):

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 def test_rooms_of_keras_run_under_another_backend(backend):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    rooms = [HERE / f"test_{room}.py" for room in ("models", "losses", "metrics")]
+    rooms = [HERE / f"test_{room}.py" for room in ("models", "unet_plus_plus", "losses", "metrics")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *rooms],
         env={**os.environ, "KERAS_BACKEND": backend},

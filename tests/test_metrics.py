@@ -85,6 +85,23 @@ def test_auc_agrees_with_scikit_learn():
     assert metrics.auc(true, found) == pytest.approx(roc_auc_score(true.ravel(), found.ravel()), abs=1e-3)
 
 
+def test_summary_over_all_pixels_agrees_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    shapes = [(20, 30), (16, 16), (31, 9)]  # pixels are pooled, so a large image counts for more
+    labels = [rng.integers(0, 3, shape) for shape in shapes]
+    found = [np.clip((one > 0) * 0.3 + 0.7 * rng.random(one.shape), 0, 1) for one in labels]
+    row = metrics.summarise(labels, found, ["a", "b", "a"], threshold=0.4).loc["all"]
+    true = np.concatenate([one.ravel() > 0 for one in labels])
+    probability = np.concatenate([one.ravel() for one in found])
+    predicted = probability > 0.4
+    assert row["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    assert row["precision"] == pytest.approx(precision_score(true, predicted))
+    assert row["recall"] == pytest.approx(recall_score(true, predicted))
+    assert row["dice"] == pytest.approx(f1_score(true, predicted))
+    assert row["iou"] == pytest.approx(jaccard_score(true, predicted))
+    assert row["auc"] == pytest.approx(roc_auc_score(true, probability), abs=1e-3)
+
+
 def test_nothing_to_find():
     nothing, something = np.zeros((1, 3, 3)), np.eye(3)[None]
     assert metrics.pixel_scores(nothing, nothing)[["dice", "iou", "precision", "recall"]].to_numpy().tolist() == [

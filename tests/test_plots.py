@@ -1,10 +1,12 @@
+import imageio.v3 as iio
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from nuclei_utils import models, plots
+from nuclei_utils import evaluation, metrics, models, plots
 from nuclei_utils.data import Record
 from nuclei_utils.labels import touching_pairs
 
@@ -361,6 +363,34 @@ def test_learning_curves_of_some_columns(names):
     assert len(plots.learning_curves(history, names).axes) == len(names)
 
 
+def test_compare_curves():
+    histories = {
+        "good": pd.DataFrame({"epoch": [0, 1, 2], "val_dice": [0.2, 0.9, 0.8]}),
+        "short": pd.DataFrame({"epoch": [5, 6], "val_dice": [0.1, 0.3]}),
+    }
+    figure = plots.compare_curves(histories, title="three")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert {"good (best 0.900)", "short (best 0.300)", "validation dice", "three"} <= set(words(figure))
+    points = [line.get_xydata().tolist() for line in axis.lines]
+    assert points[0] == [[1, 0.2], [2, 0.9], [3, 0.8]]
+    assert points[1] == [[2, 0.9]], "the best is marked"
+    assert points[2] == [[1, 0.1], [2, 0.3]], "every training starts at epoch 1"
+    assert len({line.get_color() for line in axis.lines}) == 2
+    assert axis.get_ylim() == (0, 1)
+
+
+def test_by_share():
+    table = pd.DataFrame({"frozen": [0.5, 0.6], "random": [0.3, 0.7]}, pd.Index([5, 26], name="training images"))
+    figure = plots.by_share(table, title="few")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["5", "26"]
+    assert axis.lines[1].get_xydata().tolist() == [[5, 0.3], [26, 0.7]]
+    assert {"frozen", "random", "few", "training images", "Dice"} <= set(words(figure))
+
+
 def test_architecture_is_read_off_the_model():
     model = models.unet((64, 64, 3), filters=4, depth=2)
     figure = plots.architecture(model)
@@ -389,7 +419,286 @@ def test_architecture_of_an_oblong_image():
     ]
 
 
+def test_architecture_shows_the_steps_of_an_encoder_inside():
+    figure = plots.architecture(models.mobilenet_unet((64, 64, 3), weights=None, filters=4))
+    sizes = [text.split("\n") for text in words(figure) if " x " in text]
+    assert [size for size, _ in sizes] == [f"{s} x {s}" for s in (64, 32, 16, 8, 4, 2, 4, 8, 16, 32, 64, 64)]
+    assert [maps.split()[0] for _, maps in sizes] == [str(n) for n in (4, 96, 144, 192, 576, 320, 64, 32, 16, 8, 4, 1)]
+    (axis,) = figure.axes
+    dashed = [a for a in axis.texts if getattr(a, "arrow_patch", None) and a.arrow_patch.get_linestyle() == "--"]
+    assert len(dashed) == 5
+
+
 @pytest.mark.parametrize("shape", [(None, None, 3), (64, None, 3)])
 def test_architecture_needs_a_fixed_size(shape):
     with pytest.raises(ValueError, match="leaves the image size open"):
         plots.architecture(models.unet(shape, filters=4, depth=1))
+
+
+# Figures of the evaluation
+
+
+@pytest.fixture
+def scored():
+    """Truth, and probabilities of two models, for two images."""
+    rng = np.random.default_rng(0)
+    masks = [rng.random((12, 15)) > 0.7 for _ in range(2)]
+    good = [np.clip(mask * 0.5 + 0.5 * rng.random(mask.shape), 0, 1) for mask in masks]
+    return masks, {"good": good, "poor": [rng.random(mask.shape) for mask in masks]}
+
+
+@pytest.fixture
+def sweeps(scored):
+    masks, predictions = scored
+    return {name: evaluation.sweep(masks, found) for name, found in predictions.items()}
+
+
+def test_curves(sweeps):
+    figure = plots.curves(sweeps, threshold=0.6, title="both")
+    figure.canvas.draw()
+    left, right = figure.axes
+    assert {"good", "poor", "chance", "both", "mark: threshold 0.6"} <= set(words(figure))
+    for table, line, mark in zip(sweeps.values(), left.lines[::2], left.lines[1::2], strict=True):
+        at = table[table["threshold"] == 0.6]
+        assert mark.get_xydata().tolist() == [[at["recall"].item(), at["precision"].item()]]
+        assert len(line.get_ydata()) == (table["tp"] + table["fp"] > 0).sum() < len(table), "no find, no precision"
+    assert right.lines[0].get_xdata().max() <= 1
+    assert len({line.get_color() for line in left.lines}) == 2
+
+
+def test_curves_close_up(sweeps):
+    left, right = plots.curves(sweeps, lowest=0.8).axes
+    assert left.get_xlim() == left.get_ylim() == right.get_ylim() == pytest.approx((0.796, 1.004))
+    assert right.get_xlim() == pytest.approx((-0.004, 0.204))
+
+
+def test_curves_of_a_model_that_finds_nothing():
+    blind = evaluation.sweep([np.eye(4)], [np.zeros((4, 4))])
+    plots.curves({"blind": blind}).canvas.draw()
+
+
+def test_calibration(scored):
+    masks, predictions = scored
+    tables = {name: evaluation.calibration(masks, found) for name, found in predictions.items()}
+    figure = plots.calibration(tables, title="promises")
+    figure.canvas.draw()
+    above, below = figure.axes
+    assert {"good", "poor", "promise kept", "promises"} <= set(words(figure))
+    some = tables["good"].dropna()
+    assert above.lines[1].get_xydata().tolist() == some[["predicted", "observed"]].to_numpy().tolist()
+    assert below.lines[0].get_ydata().tolist() == some["pixels"].tolist()
+    assert below.get_yscale() == "log"
+
+
+def test_forest():
+    table = pd.DataFrame({"x": [0.5, -0.1], "a": [0.4, -0.2], "b": [0.7, 0.1]}, index=[("A", "B"), ("A", "C")])
+    figure = plots.forest(table, "x", "a", "b", "difference", reference=0, title="pairs")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["A \u2212 B", "A \u2212 C"]
+    assert {"difference", "pairs", "0.500", "-0.100"} <= set(words(figure))
+    assert axis.lines[0].get_xdata()[0] == 0
+    assert axis.lines[1].get_xdata().tolist() == [0.4, 0.7]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first is on top"
+    plain = plots.forest(table.set_axis(["A", "B"]), "x", "a", "b")
+    assert [text.get_text() for text in plain.axes[0].get_yticklabels()] == ["A", "B"]
+    assert plain.axes[0].get_xlabel() == "x"
+
+
+def test_threshold_curves(sweeps):
+    figure = plots.threshold_curves(sweeps, sweeps, {"good": 0.45, "poor": 0.2}, "mean_dice", title="thresholds")
+    figure.canvas.draw()
+    assert [axis.get_title() for axis in figure.axes] == ["good", "poor"]
+    assert {"chosen: 0.45", "chosen: 0.20", "validation", "test", "mean dice", "thresholds"} <= set(words(figure))
+    assert figure.axes[0].lines[2].get_xdata()[0] == 0.45
+    assert figure.axes[1].lines[0].get_ydata().tolist() == sweeps["poor"]["mean_dice"].tolist()
+
+
+def test_trend():
+    table = pd.DataFrame({"area": [4.0, 1, 3, 2, np.nan], "found": [1.0, 0, 0.5, 0.2, 9]})
+    figure = plots.trend({"model": table}, "area", "found", ("area (pixels)", None), bins=2, log=True, title="by size")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[1.5, 0.1], [3.5, 0.75]])
+    assert {"model", "area (pixels)", "found", "by size"} <= set(words(figure))
+    assert axis.get_xscale() == "log"
+
+
+def test_trend_of_fewer_rows_than_bins():
+    (axis,) = plots.trend({"model": pd.DataFrame({"x": [2, 1], "y": [0, 1]})}, "x", "y").axes
+    assert axis.lines[0].get_xydata().tolist() == [[1, 1], [2, 0]]
+
+
+def test_robustness():
+    rows = [("blur", 0, 0.9), ("blur", 4, 0.3), ("inversion", 0, 0.9), ("inversion", 1, 0.1)]
+    table = pd.DataFrame(rows, columns=["distortion", "strength", "dice"])
+    labels = {"blur": "sigma (pixels)"}
+    figure = plots.robustness({"A": table, "B": table}, labels=labels, title="made worse")
+    figure.canvas.draw()
+    blur, inversion = figure.axes
+    assert (blur.get_xlabel(), inversion.get_xlabel()) == ("sigma (pixels)", "strength")
+    assert [text.get_text() for text in blur.get_xticklabels()] == ["0", "4"]
+    assert [line.get_ydata().tolist() for line in inversion.lines] == [[0.9, 0.1]] * 2
+    assert {"A", "B", "made worse", "dice", "blur", "inversion"} <= set(words(figure))
+
+
+# How a network learned: the film
+
+
+@pytest.fixture
+def records(image, labels):
+    return [
+        Record("a", image, labels, "grey_tissue"),
+        Record("b", np.repeat(image, 3, axis=0), np.repeat(labels, 3, axis=0), "purple_on_white"),
+    ]
+
+
+@pytest.fixture
+def growing(records):
+    """Predictions of seven epochs, from noise to the truth."""
+    rng = np.random.default_rng(0)
+    return [
+        [w * (record.labels > 0) + (1 - w) * rng.random(record.labels.shape) for record in records]
+        for w in np.linspace(0, 1, 7)
+    ]
+
+
+def test_film(tmp_path, records, growing):
+    path = plots.film(records, growing, tmp_path / "films" / "unet.gif", title="U-Net", fps=4)
+    assert [one.name for one in path.parent.iterdir()] == ["unet.gif"]
+    with Image.open(path) as gif:
+        assert gif.format == "GIF"
+        assert gif.n_frames == 7
+        assert gif.info["loop"] == 0, "for ever"
+        durations = []
+        for frame in range(7):
+            gif.seek(frame)
+            durations.append(gif.info["duration"])
+    assert durations == [250] * 6 + [2500], "it rests on the last epoch"
+    frames = iio.imread(path)
+    assert frames.shape[0] == 7
+    assert (frames[0] != frames[-1]).any()
+    still = (frames == frames[0]).all(axis=(0, 3))
+    assert still[46:276].all(), "image and truth stay as they are"
+    assert not still[286:402].all(), "the prediction does not"
+
+
+def test_film_shows_epoch_and_dice(records, growing):
+    figure, update = plots._screen(records, growing, "U-Net")
+    seen = []
+    for epoch in (0, 6):
+        update(epoch)
+        seen.append(words(figure))
+        pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+        np.testing.assert_array_equal(pictures[2], growing[epoch][0])
+    before = [float(metrics.dice(record.labels > 0, one)) for record, one in zip(records, growing[0], strict=True)]
+    assert f"U-Net: before training, mean Dice of these images {np.mean(before):.2f}" in seen[0]
+    assert {f"Dice {score:.2f}" for score in before} <= set(seen[0])
+    assert "U-Net: epoch 6 of 6, mean Dice of these images 1.00" in seen[1]
+    assert {"image", "truth", "prediction"} <= set(seen[0])
+
+
+@pytest.mark.parametrize(("epochs", "frames"), [(1, 1), (2, 2), (101, 9)])
+def test_film_of_more_epochs_than_frames(tmp_path, records, growing, epochs, frames):
+    path = plots.film(records[:1], [growing[0][:1], *[growing[-1][:1]] * 100][:epochs], tmp_path / "a.gif", frames=9)
+    with Image.open(path) as gif:
+        assert gif.n_frames == frames
+
+
+def test_film_keeps_below_its_limit(tmp_path):
+    rng = np.random.default_rng(0)
+    record = Record("a", np.zeros((116, 116, 3), np.uint8), np.zeros((116, 116), np.int32), "grey_tissue")
+    noise = [[rng.random((116, 116))] for _ in range(30)]
+    whole = plots.film([record], noise, tmp_path / "whole.gif").stat().st_size
+    path = plots.film([record], noise, tmp_path / "small.gif", megabytes=whole / 2e6)
+    assert path.stat().st_size <= whole / 2
+    with Image.open(path) as gif:
+        assert 2 < gif.n_frames < 30
+    with pytest.raises(ValueError, match=r"tiny\.gif: a film of 2 frames takes 0\.\d+ MB, more than 0.001 MB"):
+        plots.film([record], noise, tmp_path / "tiny.gif", megabytes=0.001)
+    assert not (tmp_path / "tiny.gif").exists()
+
+
+@pytest.mark.parametrize("draw", [lambda *args: plots.film(*args, "never.gif"), plots.film_strip])
+def test_film_of_other_images_is_refused(records, growing, draw):
+    with pytest.raises(
+        ValueError, match=r"epoch 0 have the shapes \[\(20, 30\), \(60, 30\)\], the images \[\(60, 30\)"
+    ):
+        draw(records[::-1], growing)
+    with pytest.raises(ValueError, match="found 2 and 0 epochs"):
+        draw(records, [])
+
+
+def test_spaced_keeps_first_and_last():
+    assert plots._spaced(19, 40) == list(range(19))
+    assert plots._spaced(101, 5) == [0, 25, 50, 75, 100]
+    assert plots._spaced(8, 1) == [0, 7]
+    assert plots._spaced(1, 5) == [0]
+
+
+@pytest.mark.parametrize(("epochs", "heads"), [(3, [0, 3, 6]), ([0, 1, 6], [0, 1, 6])])
+def test_film_strip(records, growing, epochs, heads):
+    figure = plots.film_strip(records, growing, epochs, title="U-Net")
+    axes = np.reshape(drawn(figure), (2, 5))
+    titles = ["before training" if epoch == 0 else f"epoch {epoch}" for epoch in heads]
+    assert [axis.get_title() for axis in axes[0]] == ["image", *titles, "truth"]
+    np.testing.assert_array_equal(axes[1, 2].images[0].get_array(), growing[heads[1]][1])
+    np.testing.assert_array_equal(axes[0, 4].images[0].get_array(), plots.as_uint8(records[0].labels > 0))
+    assert axes[0, 3].get_xlabel() == "Dice 1.00"
+    assert axes[0, 3].images[0].get_clim() == (0, 1), "probabilities are not stretched"
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_nested_skips_name_every_block_and_output(depth):
+    text = words(plots.nested_skips(depth))
+    blocks = [f"X({i},{j})" for i in range(depth + 1) for j in range(depth + 1 - i)]
+    assert sorted(word for word in text if word.startswith("X(")) == sorted(blocks)
+    assert [word for word in text if word.startswith("output")] == [f"output {j}" for j in range(1, depth + 1)]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_nested_skips_pale_what_a_cut_leaves_out(cut):
+    depth = 3
+    figure = plots.nested_skips(depth, cuts=(cut,))
+    assert f"output {cut}" in words(figure)
+    (axis,) = figure.axes
+    faces = [mpl.colors.to_hex(nodes.get_facecolor()[0]) for nodes in axis.collections]
+    assert len(faces) == (depth + 1) * (depth + 2) // 2
+    kept = (cut + 1) * (cut + 2) // 2
+    assert sum(face != "#ffffff" for face in faces) == kept
+    arrows = [
+        mpl.colors.to_hex(text.arrow_patch.get_edgecolor()) for text in axis.texts if hasattr(text, "arrow_patch")
+    ]
+    # what X(i, j) reads: one arrow along a diagonal (none into X(0, 0)), and one from each block before it; the output
+    expected = sum((i > 0) if j == 0 else 1 + j for i in range(cut + 1) for j in range(cut + 1 - i)) + 1
+    assert sum(colour != "#dddddd" for colour in arrows) == expected
+
+
+def test_by_step():
+    figure = plots.by_step({"one": [1, 2, 4], "other": [3, 3, 3]}, "size", log=True)
+    (axis,) = figure.axes
+    assert [list(line.get_ydata()) for line in axis.lines] == [[1, 2, 4], [3, 3, 3]]
+    assert list(axis.lines[0].get_xdata()) == [1, 2, 3]
+    assert axis.get_yscale() == "log"
+    assert {"one", "other", "step", "size"} <= set(words(figure))
+
+
+def test_trade_off():
+    costs = {"dice": [0.7, 0.8, 0.9], "ms": [1.0, 10, 20], "parameters": [100.0, 1000, 5000]}
+    table = pd.DataFrame(costs, index=["depth 1", "depth 2", "rival"])
+    figure = plots.trade_off(table, {"ms": "milliseconds", "parameters": "weights"}, family=["depth 1", "depth 2"])
+    assert [axis.get_xlabel() for axis in figure.axes] == ["milliseconds", "weights"]
+    for axis, cost in zip(figure.axes, ("ms", "parameters"), strict=True):
+        assert axis.get_xscale() == "log"
+        rival, family = axis.lines
+        assert (list(rival.get_xdata()), list(rival.get_ydata())) == ([table.loc["rival", cost]], [0.9])
+        assert list(family.get_xdata()) == list(table[cost][:2])
+        assert list(family.get_ydata()) == [0.7, 0.8]
+        assert [text.get_text() for text in axis.texts] == ["1", "2"]
+    assert {"rival", "depth 1 … depth 2"} <= set(words(figure))
+
+
+def test_trade_off_without_a_family():
+    table = pd.DataFrame({"dice": [0.7, 0.8], "ms": [1.0, 10]}, index=["one", "other"])
+    figure = plots.trade_off(table, {"ms": "milliseconds"})
+    assert {"one", "other"} <= set(words(figure))

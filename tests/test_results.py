@@ -4,33 +4,42 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 
-from benchmarks import tables, unet_from_scratch
+from benchmarks import tables
+from nuclei_utils import recipes
 from tools import picture, setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOTEBOOK_03 = nbformat.read(ROOT / "notebooks" / "03_unet_from_scratch.ipynb", as_version=4)
 
 
-def test_readme_quotes_the_results():
-    assert tables.unet_from_scratch() in README
+def text_of(path):
+    if path.suffix != ".ipynb":
+        return path.read_text(encoding="utf-8")
+    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
 
 
-def test_notebook_03_quotes_the_results():
-    table = tables.unet_from_scratch()
-    assert any(table in cell.source for cell in NOTEBOOK_03.cells if cell.cell_type == "markdown")
+@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.name)
+def test_texts_quote_the_results(path):
+    text = text_of(path)
+    assert tables.filled(text) == text, "run `python -m benchmarks.tables --write`"
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_table_is_quoted_somewhere(name):
+    assert any(f"<!-- table {name} -->" in text_of(path) for path in tables.TEXTS)
 
 
 def test_benchmark_and_notebook_03_train_alike():
-    sizes = unet_from_scratch.SIZE, unet_from_scratch.BATCH, unet_from_scratch.FILTERS
-    line = f"SIZE, BATCH, FILTERS = {sizes[0]}, {sizes[1]}, {sizes[2]}"
-    assert any(line in cell.source for cell in NOTEBOOK_03.cells)
+    line = f"SIZE, BATCH, FILTERS = {recipes.SIZE}, {recipes.BATCH}, {recipes.FILTERS}"
+    assert line in text_of(ROOT / "notebooks" / "03_unet_from_scratch.ipynb")
 
 
-def test_readme_shows_the_picture_of_notebook_03():
-    assert picture.PICTURE.read_bytes() == picture.of_notebook(), "run `make outputs`"
-    assert picture.PICTURE.relative_to(ROOT).as_posix() in README
+@pytest.mark.parametrize("path", picture.PICTURES, ids=lambda path: path.name)
+def test_readme_shows_pictures_of_the_notebooks(path):
+    assert path.read_bytes() == picture.of_notebook(*picture.PICTURES[path]), "run `make outputs`"
+    assert path.relative_to(ROOT).as_posix() in README
 
 
 def test_one_address_everywhere():

@@ -1,4 +1,4 @@
-"""Take the README's picture out of an executed notebook: `python -m tools.picture`; `make outputs` does it."""
+"""Take the README's pictures out of executed notebooks: `python -m tools.picture`; `make outputs` does it."""
 
 import base64
 import sys
@@ -8,23 +8,26 @@ import nbformat
 from nuclei_utils.files import written_whole
 from tools.setup_cell import ROOT
 
-NOTEBOOK = ROOT / "notebooks" / "03_unet_from_scratch.ipynb"
-PICTURE = ROOT / "docs" / "unet_on_the_sample.png"
+PICTURES = {
+    ROOT / "docs" / "unet_on_the_sample.png": ("03_unet_from_scratch", "readme-picture", "image/png"),
+    ROOT / "docs" / "training_on_the_sample.gif": ("06_evaluate_and_animate", "readme-film", "image/gif"),
+}
+"""For each picture the notebook, the tag of the cell that shows it, and its type."""
 
 
-def of_notebook():
-    """Return the picture of the cell that is tagged `readme-picture`, the bytes of a PNG file."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    (cell,) = (cell for cell in cells if "readme-picture" in cell.metadata.get("tags", []))
-    (png,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
-    return base64.b64decode(png)
+def of_notebook(name, tag, mime):
+    """Return the picture that one cell of a notebook shows, the bytes of the file."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    (cell,) = (cell for cell in cells if tag in cell.metadata.get("tags", []))
+    (code,) = (output.data[mime] for output in cell.outputs if mime in output.get("data", {}))
+    return base64.b64decode(code)
 
 
 def main():
-    """Write the picture."""
-    PICTURE.parent.mkdir(exist_ok=True)
-    with written_whole(PICTURE) as path:
-        path.write_bytes(of_notebook())
+    """Write the pictures."""
+    for path, place in PICTURES.items():
+        with written_whole(path) as aside:
+            aside.write_bytes(of_notebook(*place))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""Train the three networks of the course with several seeds and score them on whole validation and test images.
+
+    NUCLEI_DATA=stage1_fixed python -m benchmarks.networks --seeds 0 1 2        # or: make benchmark
+
+It can be stopped at any time: what is in the file of results is not done again, and a training that was broken off goes
+on after its last epoch. What it leaves: `runs/benchmark/…` (models, logs) and one file below `benchmarks/results`.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from benchmarks import results
+from nuclei_utils import data, evaluation, metrics, models, predict, recipes, training
+
+
+def score(model, split):
+    """Score a model on the whole images of a split.
+
+    Returns
+    -------
+    dict
+        `kinds`: the table of `metrics.summarise`; `dice`: of each image, in the order of `data.ids`.
+    """
+    records = data.load(split=split)
+    truth = [record.labels for record in records]
+    found = predict.probabilities(model, [record.image for record in records])
+    table = metrics.summarise(truth, found, [record.kind for record in records])
+    print(f"\n{split}\n{table.round(3).to_string()}", flush=True)
+    return {
+        "kinds": table.round(4).to_dict("index"),
+        "dice": metrics.pixel_scores(truth, found)["dice"].round(4).to_list(),
+    }
+
+
+def run(name, seed, place):
+    """Train one network, score it, and say what it costs."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    model, history = recipes.train(name, place, seed, verbose=2)
+    figures = {
+        "network": name,
+        "seed": seed,
+        "training": {
+            "crop": recipes.SIZE,
+            "batch": recipes.BATCH,
+            "epochs": len(history),
+            "best_epoch": int(history["epoch"][np.argmax(history["val_dice"])]) + 1,
+            "seconds": round(time.perf_counter() - start),
+            "cpu_seconds": round(time.process_time() - start_cpu),
+            "load_average_at_end": round(os.getloadavg()[2], 1),
+        },
+        "cost": rounded(evaluation.cost(model)),
+        "validation": score(model, "validation"),
+        "test": score(model, "test"),
+        "history": history.round(4).to_dict("list"),
+    }
+    whole = keras.models.load_model(place / "best.keras")
+    if isinstance(whole, models.DeepSupervision):
+        cuts = [models.fast_mode(whole, depth) for depth in range(1, len(whole.outputs) + 1)]
+        figures["fast"] = [{"cost": rounded(evaluation.cost(cut)), "test": score(cut, "test")} for cut in cuts]
+    return figures
+
+
+def rounded(cost):
+    """Round the figures of `evaluation.cost` for the file."""
+    return {name: round(value, 2) for name, value in cost.items()}
+
+
+def main():
+    """Train and score each network with each seed that has no result yet; write after each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=recipes.TITLES, default=list(recipes.TITLES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    arguments = parser.parse_args()
+    title = f"networks_{data.current()}_{training.profile().name}"
+    path = results.FOLDER / f"{title}.json"
+    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    for seed in arguments.seeds:
+        for name in arguments.networks:
+            key = f"{name}, seed {seed}"
+            if key not in runs:
+                print(f"\n{key}", flush=True)
+                place = Path("runs") / "benchmark" / f"{name}_{data.current()}_{training.profile().name}_seed{seed}"
+                runs[key] = {**results.circumstances(), **run(name, seed, place)}
+                results.write(title, {"data": data.current(), "profile": training.profile().name, "runs": runs})
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What do pretrained weights buy, and with how many labels? Trains notebook 04's network for equal steps; writes Dice.
+
+    NUCLEI_DATA=stage1_fixed python -m benchmarks.transfer
+
+Compared are a random encoder, a pretrained one that stays frozen, and one that is fine-tuned in the second half, on 5,
+20 and 100 % of the training images. All validation images are used. What the file of results has is not done again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import keras
+
+from benchmarks import results
+from benchmarks.networks import score
+from nuclei_utils import data, models, recipes, training
+
+NAME = "transfer"
+EPOCHS, STEPS = 4, 36  # of each run, whatever its share
+ENCODERS = ("random", "frozen", "fine-tuned")
+SHARES = (1.0, 0.2, 0.05)
+
+
+def train(encoder, share, seed, place):
+    """Train one network for `EPOCHS * STEPS` steps.
+
+    Returns
+    -------
+    model : keras.Model
+    histories : list of pandas.DataFrame
+        One for each phase.
+    """
+    keras.utils.set_random_seed(seed)
+    train, validation = recipes.batches(seed, share)
+    train = train.repeat().take(STEPS)
+    random = encoder == "random"
+    model = models.mobilenet_unet(weights=None if random else "imagenet", trainable=random, filters=recipes.FILTERS)
+    phases = [(EPOCHS, recipes.LEARNING_RATE, random)]
+    if encoder == "fine-tuned":
+        half = EPOCHS // 2
+        phases = [(half, recipes.LEARNING_RATE, False), (half, recipes.FINE_TUNING_RATE, recipes.FINE_TUNED_BLOCKS)]
+    histories = []
+    for number, (epochs, rate, trainable) in enumerate(phases):
+        models.train_encoder(model, trainable)
+        training.compile_model(model, epochs * STEPS, rate)
+        _, history = training.fit(model, train, validation, place / str(number), epochs, verbose=2)
+        histories.append(history)
+    return model, histories
+
+
+def main():
+    """Train and score what has no result yet; write after each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    seeds = parser.parse_args().seeds
+    path = results.FOLDER / f"{NAME}.json"
+    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    for seed in seeds:
+        for share in SHARES:
+            for encoder in ENCODERS:
+                key = f"{encoder}, {share:.0%}, seed {seed}"
+                if key in runs:
+                    continue
+                print(f"\n{key}", flush=True)
+                place = Path("runs") / "benchmark" / NAME / key.replace(", ", "_").replace(" ", "_").replace("%", "")
+                model, histories = train(encoder, share, seed, place)
+                runs[key] = {
+                    "encoder": encoder,
+                    "share": share,
+                    "seed": seed,
+                    "images": len(recipes.some_ids(share, seed)),
+                    "val_dice": [round(value, 4) for history in histories for value in history["val_dice"]],
+                    "test": score(model, "test"),
+                }
+                figures = {
+                    "data": data.current(),
+                    "steps": EPOCHS * STEPS,
+                    "crop": recipes.SIZE,
+                    "batch": recipes.BATCH,
+                }
+                results.write(NAME, {**figures, "runs": runs})
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()

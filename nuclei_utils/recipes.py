@@ -1,0 +1,245 @@
+"""How the course trains its three networks: the same data, budget and loss for all, so that they can be compared."""
+
+from pathlib import Path
+
+import keras
+import pandas as pd
+
+from nuclei_utils import data, models, pipeline, predict, preprocess, training
+
+SIZE = 128
+"""Height and width of the crops that the networks are trained on, pixels."""
+BATCH = 16
+"""Crops in a batch."""
+FILTERS = 16
+"""Feature maps of the networks at full size."""
+LEARNING_RATE = 1e-3
+"""Highest learning rate of random weights."""
+FINE_TUNING_RATE = 1e-4
+"""Highest learning rate once pretrained weights are trained, so that they are changed and not forgotten."""
+FINE_TUNED_BLOCKS = 10
+"""Of MobileNetV2's 16 blocks, how many are fine-tuned: those from 1/16 of the image's size on."""
+TITLES = {"unet": "U-Net", "mobilenet_unet": "U-Net on MobileNetV2", "unet_plus_plus": "U-Net++"}
+"""The networks of the course, in its order, and what tables and figures call them."""
+
+
+def batches(seed=0, share=1.0):
+    """Read and batch what the course trains and validates on.
+
+    Parameters
+    ----------
+    seed : int
+        Of the order, the crops, the augmentation, and the choice of images.
+    share : float
+        Share of the training images to use, 0..1; of each kind at least one.
+
+    Returns
+    -------
+    train, validation : tf.data.Dataset
+        As from `pipeline.training_batches` and `pipeline.validation_batches`.
+    """
+    profile = training.profile()
+    examples = pipeline.read(split="train")
+    if share < 1:
+        examples = pipeline.only(examples, some_ids(share, seed))
+    train = pipeline.training_batches(examples.take(profile.images), SIZE, BATCH, seed=seed, at_least=profile.crops)
+    validation = pipeline.read(split="validation").take(profile.images)
+    return train, pipeline.validation_batches(validation, 2 * SIZE, BATCH)
+
+
+def some_ids(share, seed=0):
+    """Choose a share of the training images at random, of each kind at least one; a larger share holds the smaller.
+
+    Parameters
+    ----------
+    share : float
+        0..1.
+    seed : int
+
+    Returns
+    -------
+    list of str
+        Ids.
+    """
+    table = data.splits(data.current())
+    table = table[table["split"] == "train"].sample(frac=1, random_state=seed)
+    return [name for _, kind in table.groupby("kind")["id"] for name in kind.iloc[: max(round(share * len(kind)), 1)]]
+
+
+def folder(name):
+    """Return where the notebooks leave a network with the data and profile at hand: below `runs/` where they run."""
+    return Path("runs") / f"{name}_{data.current()}_{training.profile().name}"
+
+
+def watched():
+    """Return what is watched while a network learns: one validation image of each kind, its middle 256 pixels.
+
+    Returns
+    -------
+    list of data.Record
+    """
+    records = data.load(split="validation")
+    first = [next(record for record in records if record.kind == kind) for kind in sorted({r.kind for r in records})]
+    return [_middle(record) for record in first]
+
+
+def _middle(record, size=256):
+    height, width = (min(length, size) for length in record.labels.shape)
+    top, left = ((length - cut) // 2 for length, cut in zip(record.labels.shape, (height, width), strict=True))
+    image, labels = (preprocess.crop(array, top, left, (height, width)) for array in (record.image, record.labels))
+    return record._replace(image=image, labels=labels)
+
+
+def pretrained():
+    """Look for ImageNet's weights of MobileNetV2, and say so where there are none.
+
+    Returns
+    -------
+    "imagenet" or None
+        What `build` takes as weights.
+    """
+    try:
+        models.mobilenet_encoder("imagenet")
+    except ConnectionError as error:
+        print(f"{error}.\nGoing on with a random encoder: this is not transfer learning.")
+        return None
+    return "imagenet"
+
+
+def build(name, weights="imagenet"):
+    """Build one of the networks of the course, not yet trained.
+
+    Parameters
+    ----------
+    name : str
+        One of `TITLES`.
+    weights : "imagenet", path-like or None
+        Of the encoder of `mobilenet_unet`, which is frozen if it is pretrained.
+
+    Returns
+    -------
+    keras.Model
+
+    Raises
+    ------
+    ValueError
+        If there is no network of this name.
+    """
+    if name == "unet":
+        return models.unet(filters=FILTERS)
+    if name == "mobilenet_unet":
+        return models.mobilenet_unet(weights=weights, trainable=weights is None, filters=FILTERS)
+    if name == "unet_plus_plus":
+        return models.unet_plus_plus(filters=FILTERS)
+    raise ValueError(f"no network {name!r} in the course: choose one of {', '.join(TITLES)}")
+
+
+def train(name, folder, seed=0, watch=(), verbose="auto"):
+    """Train one of the networks of the course at the size of the profile; a training that was killed goes on.
+
+    A pretrained encoder rests for the first half of the epochs, while the decoder learns to read it. In the second
+    half its upper blocks are fine-tuned at a low learning rate. Without pretrained weights there is one phase.
+
+    Parameters
+    ----------
+    name : str
+        One of `TITLES`.
+    folder : path-like
+        For its files, see `training.fit`; those of a first phase are in `frozen/` below.
+    seed : int
+    watch : sequence of uint8 array (H, W, 3)
+        Images whose predictions are recorded before the training and after each epoch (`predict.Recorder`).
+    verbose : "auto", 0, 1 or 2
+
+    Returns
+    -------
+    model : keras.Model
+        With the weights of the best epoch, as `load` gives it.
+    history : pandas.DataFrame
+        One row per epoch.
+    """
+    folder = Path(folder)
+    keras.utils.set_random_seed(seed)
+    train, validation = batches(seed)
+    weights = pretrained() if name == "mobilenet_unet" else None
+    model = build(name, weights)
+
+    def fit(folder, first, epochs, learning_rate):
+        training.compile_model(model, epochs * len(train), learning_rate, amsgrad=name == "unet_plus_plus")
+        recorder = predict.Recorder(watch, folder, first)
+        training.fit(model, train, validation, folder, epochs, extra=[recorder], verbose=verbose)
+
+    epochs = training.profile().epochs
+    if weights:
+        if not training.finished(folder / "frozen"):
+            fit(folder / "frozen", 0, epochs // 2, LEARNING_RATE)
+        model.load_weights(folder / "frozen" / "best.keras")
+        models.train_encoder(model, FINE_TUNED_BLOCKS)
+        fit(folder, epochs // 2, epochs - epochs // 2, FINE_TUNING_RATE)
+    else:
+        fit(folder, 0, epochs, LEARNING_RATE)
+    return load(folder)
+
+
+def load(folder):
+    """Load a network that `train` left.
+
+    Parameters
+    ----------
+    folder : path-like
+
+    Returns
+    -------
+    model : keras.Model
+        Of one output: of a network with several, their mean (`models.accurate_mode`).
+    history : pandas.DataFrame
+        One row per epoch, of both phases where there are two.
+    """
+    parts = [training.read_history(part) for part in _phases(folder)]
+    history = pd.concat(parts, ignore_index=True).assign(epoch=lambda table: range(len(table)))
+    model = keras.models.load_model(Path(folder) / "best.keras")
+    return models.accurate_mode(model) if len(model.outputs) > 1 else model, history
+
+
+def recorded(folder):
+    """Read what a network predicted for the watched images while it learned.
+
+    Parameters
+    ----------
+    folder : path-like
+        That was given to `train`.
+
+    Returns
+    -------
+    list of list of float32 array (H, W) in [0, 1]
+        Before training and after each epoch, one map for each image.
+    """
+    frames = {}
+    for part in _phases(folder):
+        frames.update(predict.recorded(part))
+    return [frames[epoch] for epoch in sorted(frames)]
+
+
+def _phases(folder):
+    return [part for part in (Path(folder) / "frozen", Path(folder)) if training.finished(part)]
+
+
+def load_or_train(name):
+    """Load a network that a notebook trained with the data and profile at hand, or train it where there is none.
+
+    Parameters
+    ----------
+    name : str
+        One of `TITLES`.
+
+    Returns
+    -------
+    model, history
+        As from `load`; what it predicted meanwhile is in `recorded(folder(name))`.
+    """
+    place = folder(name)
+    if training.finished(place):
+        print(f"{TITLES[name]}: loaded from {place}")
+        return load(place)
+    print(f"{TITLES[name]}: no trained one in {place}, so it is trained now")
+    return train(name, place, watch=[record.image for record in watched()], verbose=2)

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+
+from nuclei_utils import data, models, recipes, training
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """Networks and crops so small that training takes seconds; the way through the code stays the same."""
+    monkeypatch.setattr(recipes, "SIZE", 32)
+    monkeypatch.setattr(recipes, "BATCH", 4)
+    monkeypatch.setattr(recipes, "FILTERS", 2)
+    monkeypatch.setenv("NUCLEI_DATA", "sample")
+    monkeypatch.setenv("NUCLEI_PROFILE", "smoke")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("no internet")
+
+    monkeypatch.setattr(models, "mobilenet_encoder", fail)
+
+
+def test_a_network_is_trained_once_and_then_loaded(capsys):
+    model, history = recipes.load_or_train("unet")
+    assert "is trained now" in capsys.readouterr().out
+    again, same = recipes.load_or_train("unet")
+    assert "loaded from" in capsys.readouterr().out
+    assert list(history["epoch"]) == list(same["epoch"]) == [0, 1]
+    image = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
+    np.testing.assert_allclose(model(image), again(image), atol=1e-6)
+
+
+def test_what_is_watched_is_recorded_before_training_and_after_each_epoch():
+    recipes.load_or_train("unet")
+    frames = recipes.recorded(recipes.folder("unet"))
+    watched = recipes.watched()
+    assert len(frames) == 1 + training.profile().epochs
+    for frame in frames:
+        assert [one.shape for one in frame] == [record.labels.shape for record in watched]
+    assert np.abs(frames[0][0] - frames[-1][0]).max() > 0
+
+
+def test_one_image_of_each_kind_is_watched():
+    watched = recipes.watched()
+    assert [record.kind for record in watched] == sorted(data.KINDS)
+    whole = {record.id: record for record in data.load(split="validation")}
+    for record in watched:
+        assert max(record.labels.shape) <= 256
+        assert record.image.shape[:2] == record.labels.shape
+        assert set(np.unique(record.labels)) <= set(np.unique(whole[record.id].labels))
+
+
+def test_unet_plus_plus_comes_back_in_its_accurate_mode():
+    model, _ = recipes.train("unet_plus_plus", "here")
+    assert [output.shape for output in model.outputs] == [(None, None, None, 1)]
+
+
+def test_a_pretrained_encoder_rests_and_is_then_fine_tuned(tmp_path, monkeypatch):
+    random = models.mobilenet_encoder(None)
+    encoder = models.FixedStatistics(random.inputs, random.outputs, name="mobilenet_v2")
+    monkeypatch.setattr(models, "mobilenet_encoder", lambda weights: encoder)  # stands for ImageNet's
+    before = {weight.path: np.array(weight) for weight in encoder.weights}
+    phases = []
+    real = training.fit
+
+    def fit(model, train, validation, folder, *arguments, **words):
+        phases.append({weight.path for weight in encoder.trainable_weights})
+        return real(model, train, validation, folder, *arguments, **words)
+
+    monkeypatch.setattr(training, "fit", fit)
+    images = [record.image for record in recipes.watched()]
+    model, history = recipes.train("mobilenet_unet", tmp_path / "run", watch=images)
+    assert [bool(phase) for phase in phases] == [False, True]
+    assert list(history["epoch"]) == [0, 1]
+    assert len(recipes.recorded(tmp_path / "run")) == 3
+    after = {weight.path: np.array(weight) for weight in model.get_layer("mobilenet_v2").weights}
+    moved = {path for path, value in before.items() if np.abs(after[path] - value).max() > 0}
+    assert moved
+    assert moved <= phases[1]
+
+
+def test_without_pretrained_weights_it_says_so_and_trains_the_whole_encoder(no_download, capsys):
+    assert recipes.pretrained() is None
+    assert "no internet.\nGoing on with a random encoder: this is not transfer learning." in capsys.readouterr().out
+
+
+def test_random_encoders_are_trained_and_pretrained_ones_rest():
+    assert recipes.build("mobilenet_unet", weights=None).get_layer("mobilenet_v2").trainable_weights
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match=r"no network 'resnet'.*choose one of unet, mobilenet_unet, unet_plus_plus"):
+        recipes.build("resnet")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
+def test_a_share_of_the_images_has_every_kind(share):
+    table = data.splits("sample").set_index("id")
+    chosen = table.loc[recipes.some_ids(share)]
+    assert set(chosen["split"]) == {"train"}
+    whole = table[table["split"] == "train"]["kind"].value_counts()
+    assert chosen["kind"].value_counts().to_dict() == {k: max(round(share * n), 1) for k, n in whole.items()}
+
+
+def test_a_larger_share_holds_the_smaller():
+    assert set(recipes.some_ids(0.05)) < set(recipes.some_ids(0.5)) < set(recipes.some_ids(1))
+    assert set(recipes.some_ids(0.5, seed=1)) != set(recipes.some_ids(0.5))
+
+
+def test_a_share_gives_crops_of_its_images_alone(monkeypatch):
+    seen = []
+    batches = recipes.pipeline.training_batches
+
+    def watch(examples, *arguments, **words):
+        seen.extend(example["id"].numpy().decode() for example in examples)
+        return batches(examples, *arguments, **words)
+
+    monkeypatch.setattr(recipes.pipeline, "training_batches", watch)
+    recipes.batches(share=0.05)
+    assert sorted(seen) == sorted(recipes.some_ids(0.05))
