@@ -19,6 +19,11 @@ from benchmarks import results
 from nuclei_utils import data, evaluation, metrics, models, predict, recipes, training
 
 
+def folder(name, seed):
+    """Return where the training of a network with a seed leaves its files."""
+    return Path("runs") / "benchmark" / f"{name}_{data.current()}_{training.profile().name}_seed{seed}"
+
+
 def score(model, split):
     """Score a model on the whole images of a split.
 
@@ -52,6 +57,7 @@ def run(name, seed, place):
             "best_epoch": int(history["epoch"][np.argmax(history["val_dice"])]) + 1,
             "seconds": round(time.perf_counter() - start),
             "cpu_seconds": round(time.process_time() - start_cpu),
+            "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "load_average_at_end": round(os.getloadavg()[2], 1),
         },
         "cost": rounded(evaluation.cost(model)),
@@ -64,6 +70,11 @@ def run(name, seed, place):
         cuts = [models.fast_mode(whole, depth) for depth in range(1, len(whole.outputs) + 1)]
         figures["fast"] = [{"cost": rounded(evaluation.cost(cut)), "test": score(cut, "test")} for cut in cuts]
     return figures
+
+
+def done(path):
+    """Return the runs that a file of results has."""
+    return json.loads(path.read_text())["runs"] if path.is_file() else {}
 
 
 def rounded(cost):
@@ -79,15 +90,15 @@ def main():
     arguments = parser.parse_args()
     title = f"networks_{data.current()}_{training.profile().name}"
     path = results.FOLDER / f"{title}.json"
-    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
     for seed in arguments.seeds:
         for name in arguments.networks:
             key = f"{name}, seed {seed}"
-            if key not in runs:
-                print(f"\n{key}", flush=True)
-                place = Path("runs") / "benchmark" / f"{name}_{data.current()}_{training.profile().name}_seed{seed}"
-                runs[key] = {**results.circumstances(), **run(name, seed, place)}
-                results.write(title, {"data": data.current(), "profile": training.profile().name, "runs": runs})
+            if key in done(path):
+                continue
+            print(f"\n{key}", flush=True)
+            figures = {**results.circumstances(), **run(name, seed, folder(name, seed))}
+            runs = {**done(path), key: figures}  # read again: another process may have added to it
+            results.write(title, {"data": data.current(), "profile": training.profile().name, "runs": runs})
     print(f"\n{path}")
 
 

@@ -17,7 +17,7 @@ from benchmarks.networks import score
 from nuclei_utils import data, models, recipes, training
 
 NAME = "transfer"
-EPOCHS, STEPS = 4, 36  # of each run, whatever its share
+EPOCHS, STEPS = 4, 20  # of each run, whatever its share
 ENCODERS = ("random", "frozen", "fine-tuned")
 SHARES = (1.0, 0.2, 0.05)
 

@@ -250,7 +250,8 @@ def unet_plus_plus(input_shape=(None, None, 3), filters=32, depth=4, deep_superv
     -------
     keras.Model
         (batch, H, W, channels) to a list of `depth` arrays of probabilities (batch, H, W, 1); to one array without
-        deep supervision, or at depth 1. For predictions, `accurate_mode` and `fast_mode` make ordinary models of one output from it.
+        deep supervision, or at depth 1. For predictions, `accurate_mode` and `fast_mode` make ordinary models of one
+        output from it.
 
     Raises
     ------

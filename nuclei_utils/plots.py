@@ -888,7 +888,7 @@ def curves(sweeps, threshold=0.5, lowest=0.0, title=None):
     -------
     matplotlib.figure.Figure
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 4.8))
     for (name, table), (colour, marker) in zip(sweeps.items(), _looks(), strict=False):
         some = table[table["tp"] + table["fp"] > 0]  # where nothing is found, there is no precision
         for axis, rows, x, y in (
@@ -911,10 +911,11 @@ def curves(sweeps, threshold=0.5, lowest=0.0, title=None):
     for axis in (left, right):
         axis.set(ylim=ends, aspect="equal")
         axis.grid(alpha=0.4)
-    left.legend(handles=handles, title=f"mark: threshold {threshold:g}", loc="lower left")
     right.legend(handles=right.lines[-1:], loc="lower right")
     _head(figure, title)
-    figure.tight_layout()
+    handles.append(plt.Line2D([], [], color="grey", marker="o", linestyle="", label=f"threshold {threshold:g}"))
+    figure.legend(handles=handles, ncols=len(handles), loc="lower center", frameon=False)
+    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1 - 0.1 / figure.get_figheight()))
     return figure
 
 
@@ -940,7 +941,7 @@ def calibration(tables, title=None):
         above.plot(some["predicted"], some["observed"], marker + "-", color=colour, label=name)
         below.plot((some["low"] + some["high"]) / 2, some["pixels"], marker + "-", color=colour, markersize=4)
     above.set(ylabel="share of them that is nucleus", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    above.legend(loc="upper left")
+    above.legend(loc="best")
     below.set(xlabel="predicted probability of nucleus", ylabel="pixels", yscale="log")
     for axis in (above, below):
         axis.grid(alpha=0.4)
@@ -1007,7 +1008,7 @@ def threshold_curves(validation, test, chosen, column="dice", title=None):
             axis.plot(tables[name]["threshold"], tables[name][column], style, color=colour, label=text)
         axis.axvline(threshold, color=BLACK, linestyle=":", label=f"chosen: {threshold:.2f}")
         axis.set(xlabel="threshold", title=name, xlim=(0, 1))
-        axis.legend(loc="lower center")
+        axis.legend(loc="best")
         axis.grid(alpha=0.4)
     axes[0, 0].set_ylabel(column.replace("_", " "))
     _head(figure, title)
@@ -1151,7 +1152,7 @@ def film(records, predictions, path, title=None, fps=5, frames=40, megabytes=3.0
     return path
 
 
-def film_strip(records, predictions, epochs=5, title=None):
+def film_strip(records, predictions, epochs=5, names=None, title=None):
     """Draw the film for print: a row for each image, from left to right image, some of the epochs, and truth.
 
     Parameters
@@ -1160,6 +1161,8 @@ def film_strip(records, predictions, epochs=5, title=None):
         As for `film`.
     epochs : int or sequence of int
         How many epochs to show, evenly spaced with the first and the last among them; or which ones.
+    names : sequence of str, optional
+        What to write at the left of each row.
     title : str, optional
 
     Returns
@@ -1173,7 +1176,7 @@ def film_strip(records, predictions, epochs=5, title=None):
     """
     _check_predictions(records, predictions)
     shown = _spaced(len(predictions), epochs) if isinstance(epochs, int) else list(epochs)
-    size, columns = 1.35, len(shown) + 2
+    size, columns = 1.2, len(shown) + 2
     figure, axes = plt.subplots(
         len(records), columns, figsize=(columns * size, len(records) * (size + 0.2) + 0.7), squeeze=False
     )
@@ -1185,9 +1188,10 @@ def film_strip(records, predictions, epochs=5, title=None):
             axis.spines[:].set(color="grey", linewidth=0.8)
         for axis, probability in zip(line[1:], maps, strict=False):
             axis.set_xlabel(f"Dice {_dice(record.labels, probability):.2f}", fontsize=9)
+        line[0].set_ylabel(names[index] if names else "", fontsize=9)
     heads = ["image", *[f"epoch {epoch}" for epoch in shown], "truth"]
     for axis, head in zip(axes[0], heads, strict=True):
-        axis.set_title("before training" if head == "epoch 0" else head, fontsize=10)
+        axis.set_title("untrained" if head == "epoch 0" else head, fontsize=10)
     _head(figure, title)
     figure.tight_layout(pad=0.5)
     return figure

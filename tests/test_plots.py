@@ -457,7 +457,7 @@ def test_curves(sweeps):
     figure = plots.curves(sweeps, threshold=0.6, title="both")
     figure.canvas.draw()
     left, right = figure.axes
-    assert {"good", "poor", "chance", "both", "mark: threshold 0.6"} <= set(words(figure))
+    assert {"good", "poor", "chance", "both", "threshold 0.6"} <= set(words(figure))
     for table, line, mark in zip(sweeps.values(), left.lines[::2], left.lines[1::2], strict=True):
         at = table[table["threshold"] == 0.6]
         assert mark.get_xydata().tolist() == [[at["recall"].item(), at["precision"].item()]]
@@ -638,13 +638,15 @@ def test_spaced_keeps_first_and_last():
 
 @pytest.mark.parametrize(("epochs", "heads"), [(3, [0, 3, 6]), ([0, 1, 6], [0, 1, 6])])
 def test_film_strip(records, growing, epochs, heads):
-    figure = plots.film_strip(records, growing, epochs, title="U-Net")
+    figure = plots.film_strip(records, growing, epochs, names=["first", "second"], title="U-Net")
     axes = np.reshape(drawn(figure), (2, 5))
-    titles = ["before training" if epoch == 0 else f"epoch {epoch}" for epoch in heads]
+    titles = ["untrained" if epoch == 0 else f"epoch {epoch}" for epoch in heads]
     assert [axis.get_title() for axis in axes[0]] == ["image", *titles, "truth"]
     np.testing.assert_array_equal(axes[1, 2].images[0].get_array(), growing[heads[1]][1])
     np.testing.assert_array_equal(axes[0, 4].images[0].get_array(), plots.as_uint8(records[0].labels > 0))
     assert axes[0, 3].get_xlabel() == "Dice 1.00"
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["first", "second"]
+    assert {"U-Net"} < set(words(plots.film_strip(records, growing, epochs, title="U-Net")))
     assert axes[0, 3].images[0].get_clim() == (0, 1), "probabilities are not stretched"
 
 

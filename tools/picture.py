@@ -1,4 +1,7 @@
-"""Take the README's pictures out of executed notebooks: `python -m tools.picture`; `make outputs` does it."""
+"""Take the pictures of the README and of the notebooks' openings out of executed notebooks: `python -m tools.picture`.
+
+`make outputs` does it at its end.
+"""
 
 import base64
 import sys
@@ -10,6 +13,8 @@ from tools.setup_cell import ROOT
 
 PICTURES = {
     ROOT / "docs" / "unet_on_the_sample.png": ("03_unet_from_scratch", "readme-picture", "image/png"),
+    ROOT / "docs" / "transfer_on_the_sample.png": ("04_unet_with_transfer_learning", "readme-picture", "image/png"),
+    ROOT / "docs" / "unet_plus_plus_on_the_sample.png": ("05_unet_plus_plus", "readme-picture", "image/png"),
     ROOT / "docs" / "training_on_the_sample.gif": ("06_evaluate_and_animate", "readme-film", "image/gif"),
 }
 """For each picture the notebook, the tag of the cell that shows it, and its type."""
