@@ -1,91 +1,120 @@
-"""Compare the networks that `benchmarks.networks` trained: paired tests, thresholds, calibration, disturbed images.
+"""Compare the networks that `benchmarks.networks` trained: paired tests, thresholds, calibration, costs.
 
-    NUCLEI_DATA=stage1_fixed python -m benchmarks.evaluate --seed 0
+    NUCLEI_DATA=stage1_fixed python -m benchmarks.evaluate --seeds 0
 
-These are the figures that notebook 06 quotes; they come out of the same functions.
+These are the figures that notebooks 05 and 06 quote; they come out of the same functions. Of several seeds, the Dice of
+each image is averaged before networks are compared; thresholds and what follows are those of the first. Costs are
+times: run it on a machine that does nothing else.
 """
 
 import argparse
+import os
 from functools import partial
 
+import keras
+import numpy as np
 import pandas as pd
 
 from benchmarks import networks, results
-from nuclei_utils import data, evaluation, metrics, predict, recipes, training
+from nuclei_utils import data, evaluation, metrics, models, predict, recipes, training
+
+ROUNDS = 5
 
 
-def predictions(seed, split):
-    """Let each network predict the whole images of a split.
+def compare(test, groups, seeds):
+    """Compare the mean Dice of the networks over test images, with intervals, pair by pair.
 
     Returns
     -------
-    records : list of data.Record
-    found : dict of str to list of float32 array (H, W)
-        For each network its probabilities.
+    dict
+        `mean_dice` with its interval for each network, and `pairs`.
     """
-    records = data.load(split=split)
-    images = [record.image for record in records]
-    models = {name: recipes.load(networks.folder(name, seed))[0] for name in recipes.TITLES}
-    return records, {name: predict.probabilities(model, images) for name, model in models.items()}
+    truth, images = [record.labels for record in test], [record.image for record in test]
+    dice = {}
+    for name in recipes.TITLES:
+        found = [predict.probabilities(recipes.load(networks.folder(name, seed))[0], images) for seed in seeds]
+        dice[name] = np.mean([metrics.pixel_scores(truth, maps)["dice"] for maps in found], axis=0)
+    table = evaluation.compare(dice, groups).reset_index()
+    for column in table.columns:
+        if table[column].dtype == float:
+            table[column] = [float(f"{value:.3g}") for value in table[column]]
+    intervals = {name: evaluation.bootstrap_interval(values, groups) for name, values in dice.items()}
+    return {
+        "mean_dice": {
+            name: {"mean": round(float(values.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+            for (name, values), (low, high) in zip(dice.items(), intervals.values(), strict=True)
+        },
+        "pairs": table.to_dict("records"),
+    }
 
 
-def effect_of_threshold(truth, found, threshold, groups):
-    """Return what a threshold chosen elsewhere changes in the mean Dice, against 0.5, with its interval."""
+def threshold_and_calibration(model, validation, test, groups):
+    """Choose a threshold on validation; say what it gains on test over 0.5, and how far probabilities are off."""
+    found = predict.probabilities(model, [record.image for record in validation])
+    sweep = evaluation.sweep([record.labels for record in validation], found)
+    threshold = evaluation.best_threshold(sweep, "mean_dice")
+    truth = [record.labels for record in test]
+    found = predict.probabilities(model, [record.image for record in test])
     before, after = (metrics.pixel_scores(truth, found, level)["dice"].to_numpy() for level in (0.5, threshold))
     low, high = evaluation.bootstrap_interval(after - before, groups)
-    figures = {"threshold": threshold, "gain": (after - before).mean(), "low": low, "high": high}
+    error = evaluation.calibration_error(evaluation.calibration(truth, found))
+    figures = {
+        "threshold": threshold,
+        "gain": (after - before).mean(),
+        "low": low,
+        "high": high,
+        "calibration_error": error,
+    }
     return {name: round(float(figure), 4) for name, figure in figures.items()}
 
 
-def robustness(seed):
-    """Score each network on one validation image of each kind, made worse on purpose."""
-    watched = recipes.watched()
-    tables = []
-    for name in recipes.TITLES:
-        model = recipes.load(networks.folder(name, seed))[0]
-        table = evaluation.robustness(
-            partial(predict.probabilities, model),
-            [record.image for record in watched],
-            [record.labels for record in watched],
-        )
-        tables.append(table.assign(network=name))
-    return pd.concat(tables)[["network", "distortion", "strength", "dice", "mean_dice"]]
+def robustness(model, watched):
+    """Score a network on one validation image of each kind, made worse on purpose."""
+    images, labels = [record.image for record in watched], [record.labels for record in watched]
+    table = evaluation.robustness(partial(predict.probabilities, model), images, labels)
+    return table[["distortion", "strength", "dice", "mean_dice"]].round(4).to_dict("records")
+
+
+def costs(seed):
+    """Measure what each network costs, and each cut of the U-Net++, in turn: what disturbs the machine disturbs all."""
+    candidates = {name: recipes.load(networks.folder(name, seed))[0] for name in recipes.TITLES}
+    nested = keras.models.load_model(networks.folder("unet_plus_plus", seed) / "best.keras")
+    for depth in range(1, len(nested.outputs) + 1):
+        candidates[f"depth {depth}"] = models.fast_mode(nested, depth)
+    rounds = [{name: evaluation.cost(model) for name, model in candidates.items()} for _ in range(ROUNDS)]
+    return {
+        name: {key: round(float(np.median([one[name][key] for one in rounds])), 2) for key in rounds[0][name]}
+        for name in candidates
+    }
 
 
 def main():
     """Compare, and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    seed = parser.parse_args().seed
-    validation, found_validation = predictions(seed, "validation")
-    test, found = predictions(seed, "test")
-    truth = [record.labels for record in test]
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    seeds = parser.parse_args().seeds
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    measured = costs(seeds[0])
+    validation, test, watched = data.load(split="validation"), data.load(split="test"), recipes.watched()
     groups = data.splits(data.current()).set_index("id").loc[[record.id for record in test], "group"].to_numpy()
-    dice = {name: metrics.pixel_scores(truth, maps)["dice"].to_numpy() for name, maps in found.items()}
-    table = evaluation.score_table(truth, found, [record.kind for record in test], groups)
-    thresholds = {
-        name: evaluation.best_threshold(evaluation.sweep([r.labels for r in validation], maps), "mean_dice")
-        for name, maps in found_validation.items()
-    }
+    trained = {name: recipes.load(networks.folder(name, seeds[0]))[0] for name in recipes.TITLES}
     figures = {
         "data": data.current(),
         "profile": training.profile().name,
-        "seed": seed,
+        "seeds": seeds,
         "images": len(test),
         "specimens": len(set(groups)),
-        "mean_dice": table.loc["all", ["mean_dice", "low_dice", "high_dice"]].round(4).to_dict("index"),
-        "pairs": evaluation.compare(dice, groups).round(5).reset_index().to_dict("records"),
+        **compare(test, groups, seeds),
         "thresholds": {
-            name: effect_of_threshold(truth, maps, thresholds[name], groups) for name, maps in found.items()
+            name: threshold_and_calibration(model, validation, test, groups) for name, model in trained.items()
         },
-        "calibration_error": {
-            name: round(evaluation.calibration_error(evaluation.calibration(truth, maps)), 4)
-            for name, maps in found.items()
-        },
-        "robustness": robustness(seed).round(4).to_dict("records"),
+        "robustness_images": len(watched),
+        "robustness": {name: robustness(model, watched) for name, model in trained.items()},
+        "costs": measured,
+        "load_average_before": load,
     }
-    print(table.loc["all"].round(3).to_string(), figures["pairs"], figures["thresholds"], sep="\n")
-    print(f"wrote {results.write('evaluate', figures)}")
+    print(pd.DataFrame(figures["mean_dice"]).T, pd.DataFrame(figures["pairs"]).to_string(), sep="\n")
+    print(f"wrote {results.write(f'evaluate_{data.current()}_{training.profile().name}', figures)}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     NUCLEI_DATA=stage1_fixed python -m benchmarks.networks --seeds 0 1 2        # or: make benchmark
 
-It can be stopped at any time: what is in the file of results is not done again, and a training that was broken off goes
-on after its last epoch. What it leaves: `runs/benchmark/…` (models, logs) and one file below `benchmarks/results`.
+It can be stopped at any time, and two processes may train different networks: what is in the file of results is not
+done again, and a training that was broken off goes on after its last epoch (how long it took is not known then). What
+it leaves: `runs/benchmark/…` (models, logs) and one file below `benchmarks/results`.
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from benchmarks import results
-from nuclei_utils import data, evaluation, metrics, models, predict, recipes, training
+from nuclei_utils import data, metrics, models, predict, recipes, training
 
 
 def folder(name, seed):
@@ -44,9 +44,12 @@ def score(model, split):
 
 
 def run(name, seed, place):
-    """Train one network, score it, and say what it costs."""
+    """Train one network and score it."""
+    # a training that goes on, or came to its end before a break, took more time than this process sees
+    broken_off = place.exists()
     start, start_cpu = time.perf_counter(), time.process_time()
-    model, history = recipes.train(name, place, seed, verbose=2)
+    model, history = recipes.load(place) if training.finished(place) else recipes.train(name, place, seed, verbose=2)
+    last_phase = training.read_history(place)
     figures = {
         "network": name,
         "seed": seed,
@@ -54,13 +57,11 @@ def run(name, seed, place):
             "crop": recipes.SIZE,
             "batch": recipes.BATCH,
             "epochs": len(history),
-            "best_epoch": int(history["epoch"][np.argmax(history["val_dice"])]) + 1,
-            "seconds": round(time.perf_counter() - start),
-            "cpu_seconds": round(time.process_time() - start_cpu),
+            "best_epoch": len(history) - len(last_phase) + int(np.argmax(last_phase["val_dice"])) + 1,
+            "seconds": None if broken_off else round(time.perf_counter() - start),
+            "cpu_seconds": None if broken_off else round(time.process_time() - start_cpu),
             "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "load_average_at_end": round(os.getloadavg()[2], 1),
         },
-        "cost": rounded(evaluation.cost(model)),
         "validation": score(model, "validation"),
         "test": score(model, "test"),
         "history": history.round(4).to_dict("list"),
@@ -68,18 +69,8 @@ def run(name, seed, place):
     whole = keras.models.load_model(place / "best.keras")
     if isinstance(whole, models.DeepSupervision):
         cuts = [models.fast_mode(whole, depth) for depth in range(1, len(whole.outputs) + 1)]
-        figures["fast"] = [{"cost": rounded(evaluation.cost(cut)), "test": score(cut, "test")} for cut in cuts]
+        figures["fast"] = [{"test": score(cut, "test")} for cut in cuts]
     return figures
-
-
-def done(path):
-    """Return the runs that a file of results has."""
-    return json.loads(path.read_text())["runs"] if path.is_file() else {}
-
-
-def rounded(cost):
-    """Round the figures of `evaluation.cost` for the file."""
-    return {name: round(value, 2) for name, value in cost.items()}
 
 
 def main():
@@ -88,18 +79,17 @@ def main():
     parser.add_argument("--networks", nargs="+", choices=recipes.TITLES, default=list(recipes.TITLES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments = parser.parse_args()
+    if "mobilenet_unet" in arguments.networks:
+        models.mobilenet_encoder("imagenet")  # without weights this is no transfer learning: say so before, not after
     title = f"networks_{data.current()}_{training.profile().name}"
-    path = results.FOLDER / f"{title}.json"
     for seed in arguments.seeds:
         for name in arguments.networks:
             key = f"{name}, seed {seed}"
-            if key in done(path):
-                continue
-            print(f"\n{key}", flush=True)
-            figures = {**results.circumstances(), **run(name, seed, folder(name, seed))}
-            runs = {**done(path), key: figures}  # read again: another process may have added to it
-            results.write(title, {"data": data.current(), "profile": training.profile().name, "runs": runs})
-    print(f"\n{path}")
+            if key not in results.runs(title):
+                print(f"\n{key}", flush=True)
+                figures = run(name, seed, folder(name, seed))
+                results.add(title, key, figures, data=data.current(), profile=training.profile().name)
+    print(f"\n{results.FOLDER / title}.json")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,36 @@ def processor():
     return next(filter(None, [*names, platform.processor()]), platform.machine())
 
 
+def runs(name):
+    """Return the runs that a file of results has so far, by name; none if there is no such file."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text())["runs"] if path.is_file() else {}
+
+
+def add(name, run, figures, **common):
+    """Add a run to a file of results, with the circumstances of this run beside its figures.
+
+    The file is read again just before: another process may have added to it meanwhile.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file, without ending.
+    run : str
+        Name of the run; an older one of this name is replaced.
+    figures : dict
+        What JSON can hold.
+    common
+        What is the same for all runs, such as the data.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+    """
+    return write(name, {**common, "runs": {**runs(name), run: {**circumstances(), **figures}}})
+
+
 def write(name, figures):
     """Write figures as JSON below `benchmarks/results`, whole or not at all.
 

@@ -13,12 +13,12 @@ import nbformat
 import numpy as np
 
 from benchmarks.results import FOLDER
-from nuclei_utils import data, evaluation, recipes
+from nuclei_utils import data, recipes
 from nuclei_utils.files import written_whole
 
 ROOT = FOLDER.parent.parent
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("0*.ipynb"))]
-MARKED = re.compile(r"(<!-- table (\w+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table (\w+) -->\n\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 SCORES = {
     "dice": "Dice (F1)",
     "iou": "IoU",
@@ -26,7 +26,7 @@ SCORES = {
     "auc": "AUC",
     "mean_dice": "Dice, mean over images",
 }
-NETWORKS = "networks_stage1_fixed_laptop"
+RUN = "stage1_fixed_laptop"
 
 
 def read(name):
@@ -48,19 +48,30 @@ def figure(values, digits=3):
 
 def seeds_of(network):
     """Return the runs of a network, one for each seed."""
-    return [run for run in read(NETWORKS)["runs"].values() if run["network"] == network]
+    return [run for run in read(f"networks_{RUN}")["runs"].values() if run["network"] == network]
 
 
 def networks():
     """Compare the three networks on the test images."""
+    compared = read(f"evaluate_{RUN}")
     rows = []
     for name, title in recipes.TITLES.items():
         runs = seeds_of(name)
         scores = [figure([run["test"]["kinds"]["all"][column] for run in runs]) for column in SCORES]
-        low, high = evaluation.bootstrap_interval(np.mean([run["test"]["dice"] for run in runs], axis=0))
-        cost = runs[0]["cost"]
-        rows.append([title, *scores, f"{low:.3f} to {high:.3f}", f"{cost['parameters'] / 1e6:.1f} M", len(runs)])
-    return markdown(["network", *SCORES.values(), "95 % interval of that mean", "parameters", "seeds"], rows)
+        interval = compared["mean_dice"][name]
+        minutes = [run["training"]["cpu_seconds"] / 60 for run in runs if run["training"]["cpu_seconds"] is not None]
+        rows.append(
+            [
+                title,
+                *scores,
+                f"{interval['low']:.3f} to {interval['high']:.3f}",
+                f"{compared['costs'][name]['parameters'] / 1e6:.1f} M",
+                f"{np.mean(minutes):.0f}" if minutes else "",
+                len(runs),
+            ]
+        )
+    heads = ["95 % interval of that mean", "parameters", "minutes of one core to train", "seeds"]
+    return markdown(["network", *SCORES.values(), *heads], rows)
 
 
 def kinds():
@@ -72,6 +83,23 @@ def kinds():
         for kind in [*data.KINDS, "all"]
     ]
     return markdown(["kind of image", "images", *recipes.TITLES.values()], rows)
+
+
+def pairs():
+    """Say whether one network is better than another by more than chance."""
+    rows = [
+        [
+            f"{recipes.TITLES[pair['first']]} - {recipes.TITLES[pair['second']]}",
+            f"{pair['mean_difference']:+.3f}",
+            f"{pair['low']:+.3f} to {pair['high']:+.3f}",
+            pair["better"],
+            pair["worse"],
+            f"{pair['p_holm']:.2g}",
+        ]
+        for pair in read(f"evaluate_{RUN}")["pairs"]
+    ]
+    heads = ["difference of mean Dice", "95 % interval", "images: first better", "worse", "p (Wilcoxon, Holm)"]
+    return markdown(["networks", *heads], rows)
 
 
 def unet():
@@ -88,29 +116,29 @@ def unet():
 
 def pruned():
     """Show what each way to use the U-Net++ scores and costs."""
-    runs = seeds_of("unet_plus_plus")
-    ways = {"accurate mode (mean of all depths)": runs}
-    for depth in range(len(runs[0]["fast"])):
-        ways[f"fast mode, depth {depth + 1}"] = [run["fast"][depth] for run in runs]
-    ways["U-Net"] = seeds_of("unet")
+    runs, costs = seeds_of("unet_plus_plus"), read(f"evaluate_{RUN}")["costs"]
+    ways = {"U-Net++, accurate mode (mean of all depths)": (runs, costs["unet_plus_plus"])}
+    for index in range(len(runs[0]["fast"])):
+        depth = f"depth {index + 1}"
+        ways[f"U-Net++, fast mode, {depth}"] = [run["fast"][index] for run in runs], costs[depth]
+    ways["U-Net"] = seeds_of("unet"), costs["unet"]
     rows = [
         [
             title,
-            *(figure([one["test"]["kinds"]["all"][column] for one in some]) for column in ("dice", "mean_dice")),
-            f"{some[0]['cost']['parameters'] / 1e6:.2f} M",
-            f"{some[0]['cost']['megabytes']:.1f}",
-            f"{np.mean([one['cost']['milliseconds'] for one in some]):.0f}",
+            *(figure([one["test"]["kinds"]["all"][column] for one in some]) for column in ("dice", "iou", "mean_dice")),
+            f"{cost['parameters'] / 1e6:.2f} M",
+            f"{cost['megabytes']:.1f}",
+            f"{cost['milliseconds']:.0f}",
         ]
-        for title, some in ways.items()
+        for title, (some, cost) in ways.items()
     ]
-    return markdown(
-        ["network", SCORES["dice"], SCORES["mean_dice"], "parameters", "MB", "ms for 256 x 256 pixels"], rows
-    )
+    heads = [SCORES["dice"], SCORES["iou"], SCORES["mean_dice"], "parameters", "MB", "ms for 256 x 256 pixels"]
+    return markdown(["network", *heads], rows)
 
 
 def transfer():
     """Show what pretrained weights buy, for each share of the training images."""
-    runs = list(read("transfer")["runs"].values())
+    runs = list(read(f"transfer_{RUN}")["runs"].values())
     encoders = list(dict.fromkeys(run["encoder"] for run in runs))
     rows = []
     for share in sorted({run["share"] for run in runs}):
@@ -126,18 +154,23 @@ def transfer():
 def tuning():
     """Show what was tried for equal arithmetic."""
     rows = [
-        [name, row["steps"], f"{row['validation']['all']['dice']:.3f}", f"{row['validation']['all']['mean_dice']:.3f}"]
-        for name, row in read("tuning")["variants"].items()
+        [
+            name,
+            row["steps"],
+            f"{row['validation']['kinds']['all']['dice']:.3f}",
+            f"{row['validation']['kinds']['all']['mean_dice']:.3f}",
+        ]
+        for name, row in read("tuning_stage1_fixed")["runs"].items()
     ]
     return markdown(["variant", "steps", "Dice", "Dice, mean over images"], rows)
 
 
-TABLES = {function.__name__: function for function in (networks, kinds, unet, pruned, transfer, tuning)}
+TABLES = {function.__name__: function for function in (networks, kinds, pairs, unet, pruned, transfer, tuning)}
 
 
 def filled(text):
     """Return a text with its marked tables as the files of results have them."""
-    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n\n{match[3]}", text)
 
 
 def write(path):

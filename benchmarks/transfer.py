@@ -7,7 +7,6 @@ Compared are a random encoder, a pretrained one that stays frozen, and one that 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import keras
@@ -16,7 +15,6 @@ from benchmarks import results
 from benchmarks.networks import score
 from nuclei_utils import data, models, recipes, training
 
-NAME = "transfer"
 EPOCHS, STEPS = 4, 20  # of each run, whatever its share
 ENCODERS = ("random", "frozen", "fine-tuned")
 SHARES = (1.0, 0.2, 0.05)
@@ -54,33 +52,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     seeds = parser.parse_args().seeds
-    path = results.FOLDER / f"{NAME}.json"
-    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    title = f"transfer_{data.current()}_{training.profile().name}"
     for seed in seeds:
         for share in SHARES:
             for encoder in ENCODERS:
                 key = f"{encoder}, {share:.0%}, seed {seed}"
-                if key in runs:
+                if key in results.runs(title):
                     continue
                 print(f"\n{key}", flush=True)
-                place = Path("runs") / "benchmark" / NAME / key.replace(", ", "_").replace(" ", "_").replace("%", "")
+                place = Path("runs") / "benchmark" / title / f"{encoder}_{share}_seed{seed}"
                 model, histories = train(encoder, share, seed, place)
-                runs[key] = {
+                figures = {
                     "encoder": encoder,
                     "share": share,
                     "seed": seed,
                     "images": len(recipes.some_ids(share, seed)),
-                    "val_dice": [round(value, 4) for history in histories for value in history["val_dice"]],
-                    "test": score(model, "test"),
-                }
-                figures = {
-                    "data": data.current(),
                     "steps": EPOCHS * STEPS,
                     "crop": recipes.SIZE,
                     "batch": recipes.BATCH,
+                    "val_dice": [round(value, 4) for history in histories for value in history["val_dice"]],
+                    "test": score(model, "test"),
                 }
-                results.write(NAME, {**figures, "runs": runs})
-    print(f"\n{path}")
+                results.add(title, key, figures, data=data.current(), profile=training.profile().name)
+    print(f"\n{results.FOLDER / title}.json")
 
 
 if __name__ == "__main__":

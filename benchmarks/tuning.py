@@ -6,15 +6,14 @@ Each variant changes one thing of the first. All take as many multiplications as
 smaller crops and narrower networks see more crops. Variants that the file of results has are not trained again.
 """
 
-import json
 import time
 
 import keras
 
 from benchmarks import results
-from nuclei_utils import data, losses, metrics, models, pipeline, predict, training
+from benchmarks.networks import score
+from nuclei_utils import data, losses, metrics, models, pipeline, training
 
-NAME = "tuning"
 STEPS = 256  # of the first variant; with its crops about 5 minutes on two cores
 FIRST = {"size": 256, "batch": 8, "filters": 16, "learning_rate": 1e-3, "schedule": True, "augment": True, "ema": False}
 VARIANTS = {
@@ -24,6 +23,7 @@ VARIANTS = {
     "crops of 128, half the width": {"size": 128, "batch": 16, "filters": 8},
     "crops of 128, no augmentation": {"size": 128, "batch": 16, "augment": False},
     "crops of 128, constant rate": {"size": 128, "batch": 16, "schedule": False},
+    # Keras averages what is trained; the statistics of batch normalisation stay those of the last steps
     "crops of 128, constant rate, averaged weights": {"size": 128, "batch": 16, "schedule": False, "ema": True},
     "crops of 128, batches of 8": {"size": 128},
 }
@@ -57,35 +57,25 @@ def train(settings, seed):
     return model
 
 
-def score(model):
-    """Score a model on the whole images of the validation split, by kind."""
-    records = data.load(split="validation")
-    found = predict.probabilities(model, [record.image for record in records])
-    table = metrics.summarise([record.labels for record in records], found, [record.kind for record in records])
-    return table.round(4).to_dict("index")
-
-
 def main(seed=0):
     """Train and score each variant that has no result yet; write after each."""
-    path = results.FOLDER / f"{NAME}.json"
-    done = json.loads(path.read_text())["variants"] if path.is_file() else {}
+    title = f"tuning_{data.current()}"
     for name, changes in VARIANTS.items():
-        if name in done:
+        if name in results.runs(title):
             continue
         settings = {**FIRST, **changes}
         print(f"\n{name}: {steps_of(settings)} steps", flush=True)
         start = time.process_time()
         model = train(settings, seed)
-        seconds = time.process_time() - start
-        done[name] = {
+        seconds = round(time.process_time() - start)
+        figures = {
             **settings,
             "steps": steps_of(settings),
-            "cpu_seconds": round(seconds),
-            "validation": score(model),
+            "cpu_seconds": seconds,
+            "validation": score(model, "validation"),
         }
-        print({kind: row["dice"] for kind, row in done[name]["validation"].items()}, flush=True)
-        results.write(NAME, {"data": data.current(), "seed": seed, "variants": done})
-    print(f"\n{path}")
+        results.add(title, name, figures, data=data.current(), seed=seed)
+    print(f"\n{results.FOLDER / title}.json")
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def score_table(masks, predictions, kinds, groups=None, costs=None, threshold=0.
     table = pd.concat(tables, names=["model"]).swaplevel()
     order = list(next(iter(tables.values())).index)
     table = table.loc[[(kind, model) for kind in order for model in predictions]]
-    return table if costs is None else table.join(pd.DataFrame(costs).T.rename_axis("model"))
+    return table if costs is None else table.join(pd.DataFrame.from_dict(costs, orient="index").rename_axis("model"))
 
 
 # Curves over all thresholds

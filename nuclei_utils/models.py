@@ -163,7 +163,7 @@ def mobilenet_encoder(weights="imagenet"):
     keras.Model
         (batch, H, W, 3) in [-1, 1] to a list of five arrays, largest first.
     """
-    source = os.environ.get(WEIGHTS, weights) if weights == "imagenet" else weights
+    source = os.environ.get(WEIGHTS) or weights if weights == "imagenet" else weights
     if source not in ("imagenet", None) and not Path(source).is_file():
         raise FileNotFoundError(
             f"no file with MobileNetV2's weights at {source}: name it in ${WEIGHTS}, or by `weights`"

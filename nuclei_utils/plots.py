@@ -781,7 +781,7 @@ def by_step(series, ylabel, log=False, title=None):
     matplotlib.figure.Figure
     """
     figure, axis = plt.subplots(figsize=(6, 3))
-    for (name, values), colour, line in zip(series.items(), CYCLE, cycle(("-", "--", ":", "-.")), strict=False):
+    for (name, values), colour, line in zip(series.items(), cycle(CYCLE), cycle(("-", "--", ":", "-.")), strict=False):
         axis.plot(np.arange(1, len(values) + 1), values, line, color=colour, label=name)
     axis.set(xlabel="step", ylabel=ylabel, title=title)
     if log:
@@ -816,7 +816,7 @@ def trade_off(table, costs, score="dice", family=(), title=None):
     others = [name for name in table.index if name not in family]
     figure, axes = plt.subplots(1, len(costs), figsize=(4.6 * len(costs), 4.2), sharey=True, squeeze=False)
     for axis, (cost, text) in zip(axes[0], costs.items(), strict=True):
-        for name, colour, marker in zip(others, CYCLE[1:], cycle("s^DvXP*"), strict=False):
+        for name, colour, marker in zip(others, cycle(CYCLE[1:]), cycle("s^DvXP*"), strict=False):
             axis.plot(*table.loc[name, [cost, score]], marker, color=colour, markersize=13, label=name)
         line = f"{family[0]} … {family[-1]}" if family else None
         axis.plot(table.loc[family, cost], table.loc[family, score], "o-", color=BLUE, markersize=12, label=line)
@@ -1045,7 +1045,8 @@ def trend(tables, x, y, labels=(None, None), bins=8, log=False, title=None):
         some = table[[x, y]].dropna().sort_values(x)
         parts = [part for part in np.array_split(some.to_numpy(), min(bins, max(len(some), 1))) if len(part)]
         middles = [(np.median(part[:, 0]), part[:, 1].mean()) for part in parts]
-        axis.plot(*np.transpose(middles), marker + "-", color=colour, label=name)
+        if middles:
+            axis.plot(*np.transpose(middles), marker + "-", color=colour, label=name)
     if log:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

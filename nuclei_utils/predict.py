@@ -96,5 +96,5 @@ def recorded(folder):
     frames = {}
     for path in sorted((Path(folder) / "predictions").glob("epoch_*.npz")):
         with np.load(path) as file:
-            frames[int(path.stem[-3:])] = [file[name].astype(np.float32) / 255 for name in file.files]
+            frames[int(path.stem.removeprefix("epoch_"))] = [file[name].astype(np.float32) / 255 for name in file.files]
     return frames

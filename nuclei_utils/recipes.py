@@ -1,5 +1,6 @@
 """How the course trains its three networks: the same data, budget and loss for all, so that they can be compared."""
 
+import shutil
 from pathlib import Path
 
 import keras
@@ -154,31 +155,43 @@ def train(name, folder, seed=0, watch=(), verbose="auto"):
     Returns
     -------
     model : keras.Model
-        With the weights of the best epoch, as `load` gives it.
+        With the weights of the best epoch (of the last phase), as `load` gives it.
     history : pandas.DataFrame
         One row per epoch.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a training that was begun with pretrained weights is to go on without them.
     """
-    folder = Path(folder)
+    place, frozen = Path(folder), Path(folder) / "frozen"
+    if training.finished(place):  # its first phase is replaced as well
+        shutil.rmtree(frozen, ignore_errors=True)
     keras.utils.set_random_seed(seed)
-    train, validation = batches(seed)
+    crops, validation = batches(seed)
     weights = pretrained() if name == "mobilenet_unet" else None
     model = build(name, weights)
 
-    def fit(folder, first, epochs, learning_rate):
-        training.compile_model(model, epochs * len(train), learning_rate, amsgrad=name == "unet_plus_plus")
-        recorder = predict.Recorder(watch, folder, first)
-        training.fit(model, train, validation, folder, epochs, extra=[recorder], verbose=verbose)
+    def fit(place, first, epochs, learning_rate):
+        training.compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
+        recorder = predict.Recorder(watch, place, first)
+        training.fit(model, crops, validation, place, epochs, extra=[recorder] if len(watch) else [], verbose=verbose)
 
     epochs = training.profile().epochs
     if weights:
-        if not training.finished(folder / "frozen"):
-            fit(folder / "frozen", 0, epochs // 2, LEARNING_RATE)
-        model.load_weights(folder / "frozen" / "best.keras")
+        if not training.finished(frozen):
+            fit(frozen, 0, epochs // 2, LEARNING_RATE)
+        model.load_weights(frozen / "best.keras")
         models.train_encoder(model, FINE_TUNED_BLOCKS)
-        fit(folder, epochs // 2, epochs - epochs // 2, FINE_TUNING_RATE)
+        fit(place, len(training.read_history(frozen)), epochs - epochs // 2, FINE_TUNING_RATE)
+    elif frozen.exists():
+        raise FileNotFoundError(
+            f"the training in {place} was begun with pretrained weights, which are not to be had now: name their file "
+            f"in ${models.WEIGHTS} to go on, or delete {place} to start anew"
+        )
     else:
-        fit(folder, 0, epochs, LEARNING_RATE)
-    return load(folder)
+        fit(place, 0, epochs, LEARNING_RATE)
+    return load(place)
 
 
 def load(folder):
@@ -194,7 +207,14 @@ def load(folder):
         Of one output: of a network with several, their mean (`models.accurate_mode`).
     history : pandas.DataFrame
         One row per epoch, of both phases where there are two.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no training came to its end there.
     """
+    if not training.finished(folder):
+        raise FileNotFoundError(f"no finished training in {folder}: train it first (recipes.train)")
     parts = [training.read_history(part) for part in _phases(folder)]
     history = pd.concat(parts, ignore_index=True).assign(epoch=lambda table: range(len(table)))
     model = keras.models.load_model(Path(folder) / "best.keras")

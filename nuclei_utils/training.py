@@ -13,6 +13,9 @@ import pandas as pd
 
 from nuclei_utils import __version__, data, losses, metrics
 
+FINISHED = "finished"
+"""Empty file that a training leaves when it comes to its end."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -38,7 +41,7 @@ class Profile:
 PROFILES = {
     "smoke": Profile("smoke", epochs=2, images=8, crops=1),  # tests: seconds per notebook
     "laptop": Profile("laptop", epochs=20, images=10_000, crops=48),  # two cores: 5 to 20 minutes on the real data
-    "full": Profile("full", epochs=100, images=10_000, crops=48),  # the published results
+    "full": Profile("full", epochs=100, images=10_000, crops=48),  # hours, or a GPU
 }
 
 
@@ -186,11 +189,12 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     if resumed:
         best = _best_so_far(model, folder)
     else:
-        for name in ("history.csv", "best.keras"):
+        for name in ("history.csv", "best.keras", FINISHED):
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "backup", "predictions"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    watchers = [*callbacks(folder, patience, best), *extra]
+    # what is extra comes first: once the backup is made, the epoch is not done again
+    watchers = [*extra, *callbacks(folder, patience, best)]
     try:
         # the pipeline shuffles, so Keras need not
         model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, shuffle=False, verbose=verbose)
@@ -198,6 +202,7 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
         model._initial_epoch = None  # set by BackupAndRestore; Keras keeps it, and would start the next training there
     # the best epoch may lie before a break, which EarlyStopping's own memory does not reach
     model.load_weights(folder / "best.keras")
+    (folder / FINISHED).touch()
     return model, read_history(folder)
 
 
@@ -230,7 +235,7 @@ def finished(folder):
     -------
     bool
     """
-    return (Path(folder) / "best.keras").is_file() and not (Path(folder) / "backup").exists()
+    return (Path(folder) / FINISHED).is_file()
 
 
 def read_history(folder):

@@ -81,3 +81,14 @@ def test_resizing_counts_what_vanishes_and_what_is_wrong():
         "vanished": 1,
         "mean_error_of_area_percent": 50,
     }
+
+
+@pytest.mark.usefixtures("as_benchmark")
+def test_runs_are_added_to_what_is_there_each_with_its_circumstances(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert results.runs("x") == {}
+    for name, dice in {"a": 0.1, "b": 0.2, "a, again": 0.3}.items():
+        results.add("x", name, {"dice": dice}, data="sample")
+    assert {name: run["dice"] for name, run in results.runs("x").items()} == {"a": 0.1, "b": 0.2, "a, again": 0.3}
+    assert all(run["hardware"] for run in results.runs("x").values())
+    assert json.loads((tmp_path / "x.json").read_text())["data"] == "sample"

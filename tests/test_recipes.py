@@ -82,13 +82,31 @@ def test_a_pretrained_encoder_rests_and_is_then_fine_tuned(tmp_path, monkeypatch
     assert moved <= phases[1]
 
 
-def test_without_pretrained_weights_it_says_so_and_trains_the_whole_encoder(no_download, capsys):
+@pytest.mark.usefixtures("no_download")
+def test_without_pretrained_weights_it_says_so(capsys):
     assert recipes.pretrained() is None
     assert "no internet.\nGoing on with a random encoder: this is not transfer learning." in capsys.readouterr().out
 
 
-def test_random_encoders_are_trained_and_pretrained_ones_rest():
-    assert recipes.build("mobilenet_unet", weights=None).get_layer("mobilenet_v2").trainable_weights
+@pytest.mark.usefixtures("no_download")
+def test_a_training_begun_with_pretrained_weights_does_not_go_on_without(tmp_path, monkeypatch):
+    (tmp_path / "run" / "frozen").mkdir(parents=True)
+    monkeypatch.setattr(recipes, "build", lambda *_: None)
+    with pytest.raises(FileNotFoundError, match=r"begun with pretrained weights.*NUCLEI_MOBILENET_WEIGHTS"):
+        recipes.train("mobilenet_unet", tmp_path / "run")
+
+
+def test_random_encoders_are_trained_and_pretrained_ones_rest(monkeypatch):
+    random = recipes.build("mobilenet_unet", weights=None).get_layer("mobilenet_v2")
+    assert random.trainable_weights
+    fixed = models.FixedStatistics(random.inputs, random.outputs, name="mobilenet_v2")
+    monkeypatch.setattr(models, "mobilenet_encoder", lambda weights: fixed)
+    assert not recipes.build("mobilenet_unet").get_layer("mobilenet_v2").trainable_weights
+
+
+def test_where_nothing_was_trained_nothing_is_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no finished training in .*train it first"):
+        recipes.load(tmp_path)
 
 
 def test_an_unknown_network_is_refused():

@@ -23,7 +23,18 @@ def text_of(path):
 @pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.name)
 def test_texts_quote_the_results(path):
     text = text_of(path)
+    assert len(tables.MARKED.findall(text)) == text.count("<!-- table "), "a mark without its end"
     assert tables.filled(text) == text, "run `python -m benchmarks.tables --write`"
+
+
+def test_marked_tables_are_filled_and_the_text_between_them_stays(monkeypatch):
+    monkeypatch.setattr(tables, "TABLES", {"one": lambda: "| 1 |", "two": lambda: "| 2 |"})
+    text = "a\n\n<!-- table one -->\n\n<!-- end -->\n\nb\n\n<!-- table two -->\n\n| old |\n\n<!-- end -->\n\nc"
+    filled = tables.filled(text)
+    assert filled == (
+        "a\n\n<!-- table one -->\n\n| 1 |\n\n<!-- end -->\n\nb\n\n<!-- table two -->\n\n| 2 |\n\n<!-- end -->\n\nc"
+    )
+    assert tables.filled(filled) == filled
 
 
 @pytest.mark.parametrize("name", tables.TABLES)

@@ -66,7 +66,8 @@ def test_fit_learns_and_leaves_its_files(tmp_path):
     model, history = training.fit(small_model(), Batches(), Batches(), tmp_path, epochs=8, verbose=0)
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     assert list(history["epoch"]) == list(range(8))
-    assert {path.name for path in tmp_path.iterdir()} == {"best.keras", "history.csv", "tensorboard"}
+    assert {path.name for path in tmp_path.iterdir()} == {"best.keras", "finished", "history.csv", "tensorboard"}
+    assert training.finished(tmp_path)
     # the weights of the best epoch, by the validation's Dice
     dice = model.evaluate(Batches(), verbose=0, return_dict=True)["dice"]
     assert dice == pytest.approx(history["val_dice"].max(), abs=1e-5)
@@ -106,6 +107,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path):
     _, straight = training.fit(small_model(), Batches(), Batches(), tmp_path / "straight", epochs=5, verbose=0)
     with pytest.raises(KeyboardInterrupt):
         training.fit(small_model(), Batches(), Batches(), tmp_path / "broken", 5, extra=[PullThePlug(3)], verbose=0)
+    assert not training.finished(tmp_path / "broken")
     _, resumed = training.fit(small_model(), Batches(), Batches(), tmp_path / "broken", epochs=5, verbose=0)
     assert list(resumed["epoch"]) == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(resumed["val_loss"], straight["val_loss"], rtol=1e-3)
