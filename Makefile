@@ -49,7 +49,7 @@ outputs: setup ## execute the notebooks on the sample and keep the outputs in pl
 
 benchmark: setup ## train and score all networks on the real data; can be stopped and goes on (SEEDS="0 1 2"; hours)
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.networks --seeds $(SEEDS)
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.evaluate --seeds $(SEEDS)
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.evaluate
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.transfer --seeds $(SEEDS)
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.tuning
 	$(BIN)/python -m benchmarks.tables --write

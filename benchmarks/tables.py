@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 
 from benchmarks.results import FOLDER
+from benchmarks.transfer import ENCODERS
 from nuclei_utils import data, recipes
 from nuclei_utils.files import written_whole
 
@@ -139,14 +140,12 @@ def pruned():
 def transfer():
     """Show what pretrained weights buy, for each share of the training images."""
     runs = list(read(f"transfer_{RUN}")["runs"].values())
-    encoders = list(dict.fromkeys(run["encoder"] for run in runs))
+    encoders = [name for name in ENCODERS if any(run["encoder"] == name for run in runs)]
     rows = []
     for share in sorted({run["share"] for run in runs}):
         some = [run for run in runs if run["share"] == share]
-        scores = [
-            figure([run["test"]["kinds"]["all"]["dice"] for run in some if run["encoder"] == encoder])
-            for encoder in encoders
-        ]
+        found = [[run["test"]["kinds"]["all"]["dice"] for run in some if run["encoder"] == name] for name in encoders]
+        scores = [figure(values) if values else "not run" for values in found]
         rows.append([f"{share:.0%}", some[0]["images"], *scores])
     return markdown(["share", "training images", *(f"{encoder} encoder" for encoder in encoders)], rows)
 

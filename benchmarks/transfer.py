@@ -51,11 +51,13 @@ def main():
     """Train and score what has no result yet; write after each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
+    arguments = parser.parse_args()
     title = f"transfer_{data.current()}_{training.profile().name}"
-    for seed in seeds:
-        for share in SHARES:
-            for encoder in ENCODERS:
+    for seed in arguments.seeds:
+        for share in arguments.shares:
+            for encoder in arguments.encoders:
                 key = f"{encoder}, {share:.0%}, seed {seed}"
                 if key in results.runs(title):
                     continue

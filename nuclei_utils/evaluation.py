@@ -210,18 +210,19 @@ def score_table(masks, predictions, kinds, groups=None, costs=None, threshold=0.
     -------
     pandas.DataFrame
         One row per kind and model (index `kind`, `model`), the kind "all" last: `table.loc["all"]` has one row per
-        model. The columns of `metrics.summarise`; `low_dice` and `high_dice`, the 95 % interval of `mean_dice`; `f1`,
-        another name for `dice`; and the columns of `cost`.
+        model. The columns of `metrics.summarise`; `low_dice` and `high_dice`, the 95 % interval of `mean_dice`, and the
+        same for IoU; `f1`, another name for `dice`; and the columns of `cost`.
     """
     kinds = np.asarray(kinds)
     tables = {}
     for model, probabilities in predictions.items():
         table = metrics.summarise(masks, probabilities, kinds, threshold)
-        dice = metrics.pixel_scores(masks, probabilities, threshold)["dice"].to_numpy()
+        images = metrics.pixel_scores(masks, probabilities, threshold)
         for kind in table.index:
             chosen = (kinds == kind) | (kind == "all")
             some = None if groups is None else np.asarray(groups)[chosen]
-            table.loc[kind, ["low_dice", "high_dice"]] = bootstrap_interval(dice[chosen], some)
+            for score in ("dice", "iou"):
+                table.loc[kind, [f"low_{score}", f"high_{score}"]] = bootstrap_interval(images.loc[chosen, score], some)
         tables[model] = table.assign(f1=table["dice"])
     table = pd.concat(tables, names=["model"]).swaplevel()
     order = list(next(iter(tables.values())).index)

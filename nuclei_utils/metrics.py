@@ -165,7 +165,7 @@ def summarise(masks, probabilities, kinds, threshold=0.5):
     pandas.DataFrame
         One row per kind and a last row "all": number of `images`; `dice`, `iou`, `accuracy`, `precision`, `recall`
         and `auc` over all pixels; `mean_dice` and `mean_iou`, averaged over images, with the spread over images
-        `std_dice`.
+        `std_dice` and `std_iou`.
     """
     table = pixel_scores(masks, probabilities, threshold)
     kinds = np.asarray(kinds)
@@ -180,7 +180,8 @@ def summarise(masks, probabilities, kinds, threshold=0.5):
             mean_dice=some["dice"].mean(),
             mean_iou=some["iou"].mean(),
             std_dice=some["dice"].std(ddof=0),
+            std_iou=some["iou"].std(ddof=0),
         )
         rows.append(row)
-    order = ["images", "dice", "iou", "accuracy", "precision", "recall", "auc", "mean_dice", "mean_iou", "std_dice"]
-    return pd.concat(rows).set_index("kind")[order]
+    pixels, images = ["dice", "iou", "accuracy", "precision", "recall", "auc"], ["mean_dice", "mean_iou"]
+    return pd.concat(rows).set_index("kind")[["images", *pixels, *images, "std_dice", "std_iou"]]
