@@ -13,6 +13,14 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("NUCLEI_DATA", "sample")
     monkeypatch.setenv("NUCLEI_PROFILE", "smoke")
     monkeypatch.chdir(tmp_path)
+    compile_model = training.compile_model
+
+    def eager(model, *arguments, **words):
+        compile_model(model, *arguments, **words)
+        model.run_eagerly = True  # for a few tiny batches, compiling would take longer than training
+        return model
+
+    monkeypatch.setattr(training, "compile_model", eager)
 
 
 @pytest.fixture
