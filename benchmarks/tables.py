@@ -164,7 +164,7 @@ def tuning():
     return markdown(["variant", "steps", "Dice", "Dice, mean over images"], rows)
 
 
-TABLES = {function.__name__: function for function in (networks, kinds, pairs, unet, pruned, transfer, tuning)}
+TABLES = {function.__name__: function for function in (networks, kinds, pairs, unet, pruned, tuning)}
 
 
 def filled(text):
