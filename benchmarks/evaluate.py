@@ -66,6 +66,7 @@ def main():
         "specimens": len(set(groups)),
         **compare(f"networks_{run}", groups),
         "load_average_before": load,
+        "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "costs": costs(),
     }
     print(*(f"{name}: {value}" for name, value in figures.items()), sep="\n")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 from benchmarks import tables
-from nuclei_utils import recipes
+from nuclei_utils import recipes, training
 from tools import picture, setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,13 @@ def test_pictures_are_those_of_the_notebooks(path):
     assert path.read_bytes() == picture.of_notebook(*picture.PICTURES[path]), "run `make outputs`"
     opening = text_of(ROOT / "notebooks" / f"{picture.PICTURES[path][0]}.ipynb")
     assert path.relative_to(ROOT).as_posix() in README + opening, "nothing shows it"
+
+
+def test_readme_shows_the_film():
+    assert picture.FILM.relative_to(ROOT).as_posix() in README
+    assert picture.FILM.stat().st_size < 3e6
+    states = Image.open(picture.FILM).n_frames
+    assert states == 1 + training.PROFILES["laptop"].epochs, "before the training, and after each epoch"
 
 
 def test_one_address_everywhere():

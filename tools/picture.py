@@ -4,6 +4,7 @@
 """
 
 import base64
+import shutil
 import sys
 
 import nbformat
@@ -15,9 +16,11 @@ PICTURES = {
     ROOT / "docs" / "unet_on_the_sample.png": ("03_unet_from_scratch", "readme-picture", "image/png"),
     ROOT / "docs" / "transfer_on_the_sample.png": ("04_unet_with_transfer_learning", "readme-picture", "image/png"),
     ROOT / "docs" / "unet_plus_plus_on_the_sample.png": ("05_unet_plus_plus", "readme-picture", "image/png"),
-    ROOT / "docs" / "training_on_the_sample.gif": ("06_evaluate_and_animate", "readme-film", "image/gif"),
 }
 """For each picture the notebook, the tag of the cell that shows it, and its type."""
+FILM = ROOT / "docs" / "training_on_the_sample.gif"
+"""The film of notebook 06, whole; the notebook shows a shorter one."""
+MADE = ROOT / "notebooks" / "runs" / "unet_sample_laptop" / "film.gif"
 
 
 def of_notebook(name, tag, mime):
@@ -33,6 +36,9 @@ def main():
     for path, place in PICTURES.items():
         with written_whole(path) as aside:
             aside.write_bytes(of_notebook(*place))
+    if MADE.exists():
+        with written_whole(FILM) as aside:
+            shutil.copyfile(MADE, aside)
 
 
 if __name__ == "__main__":
