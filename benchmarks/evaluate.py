@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import networks, results
 from nuclei_utils import data, evaluation, models, recipes, training
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def compare(title, groups):
