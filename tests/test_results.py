@@ -50,8 +50,8 @@ def test_benchmark_and_notebook_03_train_alike():
 
 @pytest.mark.parametrize("path", picture.PICTURES, ids=lambda path: path.name)
 def test_pictures_are_those_of_the_notebooks(path):
-    assert path.read_bytes() == picture.of_notebook(*picture.PICTURES[path]), "run `make outputs`"
-    opening = text_of(ROOT / "notebooks" / f"{picture.PICTURES[path][0]}.ipynb")
+    assert path.read_bytes() == picture.of_notebook(picture.PICTURES[path]), "run `make outputs`"
+    opening = text_of(ROOT / "notebooks" / f"{picture.PICTURES[path]}.ipynb")
     assert path.relative_to(ROOT).as_posix() in README + opening, "nothing shows it"
 
 
