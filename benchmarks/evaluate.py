@@ -9,11 +9,10 @@ each image is averaged before networks are compared. Costs are times: run it on 
 import argparse
 import os
 
-import keras
 import numpy as np
 
 from benchmarks import networks, results
-from nuclei_utils import data, evaluation, models, recipes, training
+from nuclei_utils import data, evaluation, recipes, training
 
 ROUNDS = 3
 
@@ -43,9 +42,8 @@ def compare(title, groups):
 def costs(seed=0):
     """Measure what each network costs, and each cut of the U-Net++, in turn: what disturbs one disturbs all."""
     candidates = {name: recipes.load(networks.folder(name, seed))[0] for name in recipes.TITLES}
-    nested = keras.models.load_model(networks.folder("unet_plus_plus", seed) / "best.keras")
-    for depth in range(1, len(nested.outputs) + 1):
-        candidates[f"depth {depth}"] = models.fast_mode(nested, depth)
+    cuts = networks.fast_modes(networks.folder("unet_plus_plus", seed))
+    candidates |= {f"depth {number}": cut for number, cut in enumerate(cuts, start=1)}
     rounds = [{name: evaluation.cost(model) for name, model in candidates.items()} for _ in range(ROUNDS)]
     return {
         name: {key: round(float(np.median([one[name][key] for one in rounds])), 2) for key in rounds[0][name]}
@@ -66,7 +64,7 @@ def main():
         "specimens": len(set(groups)),
         **compare(f"networks_{run}", groups),
         "load_average_before": load,
-        "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_used": results.cores_used(),
         "costs": costs(),
     }
     print(*(f"{name}: {value}" for name, value in figures.items()), sep="\n")

@@ -8,7 +8,6 @@ it leaves: `runs/benchmark/…` (models, logs) and one file below `benchmarks/re
 """
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -60,17 +59,21 @@ def run(name, seed, place):
             "best_epoch": len(history) - len(last_phase) + int(np.argmax(last_phase["val_dice"])) + 1,
             "seconds": None if broken_off else round(time.perf_counter() - start),
             "cpu_seconds": None if broken_off else round(time.process_time() - start_cpu),
-            "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores_used": results.cores_used(),
         },
         "validation": score(model, "validation"),
         "test": score(model, "test"),
         "history": history.round(4).to_dict("list"),
     }
-    whole = keras.models.load_model(place / "best.keras")
-    if isinstance(whole, models.DeepSupervision):
-        cuts = [models.fast_mode(whole, depth) for depth in range(1, len(whole.outputs) + 1)]
-        figures["fast"] = [{"test": score(cut, "test")} for cut in cuts]
+    if name == "unet_plus_plus":
+        figures["fast"] = [{"test": score(cut, "test")} for cut in fast_modes(place)]
     return figures
+
+
+def fast_modes(place):
+    """Load a U-Net++ that was trained, cut at each depth, the shallowest first."""
+    whole = keras.models.load_model(place / "best.keras")
+    return [models.fast_mode(whole, depth) for depth in range(1, len(whole.outputs) + 1)]
 
 
 def main():

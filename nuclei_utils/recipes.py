@@ -1,6 +1,7 @@
 """How the course trains its three networks: the same data, budget and loss for all, so that they can be compared."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -81,14 +82,8 @@ def watched():
     """
     records = data.load(split="validation")
     first = [next(record for record in records if record.kind == kind) for kind in sorted({r.kind for r in records})]
-    return [_middle(record) for record in first]
-
-
-def _middle(record, size=256):
-    height, width = (min(length, size) for length in record.labels.shape)
-    top, left = ((length - cut) // 2 for length, cut in zip(record.labels.shape, (height, width), strict=True))
-    image, labels = (preprocess.crop(array, top, left, (height, width)) for array in (record.image, record.labels))
-    return record._replace(image=image, labels=labels)
+    middle = partial(preprocess.crop_middle, size=(256, 256))
+    return [record._replace(image=middle(record.image), labels=middle(record.labels)) for record in first]
 
 
 def pretrained():
