@@ -8,7 +8,6 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
 
 from benchmarks import results
 from nuclei_utils import data, models, pipeline, training
@@ -18,12 +17,7 @@ SIZE, BATCH, FILTERS, ROUNDS = 256, 8, 16, 10
 
 def step_flops(model):
     """Floating-point operations of a training step on one image: forward, and twice that for the gradients."""
-    forward = 0
-    for layer in model.layers:
-        if isinstance(layer, layers.Conv2D | layers.Conv2DTranspose):
-            feature_map = layer.input if isinstance(layer, layers.Conv2DTranspose) else layer.output
-            forward += 2 * np.prod(feature_map.shape[1:3]) * np.prod(layer.kernel.shape)
-    return 3 * int(forward)
+    return 3 * 2 * models.multiplications(model)  # a multiplication goes with an addition
 
 
 def trainer(jit_compile):
