@@ -10,12 +10,15 @@ from imageio.v3 import imwrite
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from PIL import Image
+from scipy.ndimage import center_of_mass
 from skimage.segmentation import find_boundaries
 
+from nuclei_utils import preprocess
 from nuclei_utils.files import written_whole
-from nuclei_utils.labels import touching_pairs
+from nuclei_utils.labels import distance, touching_pairs
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -123,6 +126,30 @@ def colour_labels(labels):
     return colours[labels]
 
 
+def instance_overlay(image, labels, opacity=0.35):
+    """Tint each nucleus of an image in a colour and draw its outline in it; nuclei that touch differ.
+
+    Parameters
+    ----------
+    image : uint8 array (H, W, 3) or float array in [0, 1]
+    labels : int array (H, W)
+        Label map.
+    opacity : float
+        Of the tint, 0..1; the outlines cover what lies below.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+    """
+    labels = np.asarray(labels)
+    picture, colours = as_uint8(image), colour_labels(labels)
+    tinted = ((1 - opacity) * picture + opacity * colours).round().astype(np.uint8)
+    drawn = np.where((labels > 0)[..., None], tinted, picture)
+    outline = find_boundaries(labels, mode="inner")
+    drawn[outline] = colours[outline]
+    return drawn
+
+
 def error_map(mask, predicted):
     """Show where a predicted mask is right, misses nucleus, or invents it.
 
@@ -202,7 +229,9 @@ def grid(pictures, titles=None, columns=4, size=2.4, title=None):
     matplotlib.figure.Figure
     """
     rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.3)), squeeze=False)
+    lines = max((name.count("\n") + 1 for name in titles or []), default=1)
+    height = rows * (size + 0.1 + 0.2 * lines)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, height), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for index, picture in enumerate(pictures):
@@ -210,8 +239,8 @@ def grid(pictures, titles=None, columns=4, size=2.4, title=None):
         _draw(axis, as_uint8(picture), size)
         if titles is not None:
             axis.set_title(titles[index], fontsize=10)
-    _head(figure, title)
-    figure.tight_layout()
+    if title:
+        figure.suptitle(title)
     return figure
 
 
@@ -275,7 +304,7 @@ def contact_sheet(rows, columns=5, size=1.1, title=None):
         for axis in line:
             axis.axis("off")
         for axis, picture in zip(line, pictures, strict=False):
-            _draw(axis, _middle_square(as_uint8(picture)), size)
+            _draw(axis, preprocess.crop_middle(as_uint8(picture), [min(picture.shape[:2])] * 2), size)
         line[0].text(-0.1, 0.5, name, ha="right", va="center", fontsize=10, transform=line[0].transAxes)
     _head(figure, title)
     figure.tight_layout(pad=0.4)
@@ -1091,6 +1120,234 @@ def robustness(tables, column="dice", labels=None, title=None):
     _head(figure, title)
     figure.legend(*key, ncols=len(tables), loc="lower center", frameon=False)
     figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+# Figures of separated nuclei
+
+
+def numbered(label_maps, titles, size=4.2, title=None):
+    """Paint label maps side by side, each nucleus with its number at its deepest point.
+
+    Parameters
+    ----------
+    label_maps : sequence of int array (H, W)
+    titles : sequence of str
+        One for each.
+    size : float
+        Width of one picture, inches.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    height, width = np.max([np.shape(one) for one in label_maps], axis=0)
+    inches = len(label_maps) * size, size * height / width + 0.5
+    figure, axes = plt.subplots(1, len(label_maps), figsize=inches, squeeze=False, layout="constrained")
+    for axis, one, name in zip(axes[0], map(np.asarray, label_maps), titles, strict=True):
+        _draw(axis, colour_labels(one), size)
+        axis.axis("off")
+        axis.set_title(name)
+        depth = distance(one)
+        for number in np.unique(one[one > 0]):
+            y, x = np.argwhere((one == number) & (depth == 1)).mean(axis=0)
+            axis.text(x, y, str(number), ha="center", va="center", color=BLACK, fontsize=11, fontweight="bold")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def heat_maps(tables, labels=(None, None), marked=None, digits=2, bar=None, title=None):
+    """Draw tables of numbers from 0 to 1 as coloured squares with the numbers in them, one panel each.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        Of at least one row and column; the index goes down, the columns go across.
+    labels : tuple of str
+        What to write below the columns and beside the rows; nothing if None.
+    marked : dict of str to bool array, optional
+        Of each table the squares to frame.
+    digits : int
+        After the decimal point.
+    bar : tuple of float, optional
+        Ends of the scale of colours; 0 and 1 if not given.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    low, high = bar or (0, 1)
+    rows, columns = (max(table.shape[axis] for table in tables.values()) for axis in (0, 1))
+    size = len(tables) * (0.6 * columns + 1.2), 0.45 * rows + 1.5
+    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+        axis.imshow(table, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+        frames = np.zeros(table.shape, bool) if marked is None else np.asarray(marked[name])
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            ink = BLACK if value > (low + high) / 2 else "white"
+            axis.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=ink, fontsize=9)
+            if frames[row, column]:
+                corner = column - 0.46, row - 0.46
+                axis.add_patch(plt.Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=RED, linewidth=2.5))
+        axis.set_xticks(range(table.shape[1]), [f"{column}" for column in table.columns])
+        axis.set_yticks(range(table.shape[0]), [f"{row}" for row in table.index])
+        axis.set(xlabel=labels[0], ylabel=labels[1], title=name)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def against_iou(tables, column="ap", label=None, title=None):
+    """Draw a score against the IoU that a match must exceed, a line for each way to find nuclei.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        From `instances.average_precision`.
+    column : str
+        The score.
+    label : str, optional
+        What to write at its axis; the column's name if not given.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4))
+    for (name, table), (colour, marker) in zip(tables.items(), _looks(), strict=False):
+        axis.plot(table.index, table[column], marker + "-", color=colour, markersize=5, label=name)
+    axis.set(xlabel="IoU that a match must exceed", ylabel=label or column, title=title, ylim=(-0.02, 1.02))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.grid(alpha=0.4)
+    figure.tight_layout()
+    return figure
+
+
+def true_and_found(table, true="true", found="predicted", by="kind", title=None):
+    """Plot how many nuclei were found in each image against how many there are, with the line where both agree.
+
+    The axes are logarithmic from 10 on, and even below, so that images with none have a place too.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per image.
+    true, found : str
+        Columns with the numbers.
+    by : str
+        Column with the group of each image.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axis = plt.subplots(figsize=(6.8, 4.4))
+    end = 1.15 * max(table[[true, found]].to_numpy().max(initial=0), 10)
+    axis.plot([0, end], [0, end], color="grey", linestyle=":", label="all of them", zorder=0)
+    for (name, group), (colour, marker) in zip(table.groupby(by), _looks(), strict=False):
+        axis.plot(group[true], group[found], marker, color=colour, alpha=0.7, label=str(name).replace("_", " "))
+    ticks = [tick for tick in (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if tick <= end]
+    axis.set_xscale("symlog", linthresh=10)
+    axis.set_yscale("symlog", linthresh=10)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_ticks(ticks, [str(tick) for tick in ticks])
+        side.set_minor_formatter(NullFormatter())
+    axis.set(xlabel="nuclei in the image", ylabel="nuclei found", title=title)
+    axis.set(xlim=(-0.5, end), ylim=(-0.5, end), aspect="equal")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.grid(alpha=0.4)
+    figure.tight_layout()
+    return figure
+
+
+# Figures of one's own images
+
+
+def measurements(image, labels, groups, label, bins=24, title=None):
+    """Show an image with its nuclei outlined and numbered, and beside it how a measurement is spread.
+
+    Parameters
+    ----------
+    image : uint8 array (H, W, 3) or float array in [0, 1]
+    labels : int array (H, W)
+        Label map; the numbers are those of the table of measurements.
+    groups : dict of str to sequence of float
+        The measurement of every nucleus, by the name of its image; stacked in one histogram.
+    label : str
+        What is measured, and its unit.
+    bins : int
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), width_ratios=(1, 1.15))
+    _draw(left, overlay(image, labels), 4.4)
+    left.axis("off")
+    present = np.flatnonzero(np.bincount(np.asarray(labels).ravel())[1:]) + 1
+    for number, (y, x) in zip(present, center_of_mass(labels > 0, labels, present), strict=True):
+        # dark on a bright edge: to be read on any ground
+        left.text(x, y, str(number), fontsize=8, ha="center", va="center", color="white").set_path_effects(
+            [withStroke(linewidth=2, foreground=BLACK)]
+        )
+    values = [np.asarray(group, float) for group in groups.values()]
+    right.hist(
+        values,
+        bins,
+        stacked=True,
+        color=[colour for colour, _ in zip(cycle(CYCLE), groups, strict=False)],
+        label=[str(name).replace("_", " ") for name in groups],
+        edgecolor="white",
+        linewidth=0.5,
+    )
+    right.set(xlabel=label, ylabel="nuclei")
+    right.legend(frameon=False)
+    right.grid(alpha=0.4, axis="y")
+    _head(figure, title)
+    figure.tight_layout()
+    return figure
+
+
+def ranking(table, value, by, label=None, reference=None, title=None):
+    """Draw one number for each row of a table, the largest on top, with a colour and a marker for each group.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Its index names the rows. A row without a number (nan) comes last, and gets no mark.
+    value : str
+        Column with the number.
+    by : str
+        Column with the group.
+    label : str, optional
+        Of the axis; `value` if not given.
+    reference : float, optional
+        Where to draw a vertical line.
+    title : str, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    ordered = table.sort_values(value, ascending=False, kind="stable")
+    figure, axis = plt.subplots(figsize=(7.5, 0.3 * len(table) + 1.2))
+    if reference is not None:
+        axis.axvline(reference, color="grey", linestyle=":")
+    for (name, _), (colour, marker) in zip(table.groupby(by, sort=False), _looks(), strict=False):
+        own = np.flatnonzero(ordered[by] == name)
+        axis.plot(ordered[value].iloc[own], own, marker, color=colour, markersize=8, label=str(name))
+    names = [str(name).replace("_", " ") for name in ordered.index]
+    axis.set_yticks(range(len(names)), names)
+    axis.set(ylim=(len(names) - 0.5, -0.5), xlabel=label or value, title=title)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.grid(alpha=0.4)
+    figure.tight_layout()
     return figure
 
 
