@@ -230,3 +230,42 @@ def test_malformed_run_length_code_is_refused(code, message):
 
 def test_run_may_end_with_the_last_pixel():
     assert labels.decode_rle("12 1", (3, 4))[2, 3]
+
+
+def two_squares():
+    """Two nuclei of 4 x 4 pixels that touch, in an image of 8 x 12."""
+    pair = np.zeros((8, 12), np.int32)
+    pair[2:6, 2:6] = 1
+    pair[2:6, 6:10] = 7
+    return pair
+
+
+def test_boundary_lies_on_both_sides_of_every_border():
+    found = labels.boundary(two_squares())
+    assert found[4, 5], "between two nuclei"
+    assert found[4, 6]
+    assert found[2, 4], "inside, at the background"
+    assert found[1, 4], "outside"
+    assert not found[3:5, 3:5].any(), "the inner pixels of a nucleus"
+    assert not found[0].any()
+
+
+def test_edge_of_the_image_is_no_boundary():
+    assert not labels.boundary(np.ones((4, 4), np.int32)).any()
+
+
+def test_distance_is_1_in_the_middle_and_low_between_nuclei():
+    found = labels.distance(two_squares())
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[3], [0, 0, 0.5, 1, 1, 0.5, 0.5, 1, 1, 0.5, 0, 0])
+    assert found[two_squares() == 0].max() == 0
+
+
+def test_distance_gives_every_nucleus_its_own_scale():
+    sizes = np.zeros((40, 60), np.int32)
+    sizes[2:5, 2:5] = 1
+    sizes[5:35, 20:55] = 2
+    sizes[39, 59] = 3  # a single pixel
+    found = labels.distance(sizes)
+    assert [found[sizes == number].max() for number in (1, 2, 3)] == [1, 1, 1]
+    assert not labels.distance(np.zeros((5, 5), np.int32)).any()
