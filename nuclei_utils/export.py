@@ -1,0 +1,529 @@
+"""Hand nuclei on: a table of measurements, pictures, and files for QuPath, ImageJ and Kaggle; and read labels back.
+
+Positions count from the upper left corner of the image, as in ImageJ and QuPath: the first pixel reaches from 0 to 1,
+its centre is at (0.5, 0.5). So the centroids of the table lie in the middle of the outlines of the other files.
+"""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import tifffile
+from PIL import Image
+from roifile import ROI_TYPE, ImagejRoi, roiwrite
+from scipy import ndimage
+from skimage.measure import regionprops_table
+
+from nuclei_utils import plots
+from nuclei_utils.data import DataError
+from nuclei_utils.files import written_whole
+from nuclei_utils.labels import decode_rle, encode_labels
+
+CLASS = {"name": "Nucleus", "color": [int(value) for value in plots.rgb(plots.ORANGE)]}  # as QuPath shows it
+LOSSLESS = (".png", ".tif", ".tiff")  # endings
+HIGHEST_IN_16_BITS = 2**16 - 1
+WIDEST_FOR_IMAGEJ = 60535  # its ROI files hold 16-bit positions, of which the last 5,000 stand for negative ones
+STRIP = 1024  # rows of an overlay that are drawn at a time
+
+_MEASURES = {
+    "label": "label",
+    "area": "area",
+    "centroid-1": "centroid_x",
+    "centroid-0": "centroid_y",
+    "bbox-1": "bbox_left",
+    "bbox-0": "bbox_top",
+    "bbox-3": "bbox_width",
+    "bbox-2": "bbox_height",
+    "axis_major_length": "major_axis",
+    "axis_minor_length": "minor_axis",
+    "eccentricity": "eccentricity",
+    "solidity": "solidity",
+    "intensity_mean-0": "mean_red",
+    "intensity_mean-1": "mean_green",
+    "intensity_mean-2": "mean_blue",
+}
+
+
+def _checked(labels):
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
+        lowest = f", lowest value {labels.min()}" if labels.size else ""
+        raise ValueError(
+            f"expected a label map, whole numbers (H, W) from 0 up, found {labels.dtype} {labels.shape}{lowest}: "
+            "make one of a mask with instances.components"
+        )
+    return labels
+
+
+# The table
+
+
+def nuclei_table(image, labels, name, pixel_size=None):
+    """Measure each nucleus: where it is, how large, of what shape and how bright.
+
+    Parameters
+    ----------
+    image : uint8 array (H, W, 3)
+        RGB, as `data.read_image` gives it.
+    labels : int array (H, W)
+        Label map.
+    name : str
+        Name of the image, for the first column.
+    pixel_size : float, optional
+        Micrometres per pixel, the same in both directions.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per nucleus, in the order of the labels, with the columns `image`, `label`, `area`, `centroid_x`,
+        `centroid_y`, `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`, `major_axis` and `minor_axis` (of the
+        ellipse with the same second moments), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area,
+        0..1), `mean_red`, `mean_green`, `mean_blue` (0..255) and `unit`. Areas, lengths and positions are in pixels
+        (`unit` is "pixel"), or in micrometres and their squares where `pixel_size` is given ("micrometre", spelt out
+        so that no spreadsheet garbles it).
+
+    Raises
+    ------
+    ValueError
+        If `labels` is no label map, the shapes do not agree, or `pixel_size` is not a positive number.
+    """
+    image, labels = np.asarray(image), _checked(labels)
+    if image.shape != (*labels.shape, 3):
+        raise ValueError(
+            f"{name}: expected an image {(*labels.shape, 3)} for labels {labels.shape}, found {image.shape}"
+        )
+    if pixel_size is not None and not 0 < pixel_size < np.inf:
+        raise ValueError(f"expected micrometres per pixel above 0, found a pixel size of {pixel_size}")
+    properties = dict.fromkeys(column.split("-")[0] for column in _MEASURES)
+    table = pd.DataFrame(regionprops_table(labels, image, properties=properties)).rename(columns=_MEASURES)
+    table[["bbox_width", "bbox_height"]] -= table[["bbox_left", "bbox_top"]].to_numpy()
+    table[["centroid_x", "centroid_y"]] += 0.5  # scikit-image counts from the centre of the first pixel
+    table["area"] = table["area"].astype(int)
+    if pixel_size is not None:
+        lengths = [column for column in table if column.startswith(("centroid_", "bbox_")) or column.endswith("_axis")]
+        table[lengths] = table[lengths] * pixel_size
+        table["area"] = table["area"] * pixel_size**2
+    table = table[list(_MEASURES.values())]
+    table.insert(0, "image", name)
+    return table.assign(unit="pixel" if pixel_size is None else "micrometre")
+
+
+def write_table(path, table):
+    """Write a table as CSV: UTF-8, commas, a first line of column names, numbers in full.
+
+    Parameters
+    ----------
+    path : path-like
+    table : pandas.DataFrame
+        Such as several of `nuclei_table` in one (`pandas.concat`).
+    """
+    with written_whole(path) as aside:
+        table.to_csv(aside, index=False, encoding="utf-8", lineterminator="\n")
+
+
+# Pictures
+
+
+def _ending(path, known):
+    if path.suffix.lower() not in known:
+        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(known)}")
+    return path.suffix.lower()
+
+
+def write_labels(path, labels):
+    """Write a label map as a 16-bit PNG or TIFF, by the ending of the name.
+
+    Parameters
+    ----------
+    path : path-like
+        Ends in .png, .tif or .tiff.
+    labels : int array (H, W)
+        Label map. With labels above 65,535 a TIFF has 32 bits.
+
+    Raises
+    ------
+    ValueError
+        If `labels` is no label map, the ending is another, or a label is above 65,535 and the file a PNG.
+    """
+    path, labels = Path(path), _checked(labels)
+    ending, highest = _ending(path, LOSSLESS), labels.max(initial=0)
+    if ending == ".png" and highest > HIGHEST_IN_16_BITS:
+        raise ValueError(
+            f"{path}: the highest label is {highest}, a PNG holds {HIGHEST_IN_16_BITS} at most: write it as "
+            f"{path.with_suffix('.tif').name}"
+        )
+    with written_whole(path) as aside:
+        if ending == ".png":
+            Image.fromarray(labels.astype(np.uint16)).save(aside)
+        else:
+            bits = np.uint16 if highest <= HIGHEST_IN_16_BITS else np.uint32
+            tifffile.imwrite(aside, labels.astype(bits), compression="zlib", photometric="minisblack")
+
+
+def write_mask(path, labels):
+    """Write which pixels are nucleus: 255, the others 0, 8-bit grey.
+
+    Parameters
+    ----------
+    path : path-like
+        Ends in .png, .tif or .tiff: other kinds may blur it.
+    labels : int or bool array (H, W)
+        Label map or mask.
+
+    Raises
+    ------
+    ValueError
+        If the ending is another.
+    """
+    path = Path(path)
+    _ending(path, LOSSLESS)
+    with written_whole(path) as aside:
+        Image.fromarray((np.asarray(labels) > 0).astype(np.uint8) * np.uint8(255)).save(aside)
+
+
+def write_overlay(path, image, labels):
+    """Write an image with the outlines of its nuclei, in a colour that colour-blind readers can tell from it.
+
+    Parameters
+    ----------
+    path : path-like
+        PNG, JPEG or TIFF, by the ending of the name.
+    image : uint8 array (H, W, 3)
+        RGB.
+    labels : int array (H, W)
+        Label map.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, or the ending is of no kind that can be written.
+    """
+    path, image, labels = Path(path), np.asarray(image), np.asarray(labels)
+    _ending(path, (*LOSSLESS, ".jpg", ".jpeg"))
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"{path}: the image is {image.shape[:2]}, its labels {labels.shape}; they must agree")
+    height, width = labels.shape
+    picture = Image.new("RGB", (width, height))
+    # by strips, because outlines take many times the memory of the image; a row more on both sides shows the borders
+    for top in range(0, height, STRIP):
+        above = min(top, 1)
+        rows = slice(top - above, top + STRIP + 1)
+        strip = plots.overlay(image[rows], labels[rows])[above : above + STRIP]
+        picture.paste(Image.fromarray(strip), (0, top))
+    with written_whole(path) as aside:
+        picture.save(aside)
+
+
+def read_labels(path):
+    """Read a label map from a grey PNG or TIFF, whoever wrote it.
+
+    Parameters
+    ----------
+    path : path-like
+        8- or 16-bit PNG, or TIFF of up to 32 bits. A mask of 0 and 255 is read as one nucleus with the label 255.
+
+    Returns
+    -------
+    int32 array (H, W)
+        Label map with the file's own labels, gaps and all.
+
+    Raises
+    ------
+    data.DataError
+        If the file is missing or broken, has colours or several pages, or holds fractions or negative numbers.
+    """
+    path = Path(path)
+    pixels = _pixels(path)
+    if pixels.ndim != 2:
+        found = f"pixels of shape {pixels.shape}"
+    elif pixels.dtype.kind not in "biu":
+        found = f"pixels of type {pixels.dtype}"
+    elif pixels.size and (pixels.min() < 0 or pixels.max() > np.iinfo(np.int32).max):
+        found = f"values from {pixels.min()} to {pixels.max()}"
+    else:
+        return pixels.astype(np.int32)
+    raise DataError(
+        f"{path}: found {found}, expected a label map, one grey channel of whole numbers from 0 up: save it as 16-bit "
+        "PNG or TIFF"
+    )
+
+
+def _pixels(path):
+    """Read a file's pixels as they stand: `data.read_image` would scale them."""
+    try:
+        content = BytesIO(path.read_bytes())
+        if path.suffix.lower() != ".png":
+            return tifffile.imread(content)
+        with Image.open(content) as picture:  # cuts 16-bit colours down to 8 bits, but not 16-bit grey
+            return np.array(picture)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: check its name") from error
+    except Exception as error:  # a broken byte can trip a decoder anywhere
+        raise DataError(
+            f"{path} cannot be read as a label map ({error}): expected PNG or TIFF; write it again"
+        ) from error
+
+
+# Outlines
+
+
+def outlines(labels):
+    """Trace the outer edges of each nucleus' pixels, as ImageJ's wand and QuPath do: they enclose exactly its area.
+
+    OpenCV's own contours run through the centres of the outermost pixels, which makes a nucleus of 10 pixels across
+    smaller by a fifth; scikit-image's cut its corners.
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+        Label map.
+
+    Yields
+    ------
+    label : int
+    pieces : list of list of int array (K, 2)
+        For each 4-connected piece of the nucleus (one, if it is whole) its rings: the outer one, then one for each
+        hole. A ring lists its corners (x, y), the first not repeated at the end; by the numbers, outer rings turn
+        counter-clockwise, holes clockwise, as GeoJSON has it (RFC 7946).
+    """
+    labels = _checked(labels)
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        corner = box[1].start, box[0].start
+        count, parts = cv2.connectedComponents((labels[box] == label).astype(np.uint8), connectivity=4)
+        yield label, [[ring + corner for ring in _rings(parts == part)] for part in range(1, count)]
+
+
+def _rings(piece):
+    # OpenCV lists the outermost pixels, not their edges. Of a piece drawn twice as large, the left of the two pixels
+    # 2x and 2x + 1 is the outermost one along a left edge, which is at x, the right one along a right edge, at x + 1.
+    doubled = piece.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer_first = np.argsort(hierarchy[0, :, 3], kind="stable")  # the parent; an outer ring has -1
+    return [_corners((contours[index][:, 0] + 1) // 2) for index in outer_first]
+
+
+def _corners(points):
+    """Leave out points that repeat the one before or lie on a straight edge; turn the ring round as GeoJSON has it."""
+    points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)].astype(np.int64)
+    upright = points[:, 0] == np.roll(points[:, 0], 1)  # the edge that leads to the point
+    return points[upright != np.roll(upright, -1)][::-1]
+
+
+def write_geojson(path, labels):
+    """Write the outlines of nuclei as GeoJSON, which QuPath opens (File > Import objects from file, or by dropping).
+
+    Parameters
+    ----------
+    path : path-like
+        Usually ends in .geojson.
+    labels : int array (H, W)
+        Label map. Each nucleus becomes a detection of the class "Nucleus" with its label as name: a Polygon, or a
+        MultiPolygon if it is in pieces. Coordinates are pixels along their outer edges (see `outlines`), closed.
+    """
+    features = [
+        {
+            "type": "Feature",
+            "geometry": _geometry(pieces),
+            "properties": {"objectType": "detection", "name": str(label), "classification": CLASS},
+        }
+        for label, pieces in outlines(labels)
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+    with written_whole(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def _geometry(pieces):
+    polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in pieces]
+    if len(polygons) == 1:
+        return {"type": "Polygon", "coordinates": polygons[0]}
+    return {"type": "MultiPolygon", "coordinates": polygons}
+
+
+def write_rois(path, labels):
+    """Write the outlines of nuclei as a zip of ImageJ ROIs, which its ROI Manager opens (More > Open).
+
+    Parameters
+    ----------
+    path : path-like
+        Usually ends in .zip.
+    labels : int array (H, W)
+        Label map. Each nucleus becomes a polygon of the kind that ImageJ's wand makes ("traced", along the pixels'
+        outer edges), named by its label; further pieces of a nucleus are named "7-2", "7-3". Holes are filled: one
+        polygon of ImageJ cannot have any.
+
+    Raises
+    ------
+    ValueError
+        If `labels` is no label map, or larger than the positions that the format holds.
+    """
+    labels = _checked(labels)
+    if max(labels.shape) > WIDEST_FOR_IMAGEJ:
+        raise ValueError(
+            f"{path}: the image is {labels.shape}, ImageJ's ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: "
+            "write GeoJSON, or cut the image"
+        )
+    rois = []
+    for label, pieces in outlines(labels):
+        for part, rings in enumerate(pieces, start=1):
+            roi = ImagejRoi.frompoints(rings[0], name=str(label) if part == 1 else f"{label}-{part}")
+            roi.roitype = ROI_TYPE.TRACED  # of which ImageJ knows that the steps are pixels, when it takes a perimeter
+            rois.append(roi)
+    with written_whole(path) as aside:
+        roiwrite(aside, rois, mode="w")
+
+
+# The competition's tables
+
+
+def submission(labels_by_name):
+    """Make the table that the Kaggle competition takes.
+
+    Parameters
+    ----------
+    labels_by_name : mapping of str to int array (H, W)
+        Label map of each image.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `ImageId` and `EncodedPixels`, one row per nucleus; an image without any has one row with "".
+    """
+    rows = [(name, code) for name, labels in labels_by_name.items() for code in encode_labels(labels).values() or [""]]
+    return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=object)
+
+
+def write_submission(path, table):
+    """Write the table of `submission`, or several in one, as the CSV file that the competition takes.
+
+    Parameters
+    ----------
+    path : path-like
+    table : pandas.DataFrame
+        With the columns `ImageId` and `EncodedPixels`; others are left out.
+    """
+    write_table(path, table[["ImageId", "EncodedPixels"]])
+
+
+def read_submission(path, shapes):
+    """Read the label maps of a submission: the inverse of `submission`.
+
+    Parameters
+    ----------
+    path : path-like
+        CSV with the columns ImageId and EncodedPixels.
+    shapes : mapping of str to tuple of int
+        (H, W) of each image, which the file does not tell. Images that the file lacks may be among them.
+
+    Returns
+    -------
+    dict of str to int32 array (H, W)
+        Label maps by ImageId; nuclei are numbered from 1 in the order of the file.
+
+    Raises
+    ------
+    data.DataError
+        Naming the file and the line: if the file is missing, is no such table, names an image without a shape, has a
+        run-length code that is malformed or leaves the image, or nuclei that overlap, which the competition forbids.
+    """
+    path, label_maps = Path(path), {}
+    for name, rows in _read_codes(path, ["ImageId", "EncodedPixels"]).groupby("ImageId", sort=False):
+        if name not in shapes:
+            raise DataError(
+                f"{path}, line {rows.index[0]}: the image {name!r} is not known, so neither is its size: add it, "
+                "or remove its rows"
+            )
+        label_maps[name], covered = _paint(rows["EncodedPixels"], shapes[name], path)
+        if covered:
+            raise DataError(
+                f"{path}, line {covered[0]}: the nucleus overlaps with another one of {name!r}, but each pixel must "
+                "belong to one nucleus: make the table of a label map"
+            )
+    return label_maps
+
+
+def read_solution(path):
+    """Read the true nuclei from the solution file that the competition published.
+
+    Parameters
+    ----------
+    path : path-like
+        CSV with the columns ImageId, EncodedPixels, Height, Width and, if at hand, Usage: rows with "Ignored", which
+        the competition did not score, are left out.
+
+    Returns
+    -------
+    dict of str to int32 array (H, W)
+        Label maps by ImageId; nuclei are numbered from 1 in the order of the file. Where they overlap the smaller one
+        stays on top, as in `labels.merge_masks`; one that is wholly hidden leaves a gap in the numbers.
+
+    Raises
+    ------
+    data.DataError
+        Naming the file and the line: if the file is missing, is no such table, has a size that is no whole number or
+        differs within an image, or a run-length code that is malformed or leaves the image.
+    """
+    path, label_maps = Path(path), {}
+    table = _read_codes(path, ["ImageId", "EncodedPixels", "Height", "Width"])
+    if "Usage" in table:
+        table = table[table["Usage"] != "Ignored"]
+    for name, rows in table.groupby("ImageId", sort=False):
+        sizes = list(zip(rows["Height"].str.strip(), rows["Width"].str.strip(), strict=True))
+        for line, size in zip(rows.index, sizes, strict=True):
+            if not all(number.isdecimal() and int(number) for number in size):
+                raise DataError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
+            if size != sizes[0]:
+                raise DataError(
+                    f"{path}, line {line}: {name!r} has the size {size} here, {sizes[0]} in line {rows.index[0]} "
+                    "(height, width); they must agree"
+                )
+        label_maps[name], _ = _paint(rows["EncodedPixels"], tuple(map(int, sizes[0])), path)
+    return label_maps
+
+
+def _read_codes(path, needed):
+    """Read a CSV as text, indexed by the lines of the file."""
+    try:
+        # empty lines are kept, so that the lines count as they do in an editor; an empty code stays ""
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: check its name") from error
+    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise DataError(f"{path} cannot be read as a table ({error}): expected CSV") from error
+    missing = [column for column in needed if column not in table]
+    if missing:
+        raise DataError(
+            f"{path}, line 1: found the columns {', '.join(map(str, table.columns))}; {', '.join(missing)} is missing, "
+            f"expected {', '.join(needed)}"
+        )
+    table = table.set_axis(range(2, len(table) + 2)).fillna("")
+    table = table[(table != "").any(axis=1)]
+    nameless = table.index[table["ImageId"] == ""]
+    if len(nameless):
+        raise DataError(f"{path}, line {nameless[0]}: ImageId is empty, expected the name of an image")
+    return table
+
+
+def _paint(codes, shape, path):
+    """Paint the nuclei of one image, smaller ones on top; return the map, and the lines of nuclei that are covered."""
+    pixels = {}
+    for line, code in codes.items():
+        try:
+            mask = decode_rle(code, shape)
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: {error}") from error
+        if code.strip():
+            pixels[line] = np.flatnonzero(mask.ravel(order="F"))
+    painted = np.zeros(shape[0] * shape[1], np.int32)
+    numbers = {line: number for number, line in enumerate(pixels, start=1)}
+    for line in sorted(pixels, key=lambda line: -len(pixels[line])):
+        painted[pixels[line]] = numbers[line]
+    covered = [line for line, own in pixels.items() if (painted[own] != numbers[line]).any()]
+    return np.ascontiguousarray(painted.reshape(shape, order="F")), covered
