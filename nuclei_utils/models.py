@@ -1,5 +1,6 @@
 """The networks of the course, built from Keras' own layers; every one maps an image to one probability per pixel."""
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -151,17 +152,19 @@ def mobilenet_unet(input_shape=(None, None, 3), weights="imagenet", trainable=Tr
     return model
 
 
-def mobilenet_encoder(weights="imagenet"):
-    """Build MobileNetV2 up to its last block, with its feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 as outputs.
+def mobilenet_encoder(weights="imagenet", outputs=(*SKIPS, BOTTOM)):
+    """Build MobileNetV2 up to a layer, with its feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 as outputs.
 
     Parameters
     ----------
     weights : as for `mobilenet_unet`
+    outputs : sequence of str
+        Names of the layers whose feature maps are wanted; what comes after the last is left out.
 
     Returns
     -------
     keras.Model
-        (batch, H, W, 3) in [-1, 1] to a list of five arrays, largest first.
+        (batch, H, W, 3) in [-1, 1] to a list of arrays, one for each name.
     """
     source = os.environ.get(WEIGHTS) or weights if weights == "imagenet" else weights
     if source not in ("imagenet", None) and not Path(source).is_file():
@@ -182,7 +185,7 @@ def mobilenet_encoder(weights="imagenet"):
             f"elsewhere and name it in ${WEIGHTS}; or build the network with weights=None, from random ones"
         ) from error
     kind = keras.Model if source is None else FixedStatistics
-    encoder = kind(base.input, [base.get_layer(name).output for name in (*SKIPS, BOTTOM)], name="mobilenet_v2")
+    encoder = kind(base.input, [base.get_layer(name).output for name in outputs], name="mobilenet_v2")
     if source is None:
         for layer in encoder.layers:
             if isinstance(layer, layers.BatchNormalization):
@@ -230,6 +233,49 @@ def train_encoder(model, trainable):
     for index, layer in enumerate(encoder.layers):
         # each by itself: on TensorFlow, setting what the encoder is set to already does not reach its layers
         layer.trainable = index >= first
+
+
+def instance_unet(input_shape=(None, None, 3), weights="imagenet", filters=16):
+    """Build a small U-Net on MobileNetV2 with three outputs, from which touching nuclei can be separated.
+
+    It is `mobilenet_unet` made light, so that it can be shipped: the encoder ends at 1/16 of the image's size, the
+    decoder widens slowly, and the images are enlarged by interpolation. The encoder is trained as a whole.
+
+    Parameters
+    ----------
+    input_shape : tuple of int or None
+        (H, W, 3). H and W are multiples of 16, or None for any such size.
+    weights : as for `mobilenet_unet`
+    filters : int
+        Feature maps of the decoder at full size; each level below has as many more.
+
+    Returns
+    -------
+    keras.Model
+        (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1), float32 in [0, 1]: `mask` and
+        `boundary` are probabilities, `distance` is the depth inside the nucleus (`labels.boundary`,
+        `labels.distance`).
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, OSError
+        As for `mobilenet_unet`.
+    """
+    _check_size(input_shape, 2 ** len(SKIPS))
+    inputs = keras.Input(input_shape, name="image")
+    *skips, x = mobilenet_encoder(weights, SKIPS)(layers.Rescaling(2.0, offset=-1.0)(inputs))
+    skips.insert(0, double_convolution(inputs, filters))
+    for level, skip in reversed(list(enumerate(skips))):
+        # fewer feature maps before they are enlarged: 1x1 convolutions are cheap, and cheapest at the small size
+        x = layers.Conv2D(filters * (level + 2), 1, use_bias=False)(x)
+        x = layers.UpSampling2D(interpolation="bilinear")(x)
+        x = layers.Concatenate()([skip, x])
+        x = double_convolution(x, filters * (level + 1))
+    outputs = {
+        name: layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name=name)(x)
+        for name in ("mask", "boundary", "distance")
+    }
+    return keras.Model(inputs, outputs, name="instance_unet")
 
 
 def unet_plus_plus(input_shape=(None, None, 3), filters=32, depth=4, deep_supervision=True):
@@ -293,6 +339,27 @@ class DeepSupervision(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Return the metrics of the mean of the outputs, what `accurate_mode` predicts."""
         return super().compute_metrics(x, y, ops.mean(ops.stack(y_pred), axis=0), sample_weight)
+
+
+def multiplications(model):
+    """Count the multiplications in the convolutions of a network, for one image: what a prediction costs.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Of convolutions, transposed ones included, and a fixed input size (H, W, channels).
+
+    Returns
+    -------
+    int
+    """
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D | layers.Conv2DTranspose):
+            # each weight is used once for every pixel of the smaller side: what comes out, or what is enlarged
+            feature_map = layer.input if isinstance(layer, layers.Conv2DTranspose) else layer.output
+            total += math.prod(feature_map.shape[1:3]) * math.prod(layer.kernel.shape)
+    return total
 
 
 def accurate_mode(model):

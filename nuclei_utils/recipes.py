@@ -189,6 +189,82 @@ def train(name, folder, seed=0, watch=(), verbose="auto"):
     return load(place)
 
 
+def train_instances(folder, seed=0, epochs=None, at_least=None, verbose="auto"):
+    """Train the network that separates nuclei (`models.instance_unet`), all of it, from ImageNet's weights.
+
+    Parameters
+    ----------
+    folder : path-like
+        For its files, see `training.fit`.
+    seed : int
+    epochs, at_least : int, optional
+        Epochs, and least number of crops of each kind of image in one; default those of the profile.
+    verbose : "auto", 0, 1 or 2
+
+    Returns
+    -------
+    model : keras.Model
+        With the weights of the best epoch.
+    history : pandas.DataFrame
+        One row per epoch.
+    """
+    profile = training.profile()
+    epochs = epochs or profile.epochs
+    keras.utils.set_random_seed(seed)
+    examples = [pipeline.read(split=split).take(profile.images) for split in ("train", "validation")]
+    crops = pipeline.instance_batches(examples[0], SIZE, BATCH, seed, at_least or profile.crops)
+    middles = pipeline.instance_validation_batches(examples[1], SIZE, BATCH)
+    model = models.instance_unet(weights=pretrained(), filters=FILTERS)
+    training.compile_instances(model, epochs * len(crops))
+    return training.fit(
+        model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_mask_dice"
+    )
+
+
+def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="auto"):
+    """Train a network that separates nuclei further, on a handful of labelled images of one's own.
+
+    A low learning rate changes what the network knows and does not overwrite it. The last fifth of the images, at
+    least one, is kept for validation.
+
+    Parameters
+    ----------
+    model : keras.Model
+        From `models.instance_unet`, trained; it is changed.
+    records : sequence of data.Record
+        At least two, for example from `data.read_folder`.
+    folder : path-like
+        For its files, see `training.fit`.
+    epochs : int
+    at_least : int
+        Least number of crops in an epoch.
+    seed : int
+    verbose : "auto", 0, 1 or 2
+
+    Returns
+    -------
+    model : keras.Model
+        The same model, with the weights of the best epoch.
+    history : pandas.DataFrame
+        One row per epoch.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two images.
+    """
+    if len(records) < 2:
+        raise ValueError(f"found {len(records)} labelled images, expected at least two: one is kept for validation")
+    kept = max(len(records) // 5, 1)
+    keras.utils.set_random_seed(seed)
+    crops = pipeline.instance_batches(pipeline.from_records(records[:-kept]), SIZE, BATCH, seed, at_least)
+    middles = pipeline.instance_validation_batches(pipeline.from_records(records[-kept:]), 2 * SIZE, BATCH)
+    training.compile_instances(model, epochs * len(crops), FINE_TUNING_RATE)
+    return training.fit(
+        model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_mask_dice"
+    )
+
+
 def load(folder):
     """Load a network that `train` left.
 

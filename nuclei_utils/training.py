@@ -39,8 +39,8 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile("smoke", epochs=2, images=8, crops=1),  # tests: seconds per notebook
-    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48),  # two cores: 5 to 20 minutes on the real data
+    "smoke": Profile("smoke", epochs=2, images=16, crops=1),  # tests: seconds per notebook
+    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48),  # two cores: 9 to 18 minutes on the real data
     "full": Profile("full", epochs=100, images=10_000, crops=48),  # hours, or a GPU
 }
 
@@ -120,7 +120,35 @@ def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
     return model
 
 
-def callbacks(folder, patience=10, best=None):
+def compile_instances(model, steps, learning_rate=5e-4):
+    """Compile a model of three outputs (`models.instance_unet`) as the course trains it.
+
+    Mask and boundary have cross-entropy + Dice, the distance its mean absolute error; all count alike.
+
+    Parameters
+    ----------
+    model : keras.Model
+    steps, learning_rate
+        As for `warm_up_and_cosine`.
+
+    Returns
+    -------
+    keras.Model
+        The same model; its history has `mask_dice` and `boundary_dice`.
+    """
+    model.compile(
+        optimizer=keras.optimizers.Adam(warm_up_and_cosine(learning_rate, steps)),
+        loss={
+            "mask": losses.BinaryCrossentropyDice(),
+            "boundary": losses.BinaryCrossentropyDice(),
+            "distance": keras.losses.MeanAbsoluteError(),
+        },
+        metrics={"mask": [metrics.Dice()], "boundary": [metrics.Dice()]},
+    )
+    return model
+
+
+def callbacks(folder, patience=10, best=None, monitor="val_dice"):
     """Make what watches over a training: the best model kept, an early stop, logs, and a backup to go on from.
 
     Parameters
@@ -128,16 +156,18 @@ def callbacks(folder, patience=10, best=None):
     folder : path-like
         Where `best.keras`, `history.csv`, `tensorboard/` and `backup/` go.
     patience : int
-        Epochs without a better `val_dice` before the training stops.
+        Epochs without a better value before the training stops.
     best : float, optional
-        Best `val_dice` so far, where a training is resumed.
+        Best value so far, where a training is resumed.
+    monitor : str
+        Column of the history that says which epoch is best: the higher the better.
 
     Returns
     -------
     list of keras.callbacks.Callback
     """
     folder = Path(folder)
-    watch = {"monitor": "val_dice", "mode": "max"}
+    watch = {"monitor": monitor, "mode": "max"}
     return [
         keras.callbacks.ModelCheckpoint(
             folder / "best.keras", save_best_only=True, initial_value_threshold=best, **watch
@@ -149,25 +179,27 @@ def callbacks(folder, patience=10, best=None):
     ]
 
 
-def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto"):
+def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto", monitor="val_dice"):
     """Train a compiled model; a training that was killed goes on after its last whole epoch.
 
     Parameters
     ----------
     model : keras.Model
-        Compiled, with a metric named `dice`.
+        Compiled, with the metric that is monitored.
     train, validation : tf.data.Dataset
-        Batches of (image, mask).
+        Batches of (image, mask), or of what else the model learns.
     folder : path-like
         Where the training leaves its files (see `callbacks`). What a finished training left there is replaced; a
         killed training's backup is taken up.
     epochs : int
         Most epochs in all, those before a break included.
     patience : int
-        Epochs without a better `val_dice` before the training stops.
+        Epochs without a better value of `monitor` before the training stops.
     extra : sequence of keras.callbacks.Callback
     verbose : "auto", 0, 1 or 2
         As for `keras.Model.fit`.
+    monitor : str
+        As for `callbacks`.
 
     Returns
     -------
@@ -187,14 +219,14 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     folder.mkdir(parents=True, exist_ok=True)
     best = None
     if resumed:
-        best = _best_so_far(model, folder)
+        best = _best_so_far(model, folder, monitor)
     else:
         for name in ("history.csv", "best.keras", FINISHED):
             (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "backup", "predictions"):
             shutil.rmtree(folder / name, ignore_errors=True)
     # what is extra comes first: once the backup is made, the epoch is not done again
-    watchers = [*extra, *callbacks(folder, patience, best)]
+    watchers = [*extra, *callbacks(folder, patience, best, monitor)]
     try:
         # the pipeline shuffles, so Keras need not
         model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, shuffle=False, verbose=verbose)
@@ -206,8 +238,8 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     return model, read_history(folder)
 
 
-def _best_so_far(model, folder):
-    """Return the best `val_dice` of a training that was broken off, None if its model is lost; say that it goes on."""
+def _best_so_far(model, folder, monitor):
+    """Return the best value of a training that was broken off, None if its model is lost; say that it goes on."""
     backup, history = folder / "backup", read_history(folder)
     try:
         model.optimizer.build(model.trainable_variables)
@@ -220,7 +252,7 @@ def _best_so_far(model, folder):
     except OSError:  # BackupAndRestore will see it as well, and take the backup before it
         print(f"the newest backup in {backup} was cut short by the kill: going back to the one before")
     print(f"going on after epoch {len(history)} of the training that was broken off in {folder}")
-    return history["val_dice"].max() if zipfile.is_zipfile(folder / "best.keras") else None
+    return history[monitor].max() if zipfile.is_zipfile(folder / "best.keras") else None
 
 
 def finished(folder):

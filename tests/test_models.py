@@ -266,3 +266,25 @@ def test_a_mobilenet_unet_is_saved_with_all_that_matters(network, tmp_path):
     models.train_encoder(loaded, True)
     moved = moved_by_a_step(loaded)
     assert not any(path.endswith(STATISTICS) for path in moved & encoder_paths(loaded)), "inference mode is saved too"
+
+
+def test_instance_unet_gives_three_maps_of_the_size_of_the_image():
+    model = models.instance_unet(weights=None)
+    found = model(np.random.default_rng(0).random((1, 48, 32, 3), np.float32))
+    assert set(found) == {"mask", "boundary", "distance"}
+    for one in found.values():
+        assert one.shape == (1, 48, 32, 1)
+        assert 0 <= np.min(one) <= np.max(one) <= 1
+    assert model.count_params() * 4 < 5e6, "it has to fit into the package: 5 MB of float32"
+
+
+def test_instance_unet_names_a_size_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"multiples of 16, found 40 x 64"):
+        models.instance_unet((40, 64, 3), weights=None)
+
+
+def test_multiplications_of_a_known_network():
+    inputs = keras.Input((8, 6, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same")(inputs)  # 48 pixels, 9 * 3 * 4 weights
+    x = keras.layers.Conv2DTranspose(2, 2, strides=2)(x)  # each of 48 pixels becomes four: 2 * 2 * 4 * 2 weights
+    assert models.multiplications(keras.Model(inputs, x)) == 48 * 108 + 48 * 32

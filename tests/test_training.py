@@ -190,3 +190,16 @@ def test_save_and_load_give_the_same_predictions(tmp_path, ending):
     image = Batches()[0][0]
     np.testing.assert_allclose(loaded(image), model(image), atol=1e-6)
     assert loaded.loss.__class__.__name__ == "BinaryCrossentropyDice"
+
+
+def test_instances_are_trained_on_three_targets():
+    inputs = keras.Input((None, None, 3))
+    maps = {
+        n: keras.layers.Conv2D(1, 1, activation="sigmoid", name=n)(inputs) for n in ("mask", "boundary", "distance")
+    }
+    model = training.compile_instances(keras.Model(inputs, maps), steps=10)
+    images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
+    targets = {name: (images[..., :1] > 0.5).astype("float32") for name in maps}
+    logs = model.train_on_batch(images, targets, return_dict=True)
+    assert {"mask_dice", "boundary_dice"} <= set(logs)
+    assert logs["loss"] > 0

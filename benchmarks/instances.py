@@ -1,0 +1,51 @@
+"""Train the network that the package ships, which separates nuclei, on the real training images.
+
+    NUCLEI_DATA=stage1_fixed python -m benchmarks.instances
+
+Stop it at any time; it goes on from the last whole epoch. `benchmarks.separate` tunes, scores and ships what it leaves.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks import results
+from nuclei_utils import data, recipes, training
+
+EPOCHS, CROPS = 70, 96
+
+
+def folder(seed=0):
+    """Return where the network of a seed is trained."""
+    return Path("runs") / "benchmark" / f"instance_unet_{data.current()}_{EPOCHS}_seed{seed}"
+
+
+def main():
+    """Train, and write what it took."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    seed = parser.parse_args().seed
+    place = folder(seed)
+    broken_off = place.exists()
+    start, start_cpu = time.perf_counter(), time.process_time()
+    if not training.finished(place):
+        recipes.train_instances(place, seed, EPOCHS, CROPS, verbose=2)
+    history = training.read_history(place)
+    figures = {
+        "data": data.current(),
+        "seed": seed,
+        "crop": recipes.SIZE,
+        "batch": recipes.BATCH,
+        "crops_of_each_kind": CROPS,
+        "epochs": len(history),
+        "best_epoch": int(history["val_mask_dice"].idxmax()) + 1,
+        "seconds": None if broken_off else round(time.perf_counter() - start),
+        "cpu_seconds": None if broken_off else round(time.process_time() - start_cpu),
+        "cores_used": results.cores_used(),
+        "history": history.round(4).to_dict("list"),
+    }
+    print(results.write(f"instances_{data.current()}_seed{seed}", figures))
+
+
+if __name__ == "__main__":
+    main()
