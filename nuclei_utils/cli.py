@@ -5,6 +5,7 @@ Results go to stdout, progress and complaints to stderr; the exit status is 0 (d
 """
 
 import argparse
+import math
 import shlex
 import sys
 import warnings
@@ -24,6 +25,80 @@ The course looks for the images in the folder dsb2018 below NUCLEI_HOME; where t
 folder data, or ./data without a repository. After --dest /big/disk/dsb2018, export NUCLEI_HOME=/big/disk.
 """
 
+TRAIN_EXAMPLES = """\
+examples:
+  python -m nuclei_utils train --model unet --epochs 20 --out unet.keras
+      train a U-Net on the images of the course (those of 'data', else the drawn sample)
+  python -m nuclei_utils train --model instance_unet --epochs 60 --data mine --out mine.keras
+      train the network that separates touching nuclei on images of your own
+  python -m nuclei_utils train --model instance_unet --epochs 60 --data mine --out mine.keras --resume
+      go on with that training after Ctrl-C, or after the machine went down
+  python -m nuclei_utils predict photos --model mine.keras --out result
+      use it
+
+DIR of --data has one of two layouts; a fifth of its images, chosen by --seed, are validated on and not trained on:
+  images/NAME.png (or .tif, .jpg)  and  labels/NAME.png (or .tif): 0 background, 1..N one nucleus each
+  NAME/images/NAME.png             and  NAME/masks/*.png: one black and white picture for each nucleus
+Labels that 'predict' wrote (NAME_labels.png) and you corrected serve as they are.
+
+Feature maps at full size, --channels 0.5 / 1 / 2:
+  unet, unet_plus_plus             16 / 32 / 64
+  mobilenet_unet, instance_unet     8 / 16 / 32 in the decoder; the encoder is MobileNetV2 with ImageNet's weights,
+                                   fetched once (14 MB); without internet, name their file in NUCLEI_MOBILENET_WEIGHTS
+
+Written, for --out mine.keras: mine.keras, the best epoch by the Dice of the validation images; mine_history.csv;
+mine_curves.png. The folder mine.training is there until the training has come to its end. Ctrl-C keeps the best so far
+in the same three files, and the exit status is 1. Nothing is replaced: neither a model that is there already, nor,
+without --resume, an unfinished training.
+"""
+
+PREDICT_EXAMPLES = """\
+examples:
+  python -m nuclei_utils predict photo.png --out result              one image, with the network that is included
+  python -m nuclei_utils predict photos --out result                 all images of a folder
+  python -m nuclei_utils predict a.tif b.jpg --out result --pixel-size 0.325
+                                                                     measure in micrometres
+  python -m nuclei_utils predict photos --out result --format geojson --format rois
+                                                                     outlines for QuPath and for ImageJ as well
+  python -m nuclei_utils predict photos --out result --model mine.keras
+                                                                     with a network that 'train' wrote
+
+Images may have any size: grey, RGB or RGBA, 8 or 16 bits, PNG, JPEG, TIFF or BMP, nuclei bright or dark. Of a folder
+without images, those of the competition's layout, NAME/images/*.png, are taken.
+
+Written, for each image:
+  NAME_labels.png   label map, 16 bits: 0 background, 1..N one nucleus each (more than 65,535: NAME_labels.tif)
+  NAME_mask.png     0 background, 255 nucleus
+  NAME_overlay.png  the image with the outlines of its nuclei: look at it first
+  NAME.geojson      outlines for QuPath (--format geojson)
+  NAME_rois.zip     outlines for ImageJ and Fiji (--format rois)
+and for all images:
+  nuclei.csv        one row for each nucleus: place, size, shape, colour
+  submission.csv    run lengths, as the 2018 Data Science Bowl wants them
+
+An image that cannot be read is named on stderr, the others are done, and the exit status is 1. An image is named, too,
+whose nuclei change when it is mirrored and made smaller: do not trust its result before you have seen the overlay.
+"""
+
+EVALUATE_EXAMPLES = """\
+examples:
+  python -m nuclei_utils evaluate result --truth mine/labels                   against label maps
+  python -m nuclei_utils evaluate result --truth data/dsb2018/stage1_train     against NAME/masks/*.png
+  python -m nuclei_utils evaluate result --truth stage1_solution.csv           against the competition's solution
+  python -m nuclei_utils evaluate result --truth mine/labels --json > scores.json
+
+PREDICTED_DIR is what 'predict' wrote, or what another tool did: NAME_labels.png or NAME.png (or .tif), 0 background,
+1..N one nucleus each. The truth is a folder of such label maps, a folder of folders of masks (NAME/masks/*.png, one
+file for each nucleus), or a CSV file with the columns ImageId, EncodedPixels, Height, Width.
+
+Pixels: dice, iou, precision and recall of nucleus against background, averaged over images. Nuclei: the competition's
+score, averaged over images, and the average precision TP / (TP + FP + FN) over the nuclei of all images together.
+Scored are the images that both sides have. The others are named on stderr; where predictions are missing, the exit
+status is 1.
+"""
+
+MODELS = ("unet", "mobilenet_unet", "unet_plus_plus", "instance_unet")
+
 
 def main(argv=None):
     """Run one command.
@@ -36,13 +111,15 @@ def main(argv=None):
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed with a message on stderr. Wrong usage raises `SystemExit(2)`, as argparse does.
+        Exit status: 0 done, 1 failed, in whole or in part, with a message on stderr. Wrong usage raises
+        `SystemExit(2)`, as argparse does.
     """
     arguments = _parser().parse_args(argv)
+    arguments.words = sys.argv[1:] if argv is None else argv
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            arguments.run(arguments)
+            return arguments.run(arguments)
         except (ValueError, OSError) as error:
             from nuclei_utils.data import DataError
 
@@ -50,8 +127,7 @@ def main(argv=None):
                 raise  # a mistake in the program: its traceback is what helps
             return _failed(arguments.command, error)
         except KeyboardInterrupt:
-            return _failed(arguments.command, "interrupted; the same command goes on from what is there")
-    return 0
+            return _failed(arguments.command, f"interrupted; {arguments.interrupted}")
 
 
 def _failed(command, reason):
@@ -66,7 +142,8 @@ def _parser():
         epilog="'python -m nuclei_utils COMMAND --help' explains a command and gives examples.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_data(commands)
+    for add in (_add_data, _add_train, _add_predict, _add_evaluate):
+        add(commands)
     return parser
 
 
@@ -93,7 +170,137 @@ def _add_data(commands):
         help="also fetch the corrected labels (664 images, 28,986 nuclei): stage1_train_fixes.zip from the source, "
         "3 MB, or the community's repository on GitHub, which is a copy of the whole training set",
     )
-    command.set_defaults(run=_data)
+    command.set_defaults(run=_data, interrupted="the same command goes on from what is there")
+
+
+def _add_train(commands):
+    command = commands.add_parser(
+        "train",
+        help="train a network on the images of the course or on your own",
+        description="Train a network to find nuclei, on the images of the course or on your own labelled images.",
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--model",
+        choices=MODELS,
+        required=True,
+        help="the network: the course's three, or instance_unet, which learns to separate nuclei that touch",
+    )
+    command.add_argument("--out", type=_model_file, required=True, metavar="MODEL.keras", help="where the model goes")
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="labelled images of your own, see below (default: the images of the course, with its own validation)",
+    )
+    command.add_argument(
+        "--size",
+        type=int,
+        choices=(64, 128, 256),
+        default=128,
+        help="height and width of the crops that are trained on, pixels (default: 128); images to predict may have any",
+    )
+    command.add_argument(
+        "--channels",
+        type=float,
+        choices=(0.5, 1, 2),
+        default=1,
+        help="width of the network: half, whole or double (default: 1), see below",
+    )
+    command.add_argument(
+        "--epochs",
+        type=_whole_number,
+        default=20,
+        metavar="N",
+        help="how often the images are gone through (default: 20); the best epoch is kept",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="of the weights, the crops and the choice for validation (default: 0)"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with the training that was broken off")
+    command.set_defaults(run=_train, interrupted="the same command with --resume goes on from what is there")
+
+
+def _add_predict(commands):
+    command = commands.add_parser(
+        "predict",
+        help="find the nuclei in images: label maps, overlays and a table of measurements",
+        description="Find the nuclei in images of any size: label maps, overlays and a table of measurements.",
+        epilog=PREDICT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="image files, and folders of images"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    command.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a .keras file, loaded in safe mode (default: the network that comes with the package)",
+    )
+    command.add_argument(
+        "--pixel-size",
+        type=_length,
+        metavar="UM",
+        help="width of a pixel in micrometres; nuclei.csv then has micrometres instead of pixels",
+    )
+    command.add_argument(
+        "--format",
+        action="append",
+        choices=("geojson", "rois"),
+        default=[],
+        help="write outlines as well: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice",
+    )
+    command.add_argument(
+        "--views",
+        type=int,
+        choices=(1, 4, 8),
+        default=1,
+        help="look at each image so many times, mirrored and turned, and take the mean: better, and as much slower "
+        "(default: 1)",
+    )
+    command.set_defaults(run=_predict, interrupted="the tables hold the images that were done")
+
+
+def _add_evaluate(commands):
+    command = commands.add_parser(
+        "evaluate",
+        help="score label maps against the truth",
+        description="Score label maps against the truth, pixel by pixel and nucleus by nucleus.",
+        epilog=EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("predicted", type=Path, metavar="PREDICTED_DIR", help="a folder of label maps")
+    command.add_argument(
+        "--truth", type=Path, required=True, metavar="DIR_OR_CSV", help="label maps, masks, or a solution CSV"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON, with the scores of each image")
+    command.set_defaults(run=_evaluate, interrupted="nothing was written")
+
+
+def _model_file(text):
+    path = Path(text)
+    if path.suffix != ".keras":
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .keras")
+    return path
+
+
+def _whole_number(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
+def _length(text):
+    try:
+        length = float(text)
+    except ValueError:
+        length = math.nan
+    if not 0 < length < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a length above 0, such as 0.325")
+    return length
 
 
 def _data(arguments):
@@ -106,6 +313,25 @@ def _data(arguments):
         print(f"{report.folder.name:<18}  {counts}  {done:<13}  {report.folder}")
     if arguments.dest:
         _say_how_to_use(Path(arguments.dest).expanduser().resolve())
+    return 0
+
+
+def _train(arguments):
+    from nuclei_utils.commands import train
+
+    return train.run(arguments)
+
+
+def _predict(arguments):
+    from nuclei_utils.commands import predict
+
+    return predict.run(arguments)
+
+
+def _evaluate(arguments):
+    from nuclei_utils.commands import evaluate
+
+    return evaluate.run(arguments)
 
 
 def _say_how_to_use(dest):

@@ -428,6 +428,132 @@ def _merge_folder(masks_folder, shape):
     return labels, found
 
 
+def read_masks(folder, shape=None):
+    """Read a folder of masks, one file per nucleus, into a label map.
+
+    Parameters
+    ----------
+    folder : path-like
+    shape : tuple of int, optional
+        (H, W) that the masks must have; that of the first one if not given.
+
+    Returns
+    -------
+    int32 array (H, W)
+        Label map.
+
+    Raises
+    ------
+    DataError
+        If there is no mask, or a file that is broken or of another size.
+    """
+    files = _images_in(Path(folder))
+    if files and shape is None:
+        shape = read_mask(files[0]).shape
+    return _merge_folder(Path(folder), shape)[0]
+
+
+def is_mask(labels):
+    """Return whether a label map is a mask by mistake: several separate pieces, and one number for all of them.
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+
+    Returns
+    -------
+    bool
+    """
+    labels = np.asarray(labels)
+    inside = labels > 0
+    one_number = inside.any() and labels[inside].min() == labels.max()
+    return bool(one_number and cv2.connectedComponents(inside.astype(np.uint8))[0] > 2)  # one of them is background
+
+
+# How a folder of one's own is read
+
+
+def read_folder(path):
+    """Read a folder of labelled images that are no data set of the course.
+
+    Two layouts are known: `images/` and `labels/`, whose files have the same names (`cell.tif` and `cell.png`, or
+    `cell_labels.png`, as `nuclei-utils predict` calls it), each a label map; or the competition's `<id>/images/*.png`
+    and `<id>/masks/*.png`, with one mask per nucleus.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    list of Record
+        Sorted by id, which is the image's name without its ending; the kind is "".
+
+    Raises
+    ------
+    DataError
+        If the folder has neither layout, an image has no labels, labels have no image, or a file cannot be read or
+        is of the wrong size.
+
+    Warns
+    -----
+    LabelWarning
+        For masks that are empty or overlap, and for label maps that seem to be masks.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder: name one that holds labelled images")
+    with ThreadPoolExecutor() as pool:
+        if (path / "images").is_dir() and (path / "labels").is_dir():
+            return list(pool.map(_read_pair, *_pairs(path / "images", path / "labels")))
+        found = sorted(place for place in path.iterdir() if (place / "images").is_dir())
+        if not found:
+            raise DataError(
+                f"{path} holds no labelled images: expected images/ and labels/ with files of the same names, or "
+                "<id>/images/<id>.png and <id>/masks/*.png"
+            )
+        return list(pool.map(read_record, found))
+
+
+def _pairs(images_folder, labels_folder):
+    """Return the files of images and those of their labels, in one order."""
+    images = _by_name(images_folder, _images_in(images_folder))
+    label_maps = _by_name(labels_folder, _images_in(labels_folder), "_labels")
+    if not images:
+        raise DataError(f"{images_folder} holds no image: expected PNG, JPEG, TIFF or BMP")
+    if alone := sorted(images.keys() ^ label_maps.keys()):
+        some = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        raise DataError(
+            f"{images_folder} and {labels_folder} must hold files of the same names; found on one side only: {some}"
+        )
+    return [images[name] for name in sorted(images)], [label_maps[name] for name in sorted(images)]
+
+
+def _by_name(folder, files, suffix=""):
+    """Return files by their names without ending and suffix; no name may be there twice."""
+    found = {}
+    for file in files:
+        other = found.setdefault(file.stem.removesuffix(suffix), file)
+        if other != file:
+            raise DataError(f"{folder}: {other.name} and {file.name} have one name: keep one of them")
+    return found
+
+
+def _read_pair(image_path, labels_path):
+    from nuclei_utils.export import read_labels  # which imports this room
+
+    image, labels = read_image(image_path), read_labels(labels_path)
+    if labels.shape != image.shape[:2]:
+        raise DataError(
+            f"{labels_path}: the label map is {labels.shape}, its image {image_path} {image.shape[:2]} "
+            "(height, width); they must agree"
+        )
+    if is_mask(labels):
+        message = f"{labels_path}: all nuclei have one number: is it a mask? Each nucleus needs a number of its own"
+        warnings.warn(message, LabelWarning, stacklevel=2)
+    return Record(image_path.stem, image, labels, "")
+
+
 # How a whole data set is read
 
 

@@ -6,16 +6,21 @@ import io
 import sys
 from functools import partial
 
+import cv2
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras import layers
 
-from nuclei_utils import data, preprocess
+from nuclei_utils import data, labels, preprocess
 from nuclei_utils.files import remove_older
 
 CLAHE_SHARE = 0.2
 """Share of the training crops whose local contrast is evened out."""
+INVERTED_SHARE = 0.1
+"""Share of the crops for instances whose light and dark are exchanged."""
+ZOOM = 2.0
+"""Most that a crop for instances is enlarged, and reduced."""
 
 
 def read(name=None, split="train"):
@@ -52,6 +57,48 @@ def _prepared_folder(name):
     """Where a data set is prepared: another folder for other files or another split, so that none is stale."""
     state = f"{data.state(name)}\n{data.splits(name).to_csv()}"
     return data.home() / "tfds" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
+
+
+def from_records(records):
+    """Turn records, such as those of a folder of one's own (`data.read_folder`), into examples as `read` gives them.
+
+    Parameters
+    ----------
+    records : sequence of data.Record
+        They stay in memory.
+
+    Returns
+    -------
+    tf.data.Dataset
+        Of dictionaries as from `read`, in the same order. Where the kind of an image is not known, its number is
+        `len(data.KINDS)`: for `training_batches` all such images are of one kind.
+
+    Raises
+    ------
+    ValueError
+        If there is no record, or an image with more nuclei than 16 bits can number.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("there is no record to make an example of")
+    for record in records:
+        if record.labels.max(initial=0) > np.iinfo(np.uint16).max:
+            raise ValueError(f"{record.id}: label {record.labels.max()} is too large for 16 bits: cut the image up")
+    kinds = {kind: number for number, kind in enumerate((*data.KINDS, ""))}
+
+    def generate():
+        for record in records:
+            label_map = record.labels.astype(np.uint16)[..., None]
+            yield {"image": record.image, "labels": label_map, "id": record.id, "kind": kinds[record.kind]}
+
+    signature = {
+        "image": tf.TensorSpec((None, None, 3), tf.uint8),
+        "labels": tf.TensorSpec((None, None, 1), tf.uint16),
+        "id": tf.TensorSpec((), tf.string),
+        "kind": tf.TensorSpec((), tf.int64),
+    }
+    examples = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return examples.apply(tf.data.experimental.assert_cardinality(len(records)))
 
 
 def only(examples, ids):
@@ -106,11 +153,7 @@ def training_batches(examples, size=256, batch_size=8, augment=True, seed=0, at_
         .cache()  # what is the same in every epoch is done once, and kept in a quarter of the memory
     )
     rounds, count = _rounds(cached, at_least)
-    crops = (
-        cached.flat_map(lambda *example: tf.data.Dataset.from_tensors(example).repeat(rounds[example[-1]]))
-        .apply(tf.data.experimental.assert_cardinality(count))
-        .shuffle(count, seed=seed)
-    )
+    crops = _repeated(cached, rounds, count).shuffle(count, seed=seed)
     # random numbers come from a stream beside the examples: cores can share the work, and it can still be repeated
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
     batches = (
@@ -132,6 +175,58 @@ def _rounds(examples, at_least):
     return tf.constant(rounds, tf.int64), int(images @ rounds)
 
 
+def _repeated(examples, rounds, count):
+    """Go through the images of each kind as often as `_rounds` says."""
+    repeated = examples.flat_map(lambda *example: tf.data.Dataset.from_tensors(example).repeat(rounds[example[-1]]))
+    return repeated.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def instance_batches(examples, size=128, batch_size=16, seed=0, at_least=0):
+    """Turn examples into batches for a network that separates nuclei: each crop turned, mirrored and zoomed at random.
+
+    Nuclei of the reader's images may have any size, so every crop is zoomed by up to `ZOOM` either way; some are
+    inverted, so that a network learns bright nuclei on dark ground and dark ones on bright.
+
+    Parameters
+    ----------
+    examples, batch_size, seed, at_least
+        As for `training_batches`.
+    size : int
+        Height and width of the crops, pixels; what lies outside an image is filled by reflection.
+
+    Returns
+    -------
+    tf.data.Dataset
+        Of (image float32 (batch, size, size, 3) in [0, 1], targets): the dictionary of `mask`, `boundary` and
+        `distance`, float32 (batch, size, size, 1), that `models.instance_unet` learns.
+    """
+    cached = examples.map(_image_labels_and_distance, tf.data.AUTOTUNE).cache()
+    rounds, count = _rounds(cached, at_least)
+    crops = _repeated(cached, rounds, count).shuffle(count, seed=seed)
+    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    batches = (
+        tf.data.Dataset.zip(crops, draws)
+        .map(lambda example, draw: _turned_crop(*example[:2], draw, size), tf.data.AUTOTUNE)
+        .batch(batch_size, drop_remainder=count >= batch_size)
+    )
+    colours = colour_augmentation(seed)
+    return batches.map(lambda images, targets: (colours(images), targets)).prefetch(tf.data.AUTOTUNE)
+
+
+def instance_validation_batches(examples, size=256, batch_size=8):
+    """Turn examples into batches for the validation of a network that separates nuclei: the middle of every image.
+
+    Parameters and return value are those of `instance_batches`; nothing is dropped, shuffled or augmented.
+    """
+    return (
+        examples.map(_image_labels_and_distance, tf.data.AUTOTUNE)
+        .map(lambda image, both, _: _middle_of_instances(image, both, size), tf.data.AUTOTUNE)
+        .batch(batch_size)
+        .cache()
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
 def validation_batches(examples, size=256, batch_size=8):
     """Turn examples into batches for validation: the middle of every image, always the same.
 
@@ -150,10 +245,8 @@ def validation_batches(examples, size=256, batch_size=8):
 def augmentation(seed=0):
     """Make the function that changes a batch at random, image and mask together.
 
-    Geometry (flips, rotation by any angle) moves both, masks by nearest neighbour; colour (hue, saturation,
-    brightness, contrast, gamma) and Gaussian noise change the image alone. Keras' own layers, but for gamma, which
-    Keras lacks, and noise: `keras.layers.GaussianNoise` belongs inside a network, and runs in `tf.data` on the
-    TensorFlow backend only. CLAHE works on 8-bit crops and comes before (`training_batches`).
+    Geometry (flips, rotation by any angle) moves both, masks by nearest neighbour; colour and noise
+    (`colour_augmentation`) change the image alone. CLAHE works on 8-bit crops and comes before (`training_batches`).
 
     Parameters
     ----------
@@ -168,27 +261,49 @@ def augmentation(seed=0):
         layers.RandomFlip("horizontal_and_vertical", seed=seed),
         layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1),
     ]
-    colours = [
-        layers.RandomHue(0.1, value_range=(0, 1), seed=seed + 2),
-        layers.RandomSaturation((0.3, 0.7), value_range=(0, 1), seed=seed + 3),
-        layers.RandomContrast(0.2, value_range=(0, 1), seed=seed + 4),
-        layers.RandomBrightness(0.1, value_range=(0, 1), seed=seed + 5),
-    ]
-    with tf.device("CPU"):  # where tf.data runs, GPU or not
-        random = tf.random.Generator.from_seed(seed + 6)
+    colours = colour_augmentation(seed + 2)
 
     def augment(images, masks):
         batch = {"images": images, "segmentation_masks": masks}
         for layer in together:
             batch = layer(batch, training=True)
-        images, masks = batch["images"], batch["segmentation_masks"]
+        return colours(batch["images"]), batch["segmentation_masks"]
+
+    return augment
+
+
+def colour_augmentation(seed=0):
+    """Make the function that changes the colours of a batch at random: hue, saturation, brightness, contrast, noise.
+
+    Keras' own layers, but for gamma, which Keras lacks, and noise: `keras.layers.GaussianNoise` belongs inside a
+    network, and runs in `tf.data` on the TensorFlow backend only.
+
+    Parameters
+    ----------
+    seed : int
+
+    Returns
+    -------
+    callable
+        Images float32 (batch, H, W, 3) in [0, 1] to the same.
+    """
+    colours = [
+        layers.RandomHue(0.1, value_range=(0, 1), seed=seed),
+        layers.RandomSaturation((0.3, 0.7), value_range=(0, 1), seed=seed + 1),
+        layers.RandomContrast(0.2, value_range=(0, 1), seed=seed + 2),
+        layers.RandomBrightness(0.1, value_range=(0, 1), seed=seed + 3),
+    ]
+    with tf.device("CPU"):  # where tf.data runs, GPU or not
+        random = tf.random.Generator.from_seed(seed + 4)
+
+    def augment(images):
         for layer in colours:
             images = layer(images, training=True)
         each = (tf.shape(images)[0], 1, 1, 1)
         # gamma is drawn on a log scale: twice as dark is as likely as twice as bright
         gamma = tf.exp(random.uniform(each, -0.4, 0.4))
         noise = random.uniform(each, 0, 0.05) * random.normal(tf.shape(images))
-        return tf.clip_by_value(tf.clip_by_value(images, 0, 1) ** gamma + noise, 0, 1), masks
+        return tf.clip_by_value(tf.clip_by_value(images, 0, 1) ** gamma + noise, 0, 1)
 
     return augment
 
@@ -223,6 +338,72 @@ def _window(cut, image, mask, size, *arguments):
     return both[..., :3] / scale, both[..., 3:]
 
 
+def _image_labels_and_distance(example):
+    arrays = tf.numpy_function(
+        _prepared_instances, [example["image"], example["labels"][..., 0]], (tf.uint8, tf.int32), stateful=False
+    )
+    image, both = arrays
+    return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(both, (None, None, 2)), example["kind"]
+
+
+def _prepared_instances(image, label_map):
+    """Normalise an image, and put its label map and its map of distances (0..255) into one array."""
+    depth = np.round(255 * labels.distance(label_map))
+    normal = np.round(255 * preprocess.normalize(image)).astype(np.uint8)
+    return normal, np.stack([label_map, depth], axis=-1).astype(np.int32)
+
+
+def _turned_crop(image, both, draw, size):
+    cut = partial(_cut_turned, size=size)
+    return _instances(tf.numpy_function(cut, [image, both, draw], (tf.uint8, tf.int32)), size)
+
+
+def _middle_of_instances(image, both, size):
+    cut = partial(_cut_both_middles, size=size)
+    return _instances(tf.numpy_function(cut, [image, both], (tf.uint8, tf.int32), stateful=False), size)
+
+
+def _instances(crops, size):
+    """Make the dictionary of targets of a crop."""
+    image, both = crops
+    boundary = tf.numpy_function(labels.boundary, [both[..., 0]], tf.bool, stateful=False)
+    targets = {
+        "mask": tf.cast(both[..., :1] > 0, tf.float32),
+        "boundary": tf.cast(tf.ensure_shape(boundary, (size, size))[..., None], tf.float32),
+        "distance": tf.cast(both[..., 1:], tf.float32) / 255,
+    }
+    targets = {name: tf.ensure_shape(target, (size, size, 1)) for name, target in targets.items()}
+    return tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 255, targets
+
+
+def _cut_turned(image, both, draw, size):
+    """Cut a square out of an image at any place, angle and zoom, mirrored or not, and sometimes inverted."""
+    random = np.random.default_rng(draw)
+    zoom = ZOOM ** random.uniform(-1, 1)
+    angle = random.uniform(0, 2 * np.pi)
+    mirror = random.choice([-1, 1])
+    reach = size / zoom / 2
+    deepest = np.argwhere(both[..., 1] == 255)
+    if len(deepest) and random.random() < 0.5:  # near the middle of a nucleus, so that few crops are empty
+        y, x = random.choice(deepest) + random.uniform(-reach / 2, reach / 2, 2)
+    else:  # anywhere
+        y, x = (random.uniform(min(reach, side / 2), side - min(reach, side / 2)) for side in image.shape[:2])
+    # from pixels of the crop to pixels of the image
+    turn = np.array([[mirror * np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), np.cos(angle)]]) / zoom
+    matrix = np.column_stack([turn, np.array([x, y]) - turn @ [(size - 1) / 2, (size - 1) / 2]])
+    options = {"dsize": (size, size), "borderMode": cv2.BORDER_REFLECT_101}
+    crop = cv2.warpAffine(image, matrix, flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR, **options)
+    # labels by nearest neighbour; OpenCV turns 16-bit integers, not 32-bit ones
+    turned = cv2.warpAffine(both.astype(np.uint16), matrix, flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST, **options)
+    if random.random() < INVERTED_SHARE:
+        crop = 255 - crop
+    return crop, turned.astype(np.int32)
+
+
+def _cut_both_middles(image, both, size):
+    return _cut_middle(image, size), _cut_middle(both, size)
+
+
 def _cut_at_random(both, draw, size, augment):
     both = preprocess.pad_to(both, (size, size))
     top, left = (int(number) % (length - size + 1) for number, length in zip(draw[:2], both.shape[:2], strict=True))
@@ -233,5 +414,4 @@ def _cut_at_random(both, draw, size, augment):
 
 
 def _cut_middle(both, size):
-    both = preprocess.pad_to(both, (size, size))
-    return preprocess.crop(both, (both.shape[0] - size) // 2, (both.shape[1] - size) // 2, (size, size))
+    return preprocess.crop_middle(preprocess.pad_to(both, (size, size)), (size, size))

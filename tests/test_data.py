@@ -811,3 +811,84 @@ def test_wrong_size_stops_load_by_name(real):
     pillow(GREY[:5])(wrong)
     with pytest.raises(data.DataError, match=re.escape(str(wrong))):
         data.problems("stage1")
+
+
+# How a folder of one's own is read
+
+
+def two_squares():
+    return (square(2, 8, 3, 9, value=1) + square(10, 18, 15, 25, value=2)).astype(np.uint8)
+
+
+def own_folder(place, names=("b", "a"), image=".png", label=".png"):
+    for name in names:
+        for part, array, ending in (("images", COLOUR, image), ("labels", two_squares(), label)):
+            (place / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(place / part / f"{name}{ending}")
+    return place
+
+
+@pytest.mark.parametrize(("image", "label"), [(".png", ".png"), (".tif", "_labels.png"), (".bmp", ".tif")])
+def test_a_folder_of_images_and_label_maps(image, label, tmp_path):
+    own_folder(tmp_path, image=image, label=label)
+    (tmp_path / "images" / ".DS_Store").touch()
+    (tmp_path / "labels" / "notes.txt").touch()
+    records = data.read_folder(tmp_path)
+    assert [record.id for record in records] == ["a", "b"]
+    for record in records:
+        assert np.array_equal(record.image, COLOUR)
+        assert np.array_equal(record.labels, two_squares())
+        assert record.labels.dtype == np.int32
+        assert record.kind == ""
+
+
+def test_a_folder_in_the_layout_of_the_competition(tmp_path):
+    for name in ("b", "a"):
+        for part in ("images", "masks"):
+            (tmp_path / name / part).mkdir(parents=True)
+        pillow(COLOUR)(tmp_path / name / "images" / f"{name}.png")
+        for number in (1, 2):
+            pillow((two_squares() == number) * np.uint8(255))(tmp_path / name / "masks" / f"{number}.png")
+    (tmp_path / "notes").mkdir()
+    records = data.read_folder(tmp_path)
+    assert [record.id for record in records] == ["a", "b"]
+    assert np.array_equal(records[0].labels, two_squares())
+    assert np.array_equal(data.read_masks(tmp_path / "a" / "masks"), two_squares())
+    with pytest.raises(data.DataError, match="holds no masks"):
+        data.read_masks(tmp_path / "notes")
+
+
+def test_a_folder_that_does_not_fit_says_why(tmp_path):
+    def refused(message):
+        with pytest.raises(data.DataError, match=message):
+            data.read_folder(tmp_path)
+
+    with pytest.raises(data.DataError, match="is no folder"):
+        data.read_folder(tmp_path / "nowhere")
+    refused("holds no labelled images: expected images/ and labels/")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    refused("holds no image")
+    own_folder(tmp_path)
+    (tmp_path / "labels" / "a.png").rename(tmp_path / "labels" / "c.png")
+    refused("found on one side only: a, c")
+    own_folder(tmp_path, "c")
+    own_folder(tmp_path, "a", image=".tif")
+    pillow(COLOUR)(tmp_path / "images" / "a.png")
+    refused(r"a\.png and a\.tif have one name")
+    (tmp_path / "images" / "a.tif").unlink()
+    pillow(two_squares()[:-1])(tmp_path / "labels" / "a.png")
+    refused(r"labels.a\.png: the label map is \(19, 30\), its image .*\(20, 30\)")
+
+
+def test_a_mask_in_place_of_a_label_map_is_named(tmp_path):
+    own_folder(tmp_path, "a")
+    pillow((two_squares() > 0) * np.uint8(255))(tmp_path / "labels" / "a.png")
+    with pytest.warns(data.LabelWarning, match=r"labels.a\.png: all nuclei have one number: is it a mask"):
+        data.read_folder(tmp_path)
+
+
+def test_one_nucleus_or_none_is_no_mask():
+    assert data.is_mask(two_squares() > 0)
+    for label_map in (two_squares(), two_squares() == 1, np.zeros(SIZE, int)):
+        assert not data.is_mask(label_map)

@@ -221,3 +221,62 @@ def test_runs_with_another_backend_of_keras(backend):
     environment = {**os.environ, "KERAS_BACKEND": backend}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "((4, 64, 64, 3), (4, 64, 64, 1))", done.stderr
+
+
+def instance_epoch(batches):
+    return [(images.numpy(), {name: one.numpy() for name, one in targets.items()}) for images, targets in batches]
+
+
+def test_instance_batches_show_image_and_targets_of_the_same_place():
+    # squares of one brightness: where the image is bright, the mask is nucleus, whatever the turn and the zoom
+    ((images, targets),) = instance_epoch(pipeline.instance_batches(discs(4), 64, 4))
+    assert images.shape == (4, 64, 64, 3)
+    assert all(one.shape == (4, 64, 64, 1) for one in targets.values())
+    for image, mask in zip(images, targets["mask"], strict=True):
+        inside, outside = image[mask[..., 0] == 1].mean(), image[mask[..., 0] == 0].mean()
+        assert abs(inside - outside) > 0.3, "bright on dark, or inverted"
+    assert set(np.unique(targets["boundary"])) == {0, 1}
+    assert 0 <= targets["distance"].min() < 0.1 < 0.9 < targets["distance"].max() <= 1
+    assert not targets["distance"][targets["mask"] == 0].any()
+
+
+def test_instance_batches_repeat_with_their_seed_and_differ_between_epochs():
+    batches = pipeline.instance_batches(discs(4), 32, 4, seed=3)
+    first, second = instance_epoch(batches), instance_epoch(batches)
+    again = instance_epoch(pipeline.instance_batches(discs(4), 32, 4, seed=3))
+    assert np.array_equal(first[0][1]["mask"], again[0][1]["mask"])
+    assert not np.array_equal(first[0][1]["mask"], second[0][1]["mask"])
+
+
+def test_instance_validation_batches_are_the_middles():
+    ((images, targets),) = instance_epoch(pipeline.instance_validation_batches(discs(2), 32, 2))
+    for example, image, mask in zip(discs(2), images, targets["mask"], strict=True):
+        middle = preprocess.crop_middle(example["labels"].numpy(), (32, 32)) > 0
+        assert np.array_equal(mask, middle)
+        assert image.shape == (32, 32, 3)
+
+
+def test_records_become_the_examples_that_read_gives():
+    records = data.load("sample", "validation")
+    examples = pipeline.from_records(records)
+    known = {example["id"].numpy().decode(): example for example in pipeline.read("sample", "validation")}
+    assert len(examples) == len(records)
+    assert examples.element_spec.keys() == pipeline.read("sample", "validation").element_spec.keys()
+    for record, example in zip(records, examples, strict=True):
+        for name, value in known[record.id].items():
+            assert np.array_equal(example[name], value)
+            assert example[name].dtype == value.dtype
+
+
+def test_records_of_no_known_kind_can_be_trained_on():
+    records = [record._replace(kind="") for record in data.load("sample", "validation")[:2]]
+    batches = pipeline.training_batches(pipeline.from_records(records), 32, 4, augment=False, at_least=8)
+    assert len(epoch(batches)) == 2
+
+
+def test_records_that_make_no_examples_are_refused():
+    with pytest.raises(ValueError, match="no record"):
+        pipeline.from_records([])
+    record = data.load("sample", "validation")[0]
+    with pytest.raises(ValueError, match="label 70000 is too large for 16 bits"):
+        pipeline.from_records([record._replace(labels=np.where(record.labels, 70_000, 0))])
