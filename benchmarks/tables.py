@@ -164,7 +164,48 @@ def tuning():
     return markdown(["variant", "steps", "Dice", "Dice, mean over images"], rows)
 
 
-TABLES = {function.__name__: function for function in (networks, kinds, pairs, unet, pruned, tuning)}
+RUNGS = {
+    "components": "connected components of the mask",
+    "split_by_shape": "watershed of the mask's own distances",
+    "split_by_boundary": "markers: mask minus learned boundary",
+    "split_by_distance": "markers: learned distance",
+    "split_by_distance, 8 views": "the same, mean of 8 turned and mirrored views",
+}
+SEPARATE = "separate_stage1_fixed_seed0"
+
+
+def ladder():
+    """Compare the ways to get from the maps of one network to nuclei."""
+    found = read(SEPARATE)
+    rows = [
+        [
+            title,
+            f"{found['validation'][rung]['score']:.3f}",
+            f"{found['test'][rung]['score']:.3f}",
+            f"{found['test'][rung]['ap']['0.50']:.3f}",
+            found["test"][rung]["merges"],
+            found["test"][rung]["splits"],
+        ]
+        for rung, title in RUNGS.items()
+    ]
+    heads = ["validation score", "test score", "AP at IoU 0.5, pooled (test)", "merged (test)", "split (test)"]
+    return markdown(["how nuclei are separated", *heads], rows)
+
+
+def instances():
+    """Show what the shipped network finds on the test images, by kind."""
+    best = read(SEPARATE)["test"][list(RUNGS)[-1]]
+    kinds = {kind: best["kinds"][kind] for kind in data.KINDS}
+    kinds["all"] = {"images": len(best["images"]), **best}
+    names = ("images", "true", "predicted", "merges", "splits")
+    rows = [
+        [kind.replace("_", " "), row["images"], f"{row['score']:.3f}", *(row[name] for name in names[1:])]
+        for kind, row in kinds.items()
+    ]
+    return markdown(["kind of image", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
+
+
+TABLES = {function.__name__: function for function in (networks, kinds, pairs, unet, pruned, tuning, ladder, instances)}
 
 
 def filled(text):

@@ -1,0 +1,160 @@
+"""Tune, score and ship the network that `benchmarks.instances` trained, and predict the competition's stage-1 test.
+
+    NUCLEI_DATA=stage1_fixed python -m benchmarks.separate
+
+Thresholds are chosen on the validation images; the test images are scored once. The network without what training needs
+goes to `data/instance_unet.keras`, which the package ships, and the nuclei of the stage-1 test images, whose truth is
+not to be had here, to `benchmarks/submission.csv`.
+"""
+
+import argparse
+import itertools
+import time
+
+import keras
+import pandas as pd
+from tqdm import tqdm
+
+from benchmarks import instances as trained
+from benchmarks import results
+from nuclei_utils import data, export, instances, predict
+from nuclei_utils.files import written_whole
+
+SHIPPED = results.FOLDER.parent.parent / "data" / "instance_unet.keras"
+SUBMISSION = results.FOLDER.parent / "submission.csv"
+VIEWS = 8
+GRIDS = {
+    "split_by_distance": {
+        "mask_threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
+        "marker_threshold": (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75),
+        "smallest": (5, 10, 15, 20, 30),
+    },
+    "split_by_boundary": {
+        "mask_threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
+        "marker_threshold": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        "smallest": (5, 10, 15, 20, 30),
+    },
+}
+MAPS = {"split_by_distance": ("mask", "distance"), "split_by_boundary": ("mask", "boundary")}
+
+
+def ship(place):
+    """Write the network without optimiser and losses, and return it."""
+    model = keras.models.load_model(place / "best.keras", compile=False)
+    with written_whole(SHIPPED) as aside:
+        model.save(aside)
+    return model
+
+
+def maps_of(model, images, views):
+    """Predict the maps of images; return them and the seconds it took."""
+    start = time.perf_counter()
+    found = [predict.maps(model, image, views=views) for image in tqdm(images, f"{views} views")]
+    return found, time.perf_counter() - start
+
+
+def split(rung, maps, **thresholds):
+    """Separate the nuclei of some images by one rung's method."""
+    if rung == "components":
+        return [instances.components(one["mask"] > 0.5) for one in maps]
+    if rung == "split_by_shape":
+        return [instances.split_by_shape(one["mask"] > 0.5) for one in maps]
+    method = getattr(instances, rung)
+    return [method(*(one[name] for name in MAPS[rung]), **thresholds) for one in maps]
+
+
+def tune(rung, maps, truth):
+    """Return the thresholds with the best mean score of the competition, and the table of all that were tried."""
+    rows = []
+    for values in tqdm(list(itertools.product(*GRIDS[rung].values())), rung):
+        thresholds = dict(zip(GRIDS[rung], values, strict=True))
+        rows.append({**thresholds, "score": instances.kaggle_score(truth, split(rung, maps, **thresholds))})
+    table = pd.DataFrame(rows)
+    best = table.loc[table["score"].idxmax()]
+    return {name: best[name].item() for name in GRIDS[rung]} | {"smallest": int(best["smallest"])}, table
+
+
+def scored(truth, found, kinds):
+    """Score label maps: over all images, by kind, and over all nuclei for each IoU threshold."""
+    images = instances.image_scores(truth, found).assign(kind=kinds)
+    pooled = instances.average_precision(truth, found)
+    counts = ["true", "predicted", "tp", "fp", "fn", "merges", "splits"]
+    by_kind = images.groupby("kind").agg(
+        images=("score", "size"), score=("score", "mean"), **{c: (c, "sum") for c in counts}
+    )
+    return {
+        "score": round(images["score"].mean(), 4),
+        "ap": {f"{threshold:.2f}": round(value, 4) for threshold, value in pooled["ap"].items()},
+        **{name: int(images[name].sum()) for name in counts},
+        "kinds": by_kind.round(4).to_dict("index"),
+        "images": images["score"].round(4).to_list(),
+    }
+
+
+def main():
+    """Tune on validation, score on both splits, write results, network and submission."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    seed = parser.parse_args().seed
+    model = ship(trained.folder(seed))
+    records = {name: data.load(split=name) for name in ("validation", "test")}
+    truth = {name: [record.labels for record in some] for name, some in records.items()}
+    maps, seconds = {}, {}
+    for name, some in records.items():
+        for views in (1, VIEWS):
+            maps[name, views], seconds[name, views] = maps_of(model, [record.image for record in some], views)
+    tuned, tables = {}, {}
+    for rung in GRIDS:
+        tuned[rung], tables[rung] = tune(rung, maps["validation", 1], truth["validation"])
+    rungs = {
+        "components": ("components", 1, {}),
+        "split_by_shape": ("split_by_shape", 1, {}),
+        "split_by_boundary": ("split_by_boundary", 1, tuned["split_by_boundary"]),
+        "split_by_distance": ("split_by_distance", 1, tuned["split_by_distance"]),
+        f"split_by_distance, {VIEWS} views": ("split_by_distance", VIEWS, tuned["split_by_distance"]),
+    }
+    figures = {
+        name: {
+            title: scored(truth[name], split(rung, maps[name, views], **thresholds), [r.kind for r in records[name]])
+            for title, (rung, views, thresholds) in rungs.items()
+        }
+        for name in records
+    }
+    path = results.write(
+        f"separate_{data.current()}_seed{seed}",
+        {
+            "data": data.current(),
+            "seed": seed,
+            "images": {name: len(some) for name, some in records.items()},
+            "parameters": model.count_params(),
+            "bytes": SHIPPED.stat().st_size,
+            "thresholds": tuned,
+            "seconds_per_image": {
+                f"{name}, {views} views": round(value / len(records[name]), 3)
+                for (name, views), value in seconds.items()
+            },
+            "cores_used": results.cores_used(),
+            **figures,
+            "tried": {rung: table.round(4).to_dict("list") for rung, table in tables.items()},
+        },
+    )
+    print(path)
+    for name in figures:
+        print(name, {title: one["score"] for title, one in figures[name].items()})
+    submit(model, tuned["split_by_distance"])
+
+
+def submit(model, thresholds):
+    """Predict the stage-1 test images, and write their nuclei as the competition wanted them."""
+    folders = sorted(path for path in (data.home() / "dsb2018" / "stage1_test").iterdir() if path.is_dir())
+    found = {}
+    for folder in tqdm(folders, "stage 1 test"):
+        (path,) = (folder / "images").iterdir()
+        maps = predict.maps(model, data.read_image(path), views=VIEWS)
+        found[folder.name] = instances.separate(maps, **thresholds)
+    export.write_submission(SUBMISSION, export.submission(found))
+    print(f"{SUBMISSION}: {sum(int(labels.max()) for labels in found.values())} nuclei in {len(found)} images")
+
+
+if __name__ == "__main__":
+    main()
