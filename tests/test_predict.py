@@ -1,8 +1,12 @@
+import tracemalloc
+
+import cv2
 import keras
 import numpy as np
 import pytest
+from keras import layers, ops
 
-from nuclei_utils import models, predict, preprocess
+from nuclei_utils import data, instances, models, predict, preprocess, synthetic
 
 
 @pytest.fixture
@@ -57,3 +61,293 @@ def test_recorder_keeps_what_was_predicted_before_a_break(tmp_path):
     assert list(frames) == [3, 4, 5]
     for epochs, model in {3: before, 4: before, 5: after}.items():
         np.testing.assert_allclose(frames[epochs], predict.probabilities(model, images), atol=1 / 255)
+
+
+# Tiles
+
+
+@pytest.fixture
+def blocky():
+    """A model that gives the mean of red over each field of 32 x 32 pixels: it shows where tiles start."""
+    image = keras.Input((None, None, 3))
+    mean = layers.AveragePooling2D(predict.MULTIPLE)(image[..., :1])
+    return keras.Model(image, layers.UpSampling2D(predict.MULTIPLE)(mean))
+
+
+@pytest.fixture
+def three_maps():
+    """A model of three outputs, which are the three colours."""
+    image = keras.Input((None, None, 3))
+    names = ("mask", "distance", "boundary")
+    return keras.Model(image, {name: image[..., index : index + 1] for index, name in enumerate(names)})
+
+
+def noise(*size, seed=0):
+    image = np.random.default_rng(seed).integers(0, 200, (*size, 3), dtype=np.uint8)
+    image[:10, :10] = 255  # only the first tile sees how bright the image gets
+    return image
+
+
+def convolution(kernel):
+    """A model that is one convolution of red with a kernel."""
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, layers.Conv2D(1, kernel.shape, padding="same", use_bias=False)(image[..., :1]))
+    model.set_weights([kernel[..., None, None]])
+    return model
+
+
+@pytest.mark.parametrize("size", [(40, 50), (64, 64), (65, 200), (300, 20), (129, 161), (250, 255)])
+@pytest.mark.parametrize(("overlap", "batch"), [(0, 1), (32, 3)])
+def test_tiles_give_what_the_whole_gives(red, blocky, size, overlap, batch):
+    image = noise(*size)
+    for model in (red, blocky):
+        found = predict.maps(model, image, tile=64, overlap=overlap, batch=batch)["mask"]
+        (whole,) = predict.probabilities(model, [image])
+        assert found.shape == size
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, whole, atol=1e-6)
+
+
+def test_overlap_hides_that_a_tile_ends(red):
+    """What a tile cannot see makes a seam where tiles only meet, and next to none where they fade into each other."""
+    model = convolution(np.full((3, 3), 1 / 9, np.float32))
+    image = noise(200, 200)
+    (whole,) = predict.probabilities(model, [image])
+    seams = [np.abs(predict.maps(model, image, 64, overlap)["mask"] - whole).max() for overlap in (0, 32)]
+    assert seams[0] > 0.1
+    assert seams[1] < 0.002
+
+
+def test_all_maps_of_a_network_come_back(three_maps):
+    image = noise(100, 70)
+    found = predict.maps(three_maps, image, tile=64, overlap=32)
+    for index, name in enumerate(("mask", "distance", "boundary")):
+        np.testing.assert_allclose(found[name], preprocess.normalize(image)[..., index], atol=1e-6)
+    assert np.array_equal(predict.probabilities(three_maps, [image])[0], preprocess.normalize(image)[..., 0])
+
+
+def test_several_outputs_are_averaged_in_tiles_as_well():
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, [image[..., :1], image[..., 1:2]])  # as a U-Net++ gives them
+    found = predict.maps(model, noise(100, 70), tile=64, overlap=32)
+    assert list(found) == ["mask"]
+    np.testing.assert_allclose(found["mask"], preprocess.normalize(noise(100, 70))[..., :2].mean(-1), atol=1e-6)
+
+
+def test_tiles_of_different_sizes_go_through_one_network():
+    """A network that enlarges by interpolation cannot be compiled for any size."""
+    image = keras.Input((None, None, 3))
+    enlarged = layers.UpSampling2D(interpolation="bilinear")(layers.AveragePooling2D(2)(image[..., :1]))
+    model = keras.Model(image, enlarged)
+    for tile in (64, 96, 64):
+        found = predict.maps(model, noise(100, 130), tile=tile, overlap=32, views=8)
+        assert found["mask"].shape == (100, 130)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (64, 64), (80, 200)])
+def test_a_network_of_one_size_takes_images_of_any(size):
+    image = keras.Input((64, 64, 3))
+    found = predict.maps(keras.Model(image, image[..., :1]), noise(*size))["mask"]
+    np.testing.assert_allclose(found, preprocess.normalize(noise(*size))[..., 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (96, 160)])
+@pytest.mark.parametrize("views", [4, 8])
+def test_views_are_mirrored_and_turned_back_before_the_mean_is_taken(size, views):
+    kernel = np.zeros((3, 3), np.float32)
+    kernel[1, 2] = 1  # the pixel to the right
+    image = np.zeros((*size, 3), np.uint8)
+    image[11, 21] = 255
+    found = predict.maps(convolution(kernel), image, tile=64, overlap=32, views=views)["mask"]
+    expected = np.zeros(size)
+    expected[11, [20, 22]] = 1 / 2  # seen in a mirror, it is the pixel to the left
+    if views == 8:
+        expected[11, [20, 22]] = expected[[10, 12], 21] = 1 / 4
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tile": 100}, "multiples of 32.*found 100 and 128"),
+        ({"tile": 64, "overlap": 64}, "at most half a tile"),
+        ({"overlap": 10}, "multiples of 32"),
+        ({"tile": 0, "overlap": 0}, "multiples of 32"),
+        ({"views": 2}, "views are 1, 4 .* or 8 .*found 2"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(red, settings, message):
+    with pytest.raises(ValueError, match=message):
+        predict.maps(red, noise(20, 20), **settings)
+    with pytest.raises(ValueError, match=message):
+        predict.labels(red, noise(20, 20), **settings)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((20, 20), np.uint8), np.zeros((20, 20, 3)), np.zeros((20, 20, 4), np.uint8)]
+)
+def test_what_is_no_rgb_image_is_refused(red, image):
+    for predicted in (predict.maps, predict.labels, predict.agreement):
+        with pytest.raises(ValueError, match=r"uint8, found .*data\.read_image"):
+            predicted(red, image)
+
+
+def test_progress_goes_to_stderr_and_only_if_wanted(red, capsys):
+    predict.maps(red, noise(100, 100), tile=64, overlap=32)
+    assert capsys.readouterr() == ("", "")
+    predict.maps(red, noise(100, 100), tile=64, overlap=32, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "0/9" in shown.err
+
+
+# Label maps
+
+
+def discs(*size, count=None, seed=0):
+    """Draw nuclei for `three_maps`, of which many touch: red where they are, green the deeper the brighter."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((*size, 3), np.uint8)
+    drawn = np.empty((0, 3))
+    y, x = np.indices((21, 21)) - 10
+    for _ in range(size[0] * size[1] // 50):
+        if len(drawn) == count:
+            break
+        centre, radius = rng.integers(10, np.array(size) - 10), rng.integers(4, 10)
+        if (np.hypot(*(drawn[:, :2] - centre).T) < drawn[:, 2] + radius - 1).any():
+            continue
+        drawn = np.vstack([drawn, [*centre, radius]])
+        depth = np.clip(1.1 - np.hypot(y, x) / radius, 0, 1)
+        part = image[centre[0] - 10 : centre[0] + 11, centre[1] - 10 : centre[1] + 11]
+        part[..., 1] = np.maximum(part[..., 1], np.round(255 * depth))
+    image[..., 0] = 255 * (image[..., 1] > 0)
+    return image
+
+
+def assert_same_nuclei(one, other):
+    """Check that two label maps are the same but for their numbers, and for pixels as near to two nuclei."""
+    match = instances.match(one, other, threshold=0.9)
+    assert match.fn == match.fp == 0
+
+
+@pytest.mark.parametrize("size", [(40, 50), (230, 250), (129, 300), (300, 129), (193, 192)])
+@pytest.mark.parametrize("block", [64, 100, 1024])
+def test_block_by_block_the_same_nuclei_as_in_the_whole(three_maps, size, block):
+    image = discs(*size)
+    found = predict.labels(three_maps, image, tile=96, overlap=32, block=block, margin=32)
+    whole = instances.separate(predict.maps(three_maps, image, tile=96, overlap=32))
+    assert found.dtype == np.int32
+    assert found.shape == size
+    assert np.array_equal(np.unique(found), np.arange(found.max() + 1))
+    assert whole.max() >= size[0] * size[1] / 1000, "a test of nothing"
+    assert_same_nuclei(found, whole)
+
+
+def test_without_a_margin_nuclei_are_cut(three_maps):
+    """The test above would notice."""
+    found = predict.labels(three_maps, discs(300, 320), tile=64, overlap=32, block=64, margin=0)
+    assert found.max() > instances.separate(predict.maps(three_maps, discs(300, 320))).max()
+
+
+def test_thresholds_are_passed_on(three_maps):
+    image = discs(100, 100)
+    maps = predict.maps(three_maps, image)
+    for thresholds in ({"smallest": 100}, {"marker_threshold": 0.01}):
+        found = predict.labels(three_maps, image, **thresholds)
+        assert_same_nuclei(found, instances.separate(maps, **thresholds))
+        assert found.max() != predict.labels(three_maps, image).max()
+
+
+def test_a_network_of_one_output_finds_nuclei_too(red):
+    assert predict.labels(red, discs(100, 100, count=3, seed=1)).max() == 3
+
+
+def test_an_empty_image_has_no_nuclei(three_maps):
+    assert not predict.labels(three_maps, np.zeros((300, 300, 3), np.uint8), tile=64, overlap=32).any()
+
+
+def test_a_margin_fits_into_its_block(red):
+    with pytest.raises(ValueError, match="half a block, found 40 for a block of 64"):
+        predict.labels(red, noise(20, 20), block=64, margin=40)
+
+
+def test_no_copy_of_a_large_image_is_made(three_maps):
+    image = np.tile(discs(256, 256), (12, 2, 1))
+    settings = {"tile": 256, "overlap": 0, "batch": 2, "block": 128, "margin": 32}
+    predict.labels(three_maps, image[:512], **settings)  # compiles
+    tracemalloc.start()
+    found = predict.labels(three_maps, image, **settings)
+    peak = tracemalloc.get_traced_memory()[1] - found.nbytes
+    tracemalloc.stop()
+    assert peak < 0.5 * 4 * image.size, "half an image of float32"
+
+
+# How far to trust it
+
+
+def test_agreement_is_high_on_nuclei_and_low_on_noise(three_maps):
+    nuclei = cv2.GaussianBlur(discs(256, 256, count=40), (3, 3), 0)
+    high, low = (predict.agreement(three_maps, image, smallest=5) for image in (nuclei, noise(256, 256)))
+    assert high > 0.75
+    assert low < 0.45
+
+
+def test_agreement_of_label_maps_that_are_there_already(three_maps):
+    image = discs(120, 150)
+    found = predict.labels(three_maps, image)
+    assert predict.agreement(three_maps, image, found) == predict.agreement(three_maps, image)
+    assert predict.agreement(three_maps, image, np.zeros_like(found)) == 0
+    with pytest.raises(ValueError, match=r"\(150, 120\) is not of this image, which is \(120, 150\)"):
+        predict.agreement(three_maps, image, found.T)
+
+
+def test_agreement_is_unknown_where_there_are_no_nuclei(three_maps):
+    assert np.isnan(predict.agreement(three_maps, np.zeros((50, 50, 3), np.uint8)))
+
+
+def test_agreement_looks_at_the_middle_of_a_large_image(three_maps, monkeypatch):
+    monkeypatch.setattr(predict, "LARGEST_CHECK", 96)
+    image = np.zeros((300, 300, 3), np.uint8)
+    image[102:198, 102:198] = discs(96, 96)
+    whole = predict.agreement(three_maps, image)
+    assert whole == predict.agreement(three_maps, discs(96, 96))
+    assert predict.agreement(three_maps, image, predict.labels(three_maps, image)) > 0.9 * whole
+
+
+# The network that comes with the package
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The place where the network that comes with the package is looked for."""
+    monkeypatch.setattr(data, "_asset", lambda name: tmp_path / name)
+    predict.default_model.cache_clear()
+    yield tmp_path / "instance_unet.keras"
+    predict.default_model.cache_clear()
+
+
+def test_default_model_is_loaded_once(shipped):
+    model = models.unet(filters=2, depth=1)
+    model.save(shipped)
+    found = predict.default_model()
+    assert predict.default_model() is found
+    assert np.array_equal(predict.maps(found, noise(9, 9))["mask"], predict.maps(model, noise(9, 9))["mask"])
+
+
+def test_default_model_runs_no_code_from_the_file(shipped):
+    image = keras.Input((None, None, 3))
+    keras.Model(image, layers.Lambda(lambda x: ops.sum(x, -1, keepdims=True))(image)).save(shipped)
+    with pytest.raises(ValueError, match="safe"):
+        predict.default_model()
+
+
+@pytest.mark.skipif(not (data.home() / "instance_unet.keras").exists(), reason="no network comes with the package yet")
+def test_tolerance_of_tiles_is_as_stated():
+    """What the docstring of `maps` says of the network that comes with the package."""
+    model, image = predict.default_model(), synthetic.draw("fluorescence_small", size=(160, 640))[0]
+    tiled = predict.maps(model, image)
+    whole = predict.maps(model, image, tile=640)
+    for name, one in whole.items():
+        error = np.abs(tiled[name] - one)
+        assert error.mean() < 0.001
+        assert error.max() < 0.1

@@ -51,6 +51,43 @@ def test_normalize_channels_share_one_scale():
     np.testing.assert_allclose(preprocess.normalize(image)[0, 0], [1, 0.5, 0.25])
 
 
+@given(images, st.sampled_from([np.uint8, np.uint16, np.float32]))
+def test_limits_and_stretch_part_by_part_are_normalize(image, kind):
+    image = image.astype(kind)
+    ends = preprocess.limits(image)
+    middle = len(image) // 2
+    parts = [preprocess.stretch(part, *ends) for part in (image[:middle], image[middle:])]
+    assert np.array_equal(np.concatenate(parts), preprocess.normalize(image))
+
+
+@given(images)
+def test_limits_are_percentiles_of_every_pixel(image):
+    dark, bright = np.percentile(image, [5, 95])
+    if dark < bright:
+        assert preprocess.limits(image, 5, 95) == (dark, bright)
+    else:
+        assert preprocess.limits(image, 5, 95) == (image.min(), image.max())
+
+
+def test_limits_of_a_large_image_come_from_a_grid_of_its_pixels(monkeypatch):
+    image = np.random.default_rng(0).gamma(2, 20, (300, 400, 3)).clip(0, 255).astype(np.uint8)
+    image[1::2] //= 2  # every other row is darker, as through a camera's filter
+    exact = preprocess.limits(image)
+    monkeypatch.setattr(preprocess, "EXACT", 20_000)
+    taken = []
+    percentile = np.percentile
+    monkeypatch.setattr(np, "percentile", lambda values, q: taken.append(values.shape) or percentile(values, q))
+    np.testing.assert_allclose(preprocess.limits(image), exact, atol=5)
+    assert taken == [(100, 134, 3)]
+
+
+def test_limits_of_a_large_dark_image_see_its_only_bright_pixel(monkeypatch):
+    monkeypatch.setattr(preprocess, "EXACT", 100)
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[50, 51] = 90
+    assert preprocess.limits(image) == (0, 90)
+
+
 def test_clahe_raises_contrast_and_keeps_grey_grey():
     grey = np.tile(np.linspace(100, 120, 64).astype(np.uint8), (64, 1))
     even = preprocess.clahe(np.dstack([grey] * 3), clip_limit=4)
@@ -135,3 +172,9 @@ def test_image_and_labels_shrink_to_the_same_place():
     small_image = preprocess.resize(image, (32, 48))[..., 0] > 127
     small_labels = preprocess.resize_labels(labels, (32, 48)) > 0
     assert (small_image != small_labels).sum() <= 0.05 * small_labels.sum()
+
+
+def test_crop_middle_takes_the_middle_or_all_there_is():
+    image = np.arange(7 * 4).reshape(7, 4)
+    assert np.array_equal(preprocess.crop_middle(image, (3, 2)), image[2:5, 1:3])
+    assert np.array_equal(preprocess.crop_middle(image, (3, 9)), image[2:5])
