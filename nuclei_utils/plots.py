@@ -126,7 +126,7 @@ def colour_labels(labels):
     return colours[labels]
 
 
-def instance_overlay(image, labels, opacity=0.35):
+def instance_overlay(image, labels, opacity=0.5):
     """Tint each nucleus of an image in a colour and draw its outline in it; nuclei that touch differ.
 
     Parameters
@@ -1152,7 +1152,8 @@ def numbered(label_maps, titles, size=4.2, title=None):
         depth = distance(one)
         for number in np.unique(one[one > 0]):
             y, x = np.argwhere((one == number) & (depth == 1)).mean(axis=0)
-            axis.text(x, y, str(number), ha="center", va="center", color=BLACK, fontsize=11, fontweight="bold")
+            text = axis.text(x, y, str(number), ha="center", va="center", color=BLACK, fontsize=12)
+            text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     if title:
         figure.suptitle(title)
     return figure

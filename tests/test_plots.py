@@ -704,3 +704,92 @@ def test_trade_off_without_a_family():
     table = pd.DataFrame({"dice": [0.7, 0.8], "ms": [1.0, 10]}, index=["one", "other"])
     figure = plots.trade_off(table, {"ms": "milliseconds"})
     assert {"one", "other"} <= set(words(figure))
+
+
+# Separated nuclei
+
+
+def test_instance_overlay_tints_nuclei_and_outlines_them(image, labels):
+    result = plots.instance_overlay(image, labels, opacity=0.5)
+    colours = plots.colour_labels(labels)
+    assert (result.dtype, result.shape) == (np.uint8, image.shape)
+    np.testing.assert_array_equal(result[labels == 0], image[labels == 0])
+    assert result[2, 3].tolist() == colours[2, 3].tolist()  # on the outline
+    assert result[4, 8].tolist() == colours[4, 8].tolist() != colours[4, 9].tolist()  # where two touch
+    np.testing.assert_allclose(result[4, 5], (image[4, 5].astype(float) + colours[4, 5]) / 2, atol=0.51)
+    np.testing.assert_array_equal(plots.instance_overlay(image, 0 * labels), image)
+
+
+def test_numbered_writes_each_label_upon_its_nucleus(labels):
+    figure = plots.numbered([labels, 0 * labels], ["some", "none"])
+    some, none = drawn(figure)
+    assert {text.get_text() for text in some.texts} == {"1", "2", "5"}
+    for text in some.texts:
+        x, y = text.get_position()
+        assert labels[round(y), round(x)] == int(text.get_text())
+    assert not none.texts
+    assert {"some", "none"} <= set(words(figure))
+
+
+def test_heat_maps_write_and_frame_the_numbers():
+    table = pd.DataFrame([[0.1, 0.25], [0.5, 1.0]], index=[0.3, 0.4], columns=["a", "b"])
+    frames = {"one": np.array([[False, True], [False, False]]), "two": np.zeros((2, 2), bool)}
+    figure = plots.heat_maps({"one": table, "two": table}, ("across", "down"), frames, title="both")
+    one, two = drawn(figure)
+    assert [text.get_text() for text in one.texts] == ["0.10", "0.25", "0.50", "1.00"]
+    assert [patch.get_x() for patch in one.patches] == [pytest.approx(0.54)]
+    assert not two.patches
+    assert [tick.get_text() for tick in one.get_yticklabels()] == ["0.3", "0.4"]
+    assert {"one", "two", "across", "down", "a", "b", "both"} <= set(words(figure))
+
+
+def test_against_iou():
+    table = pd.DataFrame({"ap": [0.9, 0.4]}, index=[0.5, 0.95])
+    (axis,) = plots.against_iou({"one": table, "other": table / 2}, label="AP").axes
+    assert [list(line.get_ydata()) for line in axis.lines] == [[0.9, 0.4], [0.45, 0.2]]
+    assert list(axis.lines[0].get_xdata()) == [0.5, 0.95]
+    assert axis.get_ylabel() == "AP"
+
+
+@pytest.mark.parametrize("largest", [0, 3, 400])
+def test_true_and_found_has_room_for_none_and_many(largest):
+    table = pd.DataFrame({"true": [largest, 1], "predicted": [0, largest], "kind": ["grey_tissue", "other"]})
+    figure = plots.true_and_found(table)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert {"grey tissue", "other", "nuclei found", "0", "10"} <= set(words(figure))
+    assert axis.get_xlim() == axis.get_ylim()
+    assert axis.get_xlim()[0] < 0 <= largest < axis.get_xlim()[1]
+
+
+# One's own images
+
+
+def test_measurements_number_the_nuclei_and_count_them(image, labels):
+    figure = plots.measurements(image, labels, {"first_one": [1, 2, 2], "second": [9.0]}, "area (pixels)", bins=4)
+    picture, histogram = figure.axes
+    places = {text.get_text(): text.get_position() for text in picture.texts}
+    assert places == {"1": (5.5, 4.5), "2": (11.5, 4.5), "5": (23.5, 14.5)}
+    assert picture.images[0].get_array().shape == image.shape
+    assert sorted(patch.get_height() for patch in histogram.patches if patch.get_height()) == [1, 3]
+    assert {"first one", "second", "area (pixels)", "nuclei"} <= set(words(figure))
+
+
+def test_measurements_of_an_image_without_nuclei(image, labels):
+    figure = plots.measurements(image, 0 * labels, {"none": []}, "area")
+    figure.canvas.draw()
+    assert not figure.axes[0].texts
+
+
+def test_ranking_puts_the_largest_on_top_and_marks_no_missing_number():
+    table = pd.DataFrame({"x": [0.2, np.nan, 0.9, 0.4], "g": list("abba")}, index=["low", "none", "high_one", "mid"])
+    figure = plots.ranking(table, "x", "g", "agreement", reference=0.5)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["high one", "mid", "low", "none"]
+    reference, a, b = axis.lines
+    assert reference.get_xdata()[0] == 0.5
+    assert (list(a.get_xdata()), list(a.get_ydata())) == ([0.4, 0.2], [1, 2])
+    assert (list(b.get_xdata()[:1]), list(b.get_ydata())) == ([0.9], [0, 3])
+    assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first is on top"
+    assert {"a", "b", "agreement"} <= set(words(figure))
