@@ -205,7 +205,63 @@ def instances():
     return markdown(["kind of image", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
 
 
-TABLES = {function.__name__: function for function in (networks, kinds, pairs, unet, pruned, tuning, ladder, instances)}
+RUNTIMES = {
+    "keras": "Keras",
+    "onnx": "ONNX Runtime",
+    "litert float32": "LiteRT",
+    "litert int8_weights": "LiteRT, weights in 8 bits",
+    "litert int8": "LiteRT, all in 8 bits",
+}
+
+
+def deploy():
+    """Compare the exported files of the shipped network with the original."""
+    found = read("deploy")["runtimes"]
+    rows = [
+        [
+            title,
+            f"{found[name]['megabytes']:.1f}",
+            f"{found[name]['milliseconds']:.0f}",
+            f"{found[name]['largest_difference']:.1g}" if name != "keras" else "",
+            f"{found[name]['agreement']:.3f}" if name != "keras" else "",
+            f"{found[name]['score']:.3f}",
+        ]
+        for name, title in RUNTIMES.items()
+    ]
+    heads = ["MB", "ms for 256 x 256 pixels", "largest difference of the mask", "nuclei agree with Keras'", "score"]
+    return markdown(["runtime", *heads], rows)
+
+
+def memory():
+    """Show what a large image takes."""
+    found = read("memory")
+    row = [
+        f"{found['side']:,} x {found['side']:,}",
+        f"{found['image_mb'] + found['labels_mb']:,} MB",
+        f"{found['peak_mb']:,} MB",
+        f"{found['seconds'] / 60:.0f}",
+        f"{found['nuclei']:,}",
+    ]
+    heads = ["image and label map alone", "most memory of the whole process", "minutes", "nuclei found"]
+    return markdown(["pixels", *heads], [row])
+
+
+TABLES = {
+    function.__name__: function
+    for function in (
+        networks,
+        kinds,
+        pairs,
+        unet,
+        pruned,
+        transfer,
+        tuning,
+        ladder,
+        instances,
+        deploy,
+        memory,
+    )
+}
 
 
 def filled(text):

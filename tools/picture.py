@@ -16,6 +16,8 @@ PICTURES = {
     ROOT / "docs" / "unet_on_the_sample.png": "03_unet_from_scratch",
     ROOT / "docs" / "transfer_on_the_sample.png": "04_unet_with_transfer_learning",
     ROOT / "docs" / "unet_plus_plus_on_the_sample.png": "05_unet_plus_plus",
+    ROOT / "docs" / "nuclei_on_the_sample.png": "07_from_masks_to_nuclei",
+    ROOT / "docs" / "measurements_on_the_sample.png": "08_use_your_own_images",
 }
 """For each picture the notebook with the cell that shows it, which has the tag `TAG`."""
 TAG = "readme-picture"
