@@ -12,6 +12,7 @@ import itertools
 import time
 
 import keras
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -23,19 +24,14 @@ from nuclei_utils.files import written_whole
 SHIPPED = results.FOLDER.parent.parent / "data" / "instance_unet.keras"
 SUBMISSION = results.FOLDER.parent / "submission.csv"
 VIEWS = 8
+MASK_THRESHOLDS, SMALLEST = (0.5, 0.6, 0.7), (15, 25, 35)
 GRIDS = {
-    "split_by_distance": {
-        "mask_threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
-        "marker_threshold": (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75),
-        "smallest": (5, 10, 15, 20, 30),
-    },
-    "split_by_boundary": {
-        "mask_threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
-        "marker_threshold": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-        "smallest": (5, 10, 15, 20, 30),
-    },
+    "components": {},
+    "split_by_shape": {},
+    "split_by_boundary": {"marker_threshold": (0.2, 0.35, 0.5, 0.65)},
+    "split_by_distance": {"rise": (0.15, 0.2, 0.25, 0.3)},
 }
-MAPS = {"split_by_distance": ("mask", "distance"), "split_by_boundary": ("mask", "boundary")}
+"""What is tuned for each way to separate nuclei, besides the threshold of the mask and the smallest nucleus."""
 
 
 def ship(place):
@@ -53,25 +49,25 @@ def maps_of(model, images, views):
     return found, time.perf_counter() - start
 
 
-def split(rung, maps, **thresholds):
-    """Separate the nuclei of some images by one rung's method."""
-    if rung == "components":
-        return [instances.components(one["mask"] > 0.5) for one in maps]
-    if rung == "split_by_shape":
-        return [instances.split_by_shape(one["mask"] > 0.5) for one in maps]
-    method = getattr(instances, rung)
-    return [method(*(one[name] for name in MAPS[rung]), **thresholds) for one in maps]
+def split(way, maps, mask_threshold, smallest, **others):
+    """Separate the nuclei of some images in one way."""
+    if way in ("components", "split_by_shape"):
+        method = getattr(instances, way)
+        return [method(one["mask"] > mask_threshold, smallest=smallest) for one in maps]
+    if way == "split_by_boundary":
+        return [
+            instances.split_by_boundary(one["mask"], one["boundary"], mask_threshold, smallest=smallest, **others)
+            for one in maps
+        ]
+    return [instances.separate(one, mask_threshold, smallest=smallest, **others) for one in maps]
 
 
-def tune(rung, maps, truth):
+def tune(way, maps, truth):
     """Return the thresholds with the best mean score of the competition, and the table of all that were tried."""
-    rows = []
-    for values in tqdm(list(itertools.product(*GRIDS[rung].values())), rung):
-        thresholds = dict(zip(GRIDS[rung], values, strict=True))
-        rows.append({**thresholds, "score": instances.kaggle_score(truth, split(rung, maps, **thresholds))})
-    table = pd.DataFrame(rows)
-    best = table.loc[table["score"].idxmax()]
-    return {name: best[name].item() for name in GRIDS[rung]} | {"smallest": int(best["smallest"])}, table
+    grid = {"mask_threshold": MASK_THRESHOLDS, "smallest": SMALLEST, **GRIDS[way]}
+    tried = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    scores = [instances.kaggle_score(truth, split(way, maps, **thresholds)) for thresholds in tqdm(tried, way)]
+    return tried[int(np.argmax(scores))], pd.DataFrame(tried).assign(score=scores)
 
 
 def scored(truth, found, kinds):
@@ -104,19 +100,14 @@ def main():
         for views in (1, VIEWS):
             maps[name, views], seconds[name, views] = maps_of(model, [record.image for record in some], views)
     tuned, tables = {}, {}
-    for rung in GRIDS:
-        tuned[rung], tables[rung] = tune(rung, maps["validation", 1], truth["validation"])
-    rungs = {
-        "components": ("components", 1, {}),
-        "split_by_shape": ("split_by_shape", 1, {}),
-        "split_by_boundary": ("split_by_boundary", 1, tuned["split_by_boundary"]),
-        "split_by_distance": ("split_by_distance", 1, tuned["split_by_distance"]),
-        f"split_by_distance, {VIEWS} views": ("split_by_distance", VIEWS, tuned["split_by_distance"]),
-    }
+    for way in GRIDS:
+        tuned[way], tables[way] = tune(way, maps["validation", 1], truth["validation"])
+    rungs = {way: (way, 1, tuned[way]) for way in GRIDS}
+    rungs[f"split_by_distance, {VIEWS} views"] = ("split_by_distance", VIEWS, tuned["split_by_distance"])
     figures = {
         name: {
-            title: scored(truth[name], split(rung, maps[name, views], **thresholds), [r.kind for r in records[name]])
-            for title, (rung, views, thresholds) in rungs.items()
+            title: scored(truth[name], split(way, maps[name, views], **thresholds), [r.kind for r in records[name]])
+            for title, (way, views, thresholds) in rungs.items()
         }
         for name in records
     }
@@ -135,7 +126,7 @@ def main():
             },
             "cores_used": results.cores_used(),
             **figures,
-            "tried": {rung: table.round(4).to_dict("list") for rung, table in tables.items()},
+            "tried": {way: table.round(4).to_dict("list") for way, table in tables.items()},
         },
     )
     print(path)

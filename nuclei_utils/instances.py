@@ -17,14 +17,15 @@ from scipy.optimize import linear_sum_assignment
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
-MASK_THRESHOLD = 0.5
+MASK_THRESHOLD = 0.6
 """Pixels whose probability of nucleus is above it belong to a nucleus."""
+RISE = 0.25
+"""How far a peak of the predicted distance rises above the saddle to a higher one, to mark a nucleus of its own
+(`split_by_distance`)."""
 MARKER_THRESHOLD = 0.5
-"""Pixels whose predicted distance is above it mark the middle of a nucleus (`split_by_distance`)."""
-CORE_THRESHOLD = 0.5
 """Pixels whose probability of nucleus exceeds that of boundary by more mark the middle of a nucleus
 (`split_by_boundary`)."""
-SMALLEST = 15
+SMALLEST = 25
 """Area of the smallest nucleus, pixels: what is smaller is taken for dirt."""
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
@@ -57,7 +58,7 @@ def components(mask, smallest=0):
     return _finished(_pieces(_checked(mask) != 0, smallest))
 
 
-def split_by_shape(mask, smoothing=1.0, smallest=0):
+def split_by_shape(mask, rise=1.0, smallest=0):
     """Cut a mask where it is narrow: watershed of the distance to the background.
 
     Two nuclei that touch have a waist between them. The distance to the background has a peak in each of the two and
@@ -68,7 +69,7 @@ def split_by_shape(mask, smoothing=1.0, smallest=0):
     ----------
     mask : array (H, W)
         Anything but zero is nucleus.
-    smoothing : float
+    rise : float
         How far a peak must rise above the saddle to a higher one in order to count, pixels above 0. Lower peaks come
         from ragged outlines (h-maxima, Soille 2003, doi:10.1007/978-3-662-05088-0).
     smallest : int
@@ -82,15 +83,20 @@ def split_by_shape(mask, smoothing=1.0, smallest=0):
     Raises
     ------
     ValueError
-        If the mask has not two axes, or `smoothing` is not above 0.
+        If the mask has not two axes, or `rise` is not above 0.
     """
-    if not smoothing > 0:
-        raise ValueError(f"smoothing must be above 0 pixels, found {smoothing}")
     mask = _checked(mask) != 0
     # the edge of the image is no background: a nucleus that is cut off goes on outside
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    levelled = reconstruction(depth - np.float32(smoothing), depth, footprint=_CROSS)
-    return grow(local_maxima(levelled, connectivity=1), mask, -depth, smallest)
+    return grow(_peaks(depth, rise), mask, -depth, smallest)
+
+
+def _peaks(landscape, rise):
+    """Mark the peaks that rise by more than this above the saddle to a higher one (h-maxima)."""
+    if not rise > 0:
+        raise ValueError(f"rise must be above 0, found {rise}")
+    levelled = reconstruction(landscape - np.float32(rise), landscape, footprint=_CROSS)
+    return local_maxima(levelled, connectivity=1)
 
 
 # From a network's maps to nuclei
@@ -100,7 +106,7 @@ def split_by_boundary(
     mask_probability,
     boundary_probability,
     mask_threshold=MASK_THRESHOLD,
-    marker_threshold=CORE_THRESHOLD,
+    marker_threshold=MARKER_THRESHOLD,
     smallest=SMALLEST,
 ):
     """Cut a mask where a network sees a boundary: what is nucleus and not boundary marks the nuclei.
@@ -135,13 +141,11 @@ def split_by_boundary(
     return grow(core, mask_probability > mask_threshold, boundary_probability, smallest)
 
 
-def split_by_distance(
-    mask_probability, distance, mask_threshold=MASK_THRESHOLD, marker_threshold=MARKER_THRESHOLD, smallest=SMALLEST
-):
+def split_by_distance(mask_probability, distance, mask_threshold=MASK_THRESHOLD, rise=RISE, smallest=SMALLEST):
     """Cut a mask where a network sees a valley between nuclei: its peaks of distance mark the nuclei.
 
-    As `split_by_shape`, but the network has seen the image, and knows the nuclei where the outline shows no waist
-    (Naylor et al. 2019, doi:10.1109/TMI.2018.2865709).
+    As `split_by_shape`, but the landscape is learned: the network has seen the image, and knows the nuclei where the
+    outline shows no waist (Naylor et al. 2019, doi:10.1109/TMI.2018.2865709).
 
     Parameters
     ----------
@@ -151,8 +155,9 @@ def split_by_distance(
         Predicted depth inside the own nucleus, 1 in its middle (`labels.distance`).
     mask_threshold : float
         Nuclei grow to where the probability of nucleus is above it.
-    marker_threshold : float
-        Pixels where the distance is above it are markers. A higher one cuts more.
+    rise : float
+        How far a peak of the distance must rise above the saddle to a higher one in order to count, above 0. A lower
+        one cuts more.
     smallest : int
         As for `grow`.
 
@@ -164,13 +169,15 @@ def split_by_distance(
     Raises
     ------
     ValueError
-        If the maps have not the same two axes.
+        If the maps have not the same two axes, or `rise` is not above 0.
     """
     mask_probability, distance = _checked(mask_probability, distance)
-    return grow(distance > marker_threshold, mask_probability > mask_threshold, -distance, smallest)
+    mask = mask_probability > mask_threshold
+    landscape = np.where(mask, distance, 0).astype(np.float32)
+    return grow(_peaks(landscape, rise), mask, -landscape, smallest)
 
 
-def separate(maps, mask_threshold=MASK_THRESHOLD, marker_threshold=MARKER_THRESHOLD, smallest=SMALLEST):
+def separate(maps, mask_threshold=MASK_THRESHOLD, rise=RISE, smallest=SMALLEST):
     """Separate nuclei by the best that a network's maps allow: by its distance, or else by the shape of its mask.
 
     Parameters
@@ -179,7 +186,7 @@ def separate(maps, mask_threshold=MASK_THRESHOLD, marker_threshold=MARKER_THRESH
         What `predict.maps` gives: "mask", and "distance" if the network has learned it.
     mask_threshold : float
         Nuclei grow to where the probability of nucleus is above it.
-    marker_threshold : float
+    rise : float
         As for `split_by_distance`; without "distance" there is nothing to which it applies.
     smallest : int
         As for `grow`.
@@ -197,7 +204,7 @@ def separate(maps, mask_threshold=MASK_THRESHOLD, marker_threshold=MARKER_THRESH
     if "mask" not in maps:
         raise ValueError(f'found the maps {sorted(maps)}, expected "mask" among them')
     if "distance" in maps:
-        return split_by_distance(maps["mask"], maps["distance"], mask_threshold, marker_threshold, smallest)
+        return split_by_distance(maps["mask"], maps["distance"], mask_threshold, rise, smallest)
     return split_by_shape(_checked(maps["mask"]) > mask_threshold, smallest=smallest)
 
 

@@ -151,10 +151,10 @@ def test_shape_cuts_at_the_waist_where_components_cannot():
     assert instances.match(truth, found, 0.9).tp == 2
 
 
-def test_smoothing_decides_which_waist_counts():
+def test_rise_decides_which_waist_counts():
     mask = disks((20, 20, 10), (20, 32, 10)) > 0  # the waist is two pixels narrower than the disks
-    assert [instances.split_by_shape(mask, smoothing).max() for smoothing in (0.5, 4)] == [2, 1]
-    with pytest.raises(ValueError, match="smoothing must be above 0 pixels, found 0"):
+    assert [instances.split_by_shape(mask, rise).max() for rise in (0.5, 4)] == [2, 1]
+    with pytest.raises(ValueError, match="rise must be above 0, found 0"):
         instances.split_by_shape(mask, 0)
 
 
@@ -171,11 +171,11 @@ def test_learned_maps_cut_where_the_outline_shows_nothing(way):
     assert instances.match(truth, found, 0.99).tp == 2
 
 
-def test_marker_threshold_decides_what_is_cut():
+def test_rise_and_marker_threshold_decide_what_is_cut():
     truth = disks((20, 20, 10), (20, 41, 10))
     mask, distance = (truth > 0) * 1.0, labels.distance(truth)
-    waist = 1 / 11  # both are 11 pixels deep, and 1 where they touch
-    found = [instances.split_by_distance(mask, distance, marker_threshold=waist + d).max() for d in (-0.01, 0.01)]
+    rise = 1 - 1 / 11  # both are 11 pixels deep, and 1 where they touch
+    found = [instances.split_by_distance(mask, distance, rise=rise + d).max() for d in (0.01, -0.01)]
     assert found == [1, 2]
     boundary = np.where(labels.boundary(truth), 0.4, 0)
     found = [instances.split_by_boundary(mask, boundary, marker_threshold=t).max() for t in (0.59, 0.61)]
@@ -236,7 +236,7 @@ def test_separate_takes_the_best_there_is():
     found = instances.separate(maps, smallest=5)
     assert instances.match(truth, found, 0.85).tp == found.max() == 3
     assert instances.separate(maps, smallest=10).max() == 2
-    assert instances.separate(maps, marker_threshold=0, smallest=5).max() == 2  # one piece, and the small one
+    assert instances.separate(maps, rise=0.95, smallest=5).max() == 2  # one piece, and the small one
     assert instances.separate(maps, mask_threshold=1).max() == 0
     assert instances.separate({"mask": maps["mask"]}, mask_threshold=1).max() == 0
 

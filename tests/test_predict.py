@@ -252,7 +252,7 @@ def test_without_a_margin_nuclei_are_cut(three_maps):
 def test_thresholds_are_passed_on(three_maps):
     image = discs(100, 100)
     maps = predict.maps(three_maps, image)
-    for thresholds in ({"smallest": 100}, {"marker_threshold": 0.01}):
+    for thresholds in ({"smallest": 100}, {"rise": 0.99}):
         found = predict.labels(three_maps, image, **thresholds)
         assert_same_nuclei(found, instances.separate(maps, **thresholds))
         assert found.max() != predict.labels(three_maps, image).max()
