@@ -38,7 +38,7 @@ def main():
         "batch": recipes.BATCH,
         "crops_of_each_kind": CROPS,
         "epochs": len(history),
-        "best_epoch": int(history["val_mask_dice"].idxmax()) + 1,
+        "best_epoch": training.best_epoch(history, "val_loss") + 1,
         "seconds": None if broken_off else round(time.perf_counter() - start),
         "cpu_seconds": None if broken_off else round(time.process_time() - start_cpu),
         "cores_used": results.cores_used(),

@@ -46,9 +46,9 @@ Feature maps at full size, --channels 0.5 / 1 / 2:
   mobilenet_unet, instance_unet     8 / 16 / 32 in the decoder; the encoder is MobileNetV2 with ImageNet's weights,
                                    fetched once (14 MB); without internet, name their file in NUCLEI_MOBILENET_WEIGHTS
 
-Written, for --out mine.keras: mine.keras, the best epoch by the Dice of the validation images; mine_history.csv;
-mine_curves.png. The folder mine.training is there until the training has come to its end. Ctrl-C keeps the best so far
-in the same three files, and the exit status is 1. Nothing is replaced: neither a model that is there already, nor,
+Written, for --out mine.keras: mine.keras, the best epoch by the Dice of the validation images (instance_unet: by their
+loss, which counts all outputs); mine_history.csv; mine_curves.png. The folder mine.training is there until the training
+has come to its end. Ctrl-C keeps the best so far in the same three files, and the exit status is 1. Nothing is replaced: neither a model that is there already, nor,
 without --resume, an unfinished training.
 """
 

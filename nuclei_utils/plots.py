@@ -588,7 +588,8 @@ def learning_curves(history, names=("loss", "dice", "iou"), title=None):
     """
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.4), squeeze=False)
     epochs = history["epoch"] + 1
-    best = epochs[history["val_dice"].idxmax()]
+    # networks of several outputs have no `val_dice`, and are judged by the loss of all
+    best = epochs[history["val_dice"].idxmax() if "val_dice" in history else history["val_loss"].idxmin()]
     for axis, name in zip(axes[0], names, strict=True):
         axis.plot(epochs, history[name], "o-", color=BLUE, markersize=3, label="training")
         axis.plot(epochs, history[f"val_{name}"], "s-", color=ORANGE, markersize=3, label="validation")

@@ -216,9 +216,7 @@ def train_instances(folder, seed=0, epochs=None, at_least=None, verbose="auto"):
     middles = pipeline.instance_validation_batches(examples[1], SIZE, BATCH)
     model = models.instance_unet(weights=pretrained(), filters=FILTERS)
     training.compile_instances(model, epochs * len(crops))
-    return training.fit(
-        model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_mask_dice"
-    )
+    return training.fit(model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_loss")
 
 
 def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="auto"):
@@ -260,9 +258,7 @@ def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="a
     crops = pipeline.instance_batches(pipeline.from_records(records[:-kept]), SIZE, BATCH, seed, at_least)
     middles = pipeline.instance_validation_batches(pipeline.from_records(records[-kept:]), 2 * SIZE, BATCH)
     training.compile_instances(model, epochs * len(crops), FINE_TUNING_RATE)
-    return training.fit(
-        model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_mask_dice"
-    )
+    return training.fit(model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_loss")
 
 
 def load(folder):

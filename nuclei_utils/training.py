@@ -160,14 +160,14 @@ def callbacks(folder, patience=10, best=None, monitor="val_dice"):
     best : float, optional
         Best value so far, where a training is resumed.
     monitor : str
-        Column of the history that says which epoch is best: the higher the better.
+        Column of the history that says which epoch is best: of a loss the lowest, of anything else the highest.
 
     Returns
     -------
     list of keras.callbacks.Callback
     """
     folder = Path(folder)
-    watch = {"monitor": monitor, "mode": "max"}
+    watch = {"monitor": monitor, "mode": _mode(monitor)}
     return [
         keras.callbacks.ModelCheckpoint(
             folder / "best.keras", save_best_only=True, initial_value_threshold=best, **watch
@@ -252,7 +252,30 @@ def _best_so_far(model, folder, monitor):
     except OSError:  # BackupAndRestore will see it as well, and take the backup before it
         print(f"the newest backup in {backup} was cut short by the kill: going back to the one before")
     print(f"going on after epoch {len(history)} of the training that was broken off in {folder}")
-    return history[monitor].max() if zipfile.is_zipfile(folder / "best.keras") else None
+    return history.loc[best_epoch(history, monitor), monitor] if zipfile.is_zipfile(folder / "best.keras") else None
+
+
+def best_epoch(history, monitor="val_dice"):
+    """Find the best epoch of a training.
+
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        From `fit` or `read_history`.
+    monitor : str
+        As for `callbacks`.
+
+    Returns
+    -------
+    int
+        Its row in the history, from 0.
+    """
+    values = history[monitor]
+    return int(values.idxmin() if _mode(monitor) == "min" else values.idxmax())
+
+
+def _mode(monitor):
+    return "min" if monitor.endswith("loss") else "max"
 
 
 def finished(folder):

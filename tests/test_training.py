@@ -6,7 +6,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
+import tensorflow as tf
 
 from nuclei_utils import models, training
 
@@ -203,3 +205,18 @@ def test_instances_are_trained_on_three_targets():
     logs = model.train_on_batch(images, targets, return_dict=True)
     assert {"mask_dice", "boundary_dice"} <= set(logs)
     assert logs["loss"] > 0
+
+
+def test_the_best_epoch_has_the_highest_dice_or_the_lowest_loss():
+    history = pd.DataFrame({"val_dice": [0.1, 0.9, 0.5], "val_loss": [3.0, 2.0, 1.0]})
+    assert training.best_epoch(history) == 1
+    assert training.best_epoch(history, "val_loss") == 2
+
+
+def test_the_model_with_the_lowest_loss_is_kept(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(10.0), "mse")  # so large a step makes it worse with each epoch
+    batches = tf.data.Dataset.from_tensors((np.ones((4, 2), "float32"), np.ones((4, 1), "float32")))
+    _, history = training.fit(model, batches, batches, tmp_path, epochs=3, verbose=0, monitor="val_loss")
+    assert history["val_loss"].idxmin() == 0
+    assert model.evaluate(batches, verbose=0) == pytest.approx(history["val_loss"].min())

@@ -62,7 +62,7 @@ def run(arguments):
             return _interrupted(arguments, folder)
     history = _write(arguments.model, out, folder)
     shutil.rmtree(folder)
-    best = history.loc[history["val_dice"].idxmax()]
+    best = history.loc[training.best_epoch(history, _monitor(arguments.model))]
     print(f"trained on {len(train)} images for {len(history)} epochs, validated on {len(validation)} images")
     print(f"best epoch: {best['epoch'] + 1:.0f}, validation Dice {best['val_dice']:.3f}")
     print(*_files(out), sep="\n")
@@ -148,9 +148,7 @@ def _fit(arguments, weights, train, validation, folder):
             training.compile_model(model, steps, learning_rate, amsgrad=name == "unet_plus_plus")
         # the learning rate falls until the last epoch, and the best is often near it: no early stop
         verbose = 1 if sys.stderr.isatty() else 2
-        training.fit(
-            model, crops, checks, place, epochs, patience=epochs, verbose=verbose, monitor=f"val_{_dice(name)}"
-        )
+        training.fit(model, crops, checks, place, epochs, patience=epochs, verbose=verbose, monitor=_monitor(name))
 
     frozen = epochs // 2 if name == "mobilenet_unet" and weights else 0
     if frozen:
@@ -180,8 +178,13 @@ def _batches(arguments, train, validation):
     return make(examples, **options), make_checks(checks, min(2 * size, VALIDATED), batch)
 
 
+def _monitor(name):
+    """Name of the column that says which epoch is best: three outputs are judged by the loss of all of them."""
+    return "val_loss" if name == "instance_unet" else "val_dice"
+
+
 def _dice(name):
-    """Name of the column that says which epoch is best."""
+    """Name of the column with the Dice of the mask."""
     return "mask_dice" if name == "instance_unet" else "dice"
 
 
@@ -213,7 +216,7 @@ def _interrupted(arguments, folder):
 
 
 def _write(name, out, folder):
-    """Write the best model so far, the history and its picture; return the history, with the mask's Dice as `dice`."""
+    """Write the best model so far, the history and its picture; return the history, the mask's Dice as `val_dice`."""
     column = _dice(name)
     parts = [part for part in _parts(folder) if zipfile.is_zipfile(part / "best.keras")]
     if not parts:
@@ -230,13 +233,12 @@ def _write(name, out, folder):
         model.save(aside)
     with written_whole(history_file) as aside:
         history.to_csv(aside, index=False)
-    history = history.rename(columns={column: "dice", f"val_{column}": "val_dice"})
-    names = ("loss", "dice", "boundary_dice") if name == "instance_unet" else ("loss", "dice", "iou")
+    names = ("loss", "mask_dice", "boundary_dice") if name == "instance_unet" else ("loss", "dice", "iou")
     figure = plots.learning_curves(history, names, title=out.stem)
     with written_whole(curves_file) as aside:
         figure.savefig(aside, dpi=120)
     plt.close(figure)
-    return history
+    return history.rename(columns={f"val_{column}": "val_dice"})
 
 
 def _files(out):
