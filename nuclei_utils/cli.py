@@ -48,8 +48,8 @@ Feature maps at full size, --channels 0.5 / 1 / 2:
 
 Written, for --out mine.keras: mine.keras, the best epoch by the Dice of the validation images (instance_unet: by their
 loss, which counts all outputs); mine_history.csv; mine_curves.png. The folder mine.training is there until the training
-has come to its end. Ctrl-C keeps the best so far in the same three files, and the exit status is 1. Nothing is replaced: neither a model that is there already, nor,
-without --resume, an unfinished training.
+has come to its end. Ctrl-C keeps the best so far in the same three files, and the exit status is 1. Nothing is
+replaced: neither a model that is there already, nor, without --resume, an unfinished training.
 """
 
 PREDICT_EXAMPLES = """\
