@@ -196,7 +196,7 @@ def instances():
     """Show what the shipped network finds on the test images, by kind."""
     best = read(SEPARATE)["test"][list(RUNGS)[-1]]
     kinds = {kind: best["kinds"][kind] for kind in data.KINDS}
-    kinds["all"] = {"images": len(best["images"]), **best}
+    kinds["all"] = {**best, "images": len(best["images"])}
     names = ("images", "true", "predicted", "merges", "splits")
     rows = [
         [kind.replace("_", " "), row["images"], f"{row['score']:.3f}", *(row[name] for name in names[1:])]
