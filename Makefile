@@ -52,8 +52,8 @@ benchmark: setup ## train and score all networks on the real data; can be stoppe
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.evaluate
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.transfer --seeds $(SEEDS)
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.tuning
-	NUCLEI_DATA=stage1_fixed $(BIN)/python -m benchmarks.instances
-	NUCLEI_DATA=stage1_fixed $(BIN)/python -m benchmarks.separate
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.instances
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.separate
 	$(BIN)/python -m benchmarks.tables --write
 
 sync: setup ## write the setup cell and the Colab links into every notebook (after a change of address in pyproject.toml)

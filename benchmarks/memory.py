@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory
 
-The image is the bundled sample's, drawn once and repeated. The figures are those of a process of its own, TensorFlow,
-the image and the label map included.
+The image is drawn as those of the sample are, once, and repeated. The figures are those of a process of its own,
+TensorFlow, the image and the label map included.
 """
 
 import argparse

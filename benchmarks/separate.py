@@ -34,12 +34,10 @@ GRIDS = {
 """What is tuned for each way to separate nuclei, besides the threshold of the mask and the smallest nucleus."""
 
 
-def ship(place):
-    """Write the network without optimiser and losses, and return it."""
-    model = keras.models.load_model(place / "best.keras", compile=False)
+def ship(model):
+    """Write the network as the package ships it, without optimiser and losses."""
     with written_whole(SHIPPED) as aside:
         model.save(aside)
-    return model
 
 
 def maps_of(model, images, views):
@@ -92,7 +90,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
-    model = ship(trained.folder(seed))
+    model = keras.models.load_model(trained.folder(seed) / "best.keras", compile=False)
     records = {name: data.load(split=name) for name in ("validation", "test")}
     truth = {name: [record.labels for record in some] for name, some in records.items()}
     maps, seconds = {}, {}
@@ -118,7 +116,6 @@ def main():
             "seed": seed,
             "images": {name: len(some) for name, some in records.items()},
             "parameters": model.count_params(),
-            "bytes": SHIPPED.stat().st_size,
             "thresholds": tuned,
             "seconds_per_image": {
                 f"{name}, {views} views": round(value / len(records[name]), 3)
@@ -132,7 +129,9 @@ def main():
     print(path)
     for name in figures:
         print(name, {title: one["score"] for title, one in figures[name].items()})
-    submit(model, tuned["split_by_distance"])
+    if (data.current(), seed) == ("stage1_fixed", 0):  # the one whose figures the README quotes
+        ship(model)
+        submit(model, tuned["split_by_distance"])
 
 
 def submit(model, thresholds):

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from keras import layers
+from skimage.segmentation import relabel_sequential
 
 from nuclei_utils import data, labels, preprocess
 from nuclei_utils.files import remove_older
@@ -76,14 +77,19 @@ def from_records(records):
     Raises
     ------
     ValueError
-        If there is no record, or an image with more nuclei than 16 bits can number.
+        If there is no record.
+    data.DataError
+        If an image has more nuclei than 16 bits can number.
     """
     records = list(records)
     if not records:
         raise ValueError("there is no record to make an example of")
+    records = [record._replace(labels=relabel_sequential(record.labels)[0]) for record in records]
     for record in records:
         if record.labels.max(initial=0) > np.iinfo(np.uint16).max:
-            raise ValueError(f"{record.id}: label {record.labels.max()} is too large for 16 bits: cut the image up")
+            raise data.DataError(
+                f"{record.id}: {record.labels.max()} nuclei are too many for 16 bits: cut the image up"
+            )
     kinds = {kind: number for number, kind in enumerate((*data.KINDS, ""))}
 
     def generate():

@@ -160,7 +160,8 @@ def train(name, folder, seed=0, watch=(), verbose="auto"):
         If a training that was begun with pretrained weights is to go on without them.
     """
     place, frozen = Path(folder), Path(folder) / "frozen"
-    if training.finished(place):  # its first phase is replaced as well
+    if training.finished(place):  # it is replaced, its first phase as well
+        (place / training.FINISHED).unlink()
         shutil.rmtree(frozen, ignore_errors=True)
     keras.utils.set_random_seed(seed)
     crops, validation = batches(seed)

@@ -175,7 +175,7 @@ def callbacks(folder, patience=10, best=None, monitor="val_dice"):
         keras.callbacks.EarlyStopping(patience=patience, **watch),
         keras.callbacks.CSVLogger(folder / "history.csv", append=True),
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True),
+        keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True, delete_checkpoint=False),
     ]
 
 
@@ -215,7 +215,7 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     """
     folder = Path(folder)
     log = folder / "history.csv"
-    resumed = (folder / "backup").is_dir() and log.is_file()
+    resumed = not finished(folder) and (folder / "backup").is_dir() and log.is_file()
     folder.mkdir(parents=True, exist_ok=True)
     best = None
     if resumed:
@@ -235,6 +235,8 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     # the best epoch may lie before a break, which EarlyStopping's own memory does not reach
     model.load_weights(folder / "best.keras")
     (folder / FINISHED).touch()
+    # not before: what is killed until here goes on
+    shutil.rmtree(folder / "backup", ignore_errors=True)
     return model, read_history(folder)
 
 
@@ -269,8 +271,17 @@ def best_epoch(history, monitor="val_dice"):
     -------
     int
         Its row in the history, from 0.
+
+    Raises
+    ------
+    data.DataError
+        If no epoch has a value that is a number: the training diverged.
     """
     values = history[monitor]
+    if values.isna().all():
+        raise data.DataError(
+            f"no epoch has a number for {monitor}: the training diverged; a lower learning rate may help"
+        )
     return int(values.idxmin() if _mode(monitor) == "min" else values.idxmax())
 
 

@@ -220,3 +220,9 @@ def test_the_model_with_the_lowest_loss_is_kept(tmp_path):
     _, history = training.fit(model, batches, batches, tmp_path, epochs=3, verbose=0, monitor="val_loss")
     assert history["val_loss"].idxmin() == 0
     assert model.evaluate(batches, verbose=0) == pytest.approx(history["val_loss"].min())
+
+
+def test_a_training_without_a_single_number_is_named():
+    history = pd.DataFrame({"val_loss": [float("nan")] * 2})
+    with pytest.raises(ValueError, match="no epoch has a number for val_loss: the training diverged"):
+        training.best_epoch(history, "val_loss")

@@ -109,6 +109,8 @@ def load_model(path):
             f"{path}: found a network from {shapes} to {outputs}, expected one from colour images, "
             "[(None, None, None, 3)], to one value for each pixel, [(None, None, None, 1)]"
         )
+    if isinstance(model.output, dict) and "mask" not in model.output:
+        raise DataError(f'{path}: found outputs named {sorted(model.output)}, expected "mask" among them')
     return model
 
 
@@ -175,12 +177,19 @@ def _one(path, model, arguments):
     (labels_tif if few else labels_png).unlink(missing_ok=True)
     export.write_mask(mask_file, labels)
     export.write_overlay(overlay_file, image, labels)
+    for other in ("geojson", "rois"):
+        if other not in arguments.format:
+            _outlines(name, other, arguments.out).unlink(missing_ok=True)
     if "geojson" in arguments.format:
-        export.write_geojson(arguments.out / f"{name}.geojson", labels)
+        export.write_geojson(_outlines(name, "geojson", arguments.out), labels)
     if "rois" in arguments.format:
-        _write_rois(arguments.out / f"{name}_rois.zip", labels)
+        _write_rois(_outlines(name, "rois", arguments.out), labels)
     table = export.nuclei_table(image, labels, name, arguments.pixel_size)
     return Result(table, export.submission({name: labels}), agreement)
+
+
+def _outlines(name, kind, out):
+    return out / {"geojson": f"{name}.geojson", "rois": f"{name}_rois.zip"}[kind]
 
 
 def _write_rois(path, labels):
