@@ -130,10 +130,13 @@ def run(path, in_place=False):
 
 
 def tidy(notebook):
-    """Drop what depends on the machine: metadata, and what libraries write to stderr when the setup cell loads them."""
+    """Drop what depends on the machine: metadata, stderr of libraries that load, and where the repository lies."""
     for cell in notebook.cells:
         if "setup" in cell.metadata.get("tags", []):
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.get("outputs", []):
+            if "traceback" in output:
+                output.traceback = [line.replace(f"{ROOT}{os.sep}", "") for line in output.traceback]
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
