@@ -11,6 +11,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import joblib
 import keras
 import tensorflow as tf
 
@@ -44,7 +45,7 @@ def main():
     parser.add_argument("--model", help="a .keras file; the network that comes with the package if not given")
     parser.add_argument("--images", type=int, default=50, help="validation images that are compared")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=deploy.cores())
+    parser.add_argument("--threads", type=int, default=joblib.cpu_count())
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     model = keras.models.load_model(arguments.model, compile=False) if arguments.model else predict.default_model()

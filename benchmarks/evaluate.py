@@ -9,6 +9,7 @@ each image is averaged before networks are compared. Costs are times: run it on 
 import argparse
 import os
 
+import joblib
 import numpy as np
 
 from benchmarks import networks, results
@@ -64,7 +65,7 @@ def main():
         "specimens": len(set(groups)),
         **compare(f"networks_{run}", groups),
         "load_average_before": load,
-        "cores_used": results.cores_used(),
+        "cores_used": joblib.cpu_count(),
         "costs": costs(),
     }
     print(*(f"{name}: {value}" for name, value in figures.items()), sep="\n")

@@ -6,10 +6,10 @@ Stop it at any time; it goes on from the last whole epoch. `benchmarks.separate`
 """
 
 import argparse
-import time
 from pathlib import Path
 
 from benchmarks import results
+from benchmarks.networks import timed
 from nuclei_utils import data, recipes, training
 
 EPOCHS, CROPS = 70, 96
@@ -26,10 +26,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
     place = folder(seed)
-    broken_off = place.exists()
-    start, start_cpu = time.perf_counter(), time.process_time()
-    if not training.finished(place):
-        recipes.train_instances(place, seed, EPOCHS, CROPS, verbose=2)
+    took = timed(place, lambda: recipes.train_instances(place, seed, EPOCHS, CROPS, verbose=2))
     history = training.read_history(place)
     figures = {
         "data": data.current(),
@@ -39,9 +36,7 @@ def main():
         "crops_of_each_kind": CROPS,
         "epochs": len(history),
         "best_epoch": training.best_epoch(history, "val_loss") + 1,
-        "seconds": None if broken_off else round(time.perf_counter() - start),
-        "cpu_seconds": None if broken_off else round(time.process_time() - start_cpu),
-        "cores_used": results.cores_used(),
+        **took,
         "history": history.round(4).to_dict("list"),
     }
     print(results.write(f"instances_{data.current()}_seed{seed}", figures))

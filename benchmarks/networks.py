@@ -11,8 +11,8 @@ import argparse
 import time
 from pathlib import Path
 
+import joblib
 import keras
-import numpy as np
 
 from benchmarks import results
 from nuclei_utils import data, metrics, models, predict, recipes, training
@@ -42,12 +42,29 @@ def score(model, split):
     }
 
 
-def run(name, seed, place):
-    """Train one network and score it."""
-    # a training that goes on, or came to its end before a break, took more time than this process sees
+def timed(place, train):
+    """Train, unless that came to its end before.
+
+    Returns
+    -------
+    dict
+        What it took; no times where the training was broken off, and this process has not seen all of it.
+    """
     broken_off = place.exists()
     start, start_cpu = time.perf_counter(), time.process_time()
-    model, history = recipes.load(place) if training.finished(place) else recipes.train(name, place, seed, verbose=2)
+    if not training.finished(place):
+        train()
+    return {
+        "seconds": None if broken_off else round(time.perf_counter() - start),
+        "cpu_seconds": None if broken_off else round(time.process_time() - start_cpu),
+        "cores_used": joblib.cpu_count(),
+    }
+
+
+def run(name, seed, place):
+    """Train one network and score it."""
+    took = timed(place, lambda: recipes.train(name, place, seed, verbose=2))
+    model, history = recipes.load(place)
     last_phase = training.read_history(place)
     figures = {
         "network": name,
@@ -56,10 +73,8 @@ def run(name, seed, place):
             "crop": recipes.SIZE,
             "batch": recipes.BATCH,
             "epochs": len(history),
-            "best_epoch": len(history) - len(last_phase) + int(np.argmax(last_phase["val_dice"])) + 1,
-            "seconds": None if broken_off else round(time.perf_counter() - start),
-            "cpu_seconds": None if broken_off else round(time.process_time() - start_cpu),
-            "cores_used": results.cores_used(),
+            "best_epoch": len(history) - len(last_phase) + training.best_epoch(last_phase) + 1,
+            **took,
         },
         "validation": score(model, "validation"),
         "test": score(model, "test"),

@@ -58,11 +58,6 @@ def processor():
     return next(filter(None, [*names, platform.processor()]), platform.machine())
 
 
-def cores_used():
-    """Return how many cores this process may use: fewer than the machine has where it is pinned to some."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def runs(name):
     """Return the runs that a file of results has so far, by name; none if there is no such file."""
     path = FOLDER / f"{name}.json"

@@ -11,6 +11,7 @@ import argparse
 import itertools
 import time
 
+import joblib
 import keras
 import numpy as np
 import pandas as pd
@@ -121,7 +122,7 @@ def main():
                 f"{name}, {views} views": round(value / len(records[name]), 3)
                 for (name, views), value in seconds.items()
             },
-            "cores_used": results.cores_used(),
+            "cores_used": joblib.cpu_count(),
             **figures,
             "tried": {way: table.round(4).to_dict("list") for way, table in tables.items()},
         },

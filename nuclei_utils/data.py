@@ -389,7 +389,23 @@ def read_record(image_folder, masks_folder=None, kind=""):
     return Record(image_folder.name, image, labels, kind)
 
 
-def _images_in(place):
+def images_in(place):
+    """List the image files of a folder.
+
+    Parameters
+    ----------
+    place : pathlib.Path
+
+    Returns
+    -------
+    list of pathlib.Path
+        Sorted; hidden files are left out.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
+    """
     if not place.is_dir():
         raise DataError(f"{place} is missing: expected <id>/images/<id>.png and <id>/masks/*.png")
     # hidden files are no masks, whatever their ending: macOS leaves a `._mask.png` beside each `mask.png`
@@ -399,7 +415,7 @@ def _images_in(place):
 
 def _only_image(image_folder):
     place = image_folder / "images"
-    found = _images_in(place)
+    found = images_in(place)
     if not found:
         raise DataError(f"{place} holds no image: expected exactly one, such as {image_folder.name}.png")
     if len(found) > 1:
@@ -410,7 +426,7 @@ def _only_image(image_folder):
 
 def _merge_folder(masks_folder, shape):
     """Merge a folder of masks into a label map; return it with a list of problems {"file", "problem", "pixels"}."""
-    files = _images_in(masks_folder)
+    files = images_in(masks_folder)
     if not files:
         raise DataError(f"{masks_folder} holds no masks: expected one PNG per nucleus")
     masks = [read_mask(path, shape) for path in files]
@@ -447,7 +463,7 @@ def read_masks(folder, shape=None):
     DataError
         If there is no mask, or a file that is broken or of another size.
     """
-    files = _images_in(Path(folder))
+    files = images_in(Path(folder))
     if files and shape is None:
         shape = read_mask(files[0]).shape
     return _merge_folder(Path(folder), shape)[0]
@@ -517,8 +533,8 @@ def read_folder(path):
 
 def _pairs(images_folder, labels_folder):
     """Return the files of images and those of their labels, in one order."""
-    images = _by_name(images_folder, _images_in(images_folder))
-    label_maps = _by_name(labels_folder, _images_in(labels_folder), "_labels")
+    images = _by_name(images_folder, images_in(images_folder))
+    label_maps = _by_name(labels_folder, images_in(labels_folder), "_labels")
     if not images:
         raise DataError(f"{images_folder} holds no image: expected PNG, JPEG, TIFF or BMP")
     if alone := sorted(images.keys() ^ label_maps.keys()):

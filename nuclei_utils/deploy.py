@@ -7,13 +7,14 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+import joblib
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 from keras import layers
 
-from nuclei_utils import instances, preprocess
+from nuclei_utils import instances, models, preprocess
 from nuclei_utils.files import written_whole
 
 PRECISIONS = ("float32", "int8_weights", "int8")
@@ -183,12 +184,7 @@ def load(path, threads=None):
         raise ValueError(f"{path} ends in neither {' nor '.join(kinds)}: only such files can be run here")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: write it with `deploy.export_onnx` or `deploy.export_litert`")
-    return kinds[path.suffix](path, threads or cores())
-
-
-def cores():
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return kinds[path.suffix](path, threads or joblib.cpu_count())
 
 
 def _load_onnx(path, threads):
@@ -286,7 +282,7 @@ def compare(model, files, images, labels, size=256, rounds=3, threads=None):
     for name in functions:
         difference = np.abs(masks[name] - masks["keras"])
         rows[name] = {
-            "megabytes": (Path(files[name]).stat().st_size if name in files else _weight_bytes(model)) / 1e6,
+            "megabytes": Path(files[name]).stat().st_size / 1e6 if name in files else models.megabytes(model),
             "milliseconds": float(np.median(milliseconds[name])),
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean(dtype=np.float64)),
@@ -301,7 +297,3 @@ def _compiled(model, size):
     signature = [tf.TensorSpec((1, size, size, 3), tf.float32)]
     function = tf.function(lambda batch: model(batch, training=False), input_signature=signature)
     return lambda batch: {name: values.numpy() for name, values in function(batch).items()}
-
-
-def _weight_bytes(model):
-    return sum(weight.nbytes for weight in model.get_weights())

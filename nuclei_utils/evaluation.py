@@ -10,7 +10,7 @@ from keras import ops
 from scipy.special import expit
 from scipy.stats import wilcoxon
 
-from nuclei_utils import metrics
+from nuclei_utils import metrics, models
 
 THRESHOLDS = np.unique(np.round(np.concatenate([np.linspace(0, 1, 101), expit(np.linspace(-14, 14, 113))]), 7))
 """Thresholds for curves: 0.00, 0.01 … 1.00, and finer and finer towards both ends, where networks that are sure of
@@ -46,7 +46,7 @@ def cost(model, size=256, rounds=7):
         seconds.append(time.perf_counter() - start)
     return {
         "parameters": model.count_params(),
-        "megabytes": sum(weight.size * weight.itemsize for weight in model.get_weights()) / 1e6,
+        "megabytes": models.megabytes(model),
         "milliseconds": 1000 * float(np.median(seconds[1:])),  # the first one also sets things up
     }
 

@@ -20,7 +20,7 @@ from skimage.measure import regionprops_table
 from nuclei_utils import plots
 from nuclei_utils.data import DataError
 from nuclei_utils.files import written_whole
-from nuclei_utils.labels import decode_rle, encode_labels
+from nuclei_utils.labels import checked, decode_rle, encode_labels
 
 CLASS = {"name": "Nucleus", "color": [int(value) for value in plots.rgb(plots.ORANGE)]}  # as QuPath shows it
 LOSSLESS = (".png", ".tif", ".tiff")  # endings
@@ -45,17 +45,6 @@ _MEASURES = {
     "intensity_mean-1": "mean_green",
     "intensity_mean-2": "mean_blue",
 }
-
-
-def _checked(labels):
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):
-        lowest = f", lowest value {labels.min()}" if labels.size else ""
-        raise ValueError(
-            f"expected a label map, whole numbers (H, W) from 0 up, found {labels.dtype} {labels.shape}{lowest}: "
-            "make one of a mask with instances.components"
-        )
-    return labels
 
 
 # The table
@@ -90,7 +79,7 @@ def nuclei_table(image, labels, name, pixel_size=None):
     ValueError
         If `labels` is no label map, the shapes do not agree, or `pixel_size` is not a positive number.
     """
-    image, labels = np.asarray(image), _checked(labels)
+    image, labels = np.asarray(image), checked(labels)
     if image.shape != (*labels.shape, 3):
         raise ValueError(
             f"{name}: expected an image {(*labels.shape, 3)} for labels {labels.shape}, found {image.shape}"
@@ -148,7 +137,7 @@ def write_labels(path, labels):
     ValueError
         If `labels` is no label map, the ending is another, or a label is above 65,535 and the file a PNG.
     """
-    path, labels = Path(path), _checked(labels)
+    path, labels = Path(path), checked(labels)
     ending, highest = _ending(path, LOSSLESS), labels.max(initial=0)
     if ending == ".png" and highest > HIGHEST_IN_16_BITS:
         raise ValueError(
@@ -289,7 +278,7 @@ def outlines(labels):
         hole. A ring lists its corners (x, y), the first not repeated at the end; by the numbers, outer rings turn
         counter-clockwise, holes clockwise, as GeoJSON has it (RFC 7946).
     """
-    labels = _checked(labels)
+    labels = checked(labels)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
@@ -362,7 +351,7 @@ def write_rois(path, labels):
     ValueError
         If `labels` is no label map, or larger than the positions that the format holds.
     """
-    labels = _checked(labels)
+    labels = checked(labels)
     if max(labels.shape) > WIDEST_FOR_IMAGEJ:
         raise ValueError(
             f"{path}: the image is {labels.shape}, ImageJ's ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: "

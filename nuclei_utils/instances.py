@@ -17,6 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
+from nuclei_utils.labels import checked
+
 MASK_THRESHOLD = 0.6
 """Pixels whose probability of nucleus is above it belong to a nucleus."""
 RISE = 0.25
@@ -332,6 +334,12 @@ class Overlaps(NamedTuple):
         """Intersection over union of each pair, float64 array (K,) in (0, 1]."""
         return self.pixels / (self.true_areas[self.rows] + self.predicted_areas[self.columns] - self.pixels)
 
+    @property
+    def swapped(self):
+        """The same overlaps with true and predicted nuclei exchanged: what is split on one side is merged there."""
+        true = self.predicted, self.true, self.predicted_areas, self.true_areas
+        return Overlaps(*true, self.columns, self.rows, self.pixels)
+
 
 def overlaps(true_labels, predicted_labels):
     """Count the pixels that true and predicted nuclei share, in one pass for all pairs.
@@ -350,7 +358,12 @@ def overlaps(true_labels, predicted_labels):
     ValueError
         If these are no label maps, or their shapes differ.
     """
-    true_labels, predicted_labels = _label_maps(true_labels, predicted_labels)
+    true_labels, predicted_labels = checked(true_labels), checked(predicted_labels)
+    if true_labels.shape != predicted_labels.shape:
+        raise ValueError(
+            f"label maps must show the same image, found the shapes {true_labels.shape} and {predicted_labels.shape}"
+        )
+    true_labels, predicted_labels = true_labels.ravel(), predicted_labels.ravel()
     # Along a row the same two labels come many times in a row: each run counts at once, which is what makes it quick.
     new = np.ones(true_labels.size, bool)
     new[1:] = (true_labels[1:] != true_labels[:-1]) | (predicted_labels[1:] != predicted_labels[:-1])
@@ -374,21 +387,6 @@ def overlaps(true_labels, predicted_labels):
         columns[kept] - first_predicted,
         pixels[kept],
     )
-
-
-def _label_maps(*maps):
-    maps = [np.asarray(one) for one in maps]
-    for one in maps:
-        if one.ndim != 2 or not np.issubdtype(one.dtype, np.integer):
-            raise ValueError(
-                f"expected a label map, integers (H, W), found {one.dtype} {one.shape}: "
-                "`components` makes one from a mask, `separate` from probabilities"
-            )
-        if one.size and one.min() < 0:
-            raise ValueError(f"labels must be 0 (background) or above, found {one.min()}")
-    if maps[0].shape != maps[1].shape:
-        raise ValueError(f"label maps must show the same image, found the shapes {maps[0].shape} and {maps[1].shape}")
-    return [one.ravel() for one in maps]
 
 
 def _sums(values, groups, count):
@@ -533,7 +531,7 @@ def merges(true_labels, predicted_labels):
 
 
 def splits(true_labels, predicted_labels):
-    """Find the true nuclei that were cut up: two or more predicted ones lie with more than half of them inside.
+    """Find the true nuclei that were cut up: each holds more than half of two or more predicted ones.
 
     Parameters
     ----------
@@ -550,18 +548,12 @@ def splits(true_labels, predicted_labels):
     ValueError
         As for `overlaps`.
     """
-    shared = overlaps(true_labels, predicted_labels)
-    return shared.true[_splitting(shared)]
+    return merges(predicted_labels, true_labels)
 
 
 def _merging(shared):
     held = 2 * shared.pixels > shared.true_areas[shared.rows]
     return np.bincount(shared.columns[held], minlength=len(shared.predicted)) > 1
-
-
-def _splitting(shared):
-    held = 2 * shared.pixels > shared.predicted_areas[shared.columns]
-    return np.bincount(shared.rows[held], minlength=len(shared.true)) > 1
 
 
 # Scores of many images
@@ -652,7 +644,7 @@ def image_scores(true, predicted):
                 "fp": n_predicted - int(tp[0]),
                 "fn": n_true - int(tp[0]),
                 "merges": int(_merging(shared).sum()),
-                "splits": int(_splitting(shared).sum()),
+                "splits": int(_merging(shared.swapped).sum()),
             }
         )
     return pd.DataFrame(rows, columns=["score", "true", "predicted", "tp", "fp", "fn", "merges", "splits"])

@@ -12,6 +12,33 @@ from skimage.measure import regionprops
 from skimage.segmentation import find_boundaries, relabel_sequential
 
 
+def checked(labels):
+    """Return a label map as an array, after a look at whether it is one.
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+
+    Returns
+    -------
+    int array (H, W)
+
+    Raises
+    ------
+    ValueError
+        If it has not two axes, or anything but whole numbers from 0 up.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected a label map, whole numbers (H, W), found {labels.dtype} {labels.shape}: "
+            "`instances.components` makes one of a mask, `instances.separate` of probabilities"
+        )
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"expected a label map, labels of 0 (background) or above, found {labels.min()}")
+    return labels
+
+
 def merge_masks(masks):
     """Merge one mask per nucleus into a label map.
 

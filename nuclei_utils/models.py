@@ -341,6 +341,20 @@ class DeepSupervision(keras.Model):
         return super().compute_metrics(x, y, ops.mean(ops.stack(y_pred), axis=0), sample_weight)
 
 
+def megabytes(model):
+    """Return what the weights of a network take, in units of 10**6 bytes.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    float
+    """
+    return sum(weight.nbytes for weight in model.get_weights()) / 1e6
+
+
 def multiplications(model):
     """Count the multiplications in the convolutions of a network, for one image: what a prediction costs.
 

@@ -102,15 +102,17 @@ def pretrained():
     return "imagenet"
 
 
-def build(name, weights="imagenet"):
+def build(name, weights="imagenet", filters=None):
     """Build one of the networks of the course, not yet trained.
 
     Parameters
     ----------
     name : str
-        One of `TITLES`.
+        One of `TITLES`, or "instance_unet".
     weights : "imagenet", path-like or None
-        Of the encoder of `mobilenet_unet`, which is frozen if it is pretrained.
+        Of the encoder, where it is a MobileNetV2; that of `mobilenet_unet` is frozen if it is pretrained.
+    filters : int, optional
+        Feature maps at full size; `FILTERS` if not given.
 
     Returns
     -------
@@ -121,31 +123,97 @@ def build(name, weights="imagenet"):
     ValueError
         If there is no network of this name.
     """
+    filters = filters or FILTERS
     if name == "unet":
-        return models.unet(filters=FILTERS)
+        return models.unet(filters=filters)
     if name == "mobilenet_unet":
-        return models.mobilenet_unet(weights=weights, trainable=weights is None, filters=FILTERS)
+        return models.mobilenet_unet(weights=weights, trainable=weights is None, filters=filters)
     if name == "unet_plus_plus":
-        return models.unet_plus_plus(filters=FILTERS)
-    raise ValueError(f"no network {name!r} in the course: choose one of {', '.join(TITLES)}")
+        return models.unet_plus_plus(filters=filters)
+    if name == "instance_unet":
+        return models.instance_unet(weights=weights, filters=filters)
+    raise ValueError(f"no network {name!r} in the course: choose one of {', '.join(TITLES)}, instance_unet")
 
 
-def train(name, folder, seed=0, watch=(), verbose="auto"):
-    """Train one of the networks of the course at the size of the profile; a training that was killed goes on.
+def fit(name, model, crops, validation, folder, epochs, weights=None, patience=10, watch=(), verbose="auto"):
+    """Train a network that finds masks, in one phase, or in two if its encoder is pretrained.
 
     A pretrained encoder rests for the first half of the epochs, while the decoder learns to read it. In the second
-    half its upper blocks are fine-tuned at a low learning rate. Without pretrained weights there is one phase.
+    half its upper blocks are fine-tuned at a low learning rate. A phase that came to its end is not done again.
 
     Parameters
     ----------
     name : str
         One of `TITLES`.
+    model : keras.Model
+        From `build`.
+    crops, validation : tf.data.Dataset
+        As from `batches`.
     folder : path-like
         For its files, see `training.fit`; those of a first phase are in `frozen/` below.
-    seed : int
+    epochs : int
+        Most epochs, both phases together.
+    weights : as for `build`
+        None if the encoder is not pretrained, or there is none.
+    patience : int
+        As for `training.fit`, in each phase.
     watch : sequence of uint8 array (H, W, 3)
         Images whose predictions are recorded before the training and after each epoch (`predict.Recorder`).
     verbose : "auto", 0, 1 or 2
+    """
+    place, frozen = Path(folder), Path(folder) / "frozen"
+
+    def phase(place, epochs, learning_rate, before=0):
+        if training.finished(place):
+            return
+        training.compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
+        extra = [predict.Recorder(watch, place, before)] if len(watch) else []
+        training.fit(model, crops, validation, place, epochs, patience, extra, verbose)
+
+    rest = epochs // 2 if weights else 0
+    if not rest:
+        phase(place, epochs, LEARNING_RATE)
+        return
+    phase(frozen, rest, LEARNING_RATE)
+    model.load_weights(frozen / "best.keras")
+    models.train_encoder(model, FINE_TUNED_BLOCKS)
+    phase(place, epochs - rest, FINE_TUNING_RATE, before=len(training.read_history(frozen)))
+
+
+def fit_instances(model, crops, validation, folder, epochs, learning_rate=training.INSTANCE_RATE, verbose="auto"):
+    """Train a network that separates nuclei; the loss of all its outputs says which epoch is best.
+
+    Parameters
+    ----------
+    model : keras.Model
+        From `models.instance_unet`.
+    crops, validation : tf.data.Dataset
+        As from `pipeline.instance_batches`.
+    folder : path-like
+        For its files, see `training.fit`.
+    epochs : int
+        There is no early stop: the learning rate falls until the last, and the best is often near it.
+    learning_rate : float
+        Its highest value.
+    verbose : "auto", 0, 1 or 2
+
+    Returns
+    -------
+    model, history
+        As from `training.fit`.
+    """
+    training.compile_instances(model, epochs * len(crops), learning_rate)
+    return training.fit(model, crops, validation, folder, epochs, epochs, verbose=verbose, monitor="val_loss")
+
+
+def train(name, folder, seed=0, watch=(), verbose="auto"):
+    """Train one of the networks of the course at the size of the profile; a training that was killed goes on.
+
+    Parameters
+    ----------
+    name, folder, watch, verbose
+        As for `fit`.
+    seed : int
 
     Returns
     -------
@@ -168,25 +236,13 @@ def train(name, folder, seed=0, watch=(), verbose="auto"):
     weights = pretrained() if name == "mobilenet_unet" else None
     model = build(name, weights)
 
-    def fit(place, first, epochs, learning_rate):
-        training.compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
-        recorder = predict.Recorder(watch, place, first)
-        training.fit(model, crops, validation, place, epochs, extra=[recorder] if len(watch) else [], verbose=verbose)
-
-    epochs = training.profile().epochs
-    if weights:
-        if not training.finished(frozen):
-            fit(frozen, 0, epochs // 2, LEARNING_RATE)
-        model.load_weights(frozen / "best.keras")
-        models.train_encoder(model, FINE_TUNED_BLOCKS)
-        fit(place, len(training.read_history(frozen)), epochs - epochs // 2, FINE_TUNING_RATE)
-    elif frozen.exists():
+    if not weights and frozen.exists():
         raise FileNotFoundError(
             f"the training in {place} was begun with pretrained weights, which are not to be had now: name their file "
             f"in ${models.WEIGHTS} to go on, or delete {place} to start anew"
         )
-    else:
-        fit(place, 0, epochs, LEARNING_RATE)
+    epochs = training.profile().epochs
+    fit(name, model, crops, validation, place, epochs, weights, watch=watch, verbose=verbose)
     return load(place)
 
 
@@ -215,9 +271,8 @@ def train_instances(folder, seed=0, epochs=None, at_least=None, verbose="auto"):
     examples = [pipeline.read(split=split).take(profile.images) for split in ("train", "validation")]
     crops = pipeline.instance_batches(examples[0], SIZE, BATCH, seed, at_least or profile.crops)
     middles = pipeline.instance_validation_batches(examples[1], SIZE, BATCH)
-    model = models.instance_unet(weights=pretrained(), filters=FILTERS)
-    training.compile_instances(model, epochs * len(crops))
-    return training.fit(model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_loss")
+    model = build("instance_unet", pretrained())
+    return fit_instances(model, crops, middles, folder, epochs, verbose=verbose)
 
 
 def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="auto"):
@@ -258,8 +313,7 @@ def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="a
     keras.utils.set_random_seed(seed)
     crops = pipeline.instance_batches(pipeline.from_records(records[:-kept]), SIZE, BATCH, seed, at_least)
     middles = pipeline.instance_validation_batches(pipeline.from_records(records[-kept:]), 2 * SIZE, BATCH)
-    training.compile_instances(model, epochs * len(crops), FINE_TUNING_RATE)
-    return training.fit(model, crops, middles, folder, epochs, patience=epochs, verbose=verbose, monitor="val_loss")
+    return fit_instances(model, crops, middles, folder, epochs, FINE_TUNING_RATE, verbose)
 
 
 def load(folder):

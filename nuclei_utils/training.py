@@ -13,6 +13,8 @@ import pandas as pd
 
 from nuclei_utils import __version__, data, losses, metrics
 
+INSTANCE_RATE = 5e-4
+"""Highest learning rate of the network that separates nuclei, whose pretrained encoder is trained from the start."""
 FINISHED = "finished"
 """Empty file that a training leaves when it comes to its end."""
 
@@ -120,7 +122,7 @@ def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
     return model
 
 
-def compile_instances(model, steps, learning_rate=5e-4):
+def compile_instances(model, steps, learning_rate=INSTANCE_RATE):
     """Compile a model of three outputs (`models.instance_unet`) as the course trains it.
 
     Mask and boundary have cross-entropy + Dice, the distance its mean absolute error; all count alike.

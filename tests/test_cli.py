@@ -16,6 +16,7 @@ import tensorflow as tf
 from nuclei_utils import cli, data, download, export, models, predict, recipes, training
 from nuclei_utils.commands import predict as predicting
 from nuclei_utils.commands import train as learning
+from tests.interruption import PullThePlug
 
 
 @pytest.fixture
@@ -205,21 +206,6 @@ def run(*words):
 # train
 
 
-class PullThePlug(keras.callbacks.Callback):
-    """Break off in the middle of an epoch."""
-
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch, self.now = epoch, None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.now = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.now == self.epoch:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture
 def eager(monkeypatch):
     """For a few tiny batches, compiling would take longer than training."""
@@ -239,7 +225,7 @@ def quick(monkeypatch, eager):
     masks = tf.cast(tf.random.stateless_uniform((4, 16, 16, 1), (0, 0)) > 0.5, tf.float32)
     batches = tf.data.Dataset.from_tensors((tf.repeat(masks, 3, axis=-1), masks))
     monkeypatch.setattr(learning, "_batches", lambda *_: (batches, batches))
-    monkeypatch.setattr(learning, "_build", lambda *_: models.unet(filters=2, depth=1))
+    monkeypatch.setattr(recipes, "build", lambda *_: models.unet(filters=2, depth=1))
     plain = training.callbacks
     epochs = []
 
@@ -346,11 +332,6 @@ def test_a_fifth_is_validated_on_and_the_seed_chooses_it(tmp_path):
     assert names[0] == names[1] != names[2]
     with pytest.raises(data.DataError, match="at least two are needed"):
         learning._records(own_images(tmp_path / "one", 1), 0)
-
-
-def test_networks_are_as_wide_as_asked():
-    assert learning._build("unet", None, 32 * 0.5).layers[1].filters == 16
-    assert learning._build("instance_unet", None, 16 * 0.5).output.keys() == {"mask", "boundary", "distance"}
 
 
 # predict

@@ -134,7 +134,7 @@ def test_table_refuses_shapes_that_differ(image, label_map):
         (np.zeros((2, 3)), "float64"),
         (np.zeros((2, 3), bool), "bool"),
         (np.zeros((1, 2, 3), int), r"\(1, 2, 3\)"),
-        (np.array([[0, -1]]), "lowest value -1"),
+        (np.array([[0, -1]]), "0 .background. or above, found -1"),
     ],
 )
 def test_what_is_no_label_map_is_refused(tmp_path, labels, found):

@@ -117,6 +117,12 @@ def test_where_nothing_was_trained_nothing_is_loaded(tmp_path):
         recipes.load(tmp_path)
 
 
+def test_networks_are_as_wide_as_asked():
+    assert recipes.build("unet").layers[1].filters == 2
+    assert recipes.build("unet_plus_plus", filters=4).layers[1].filters == 4
+    assert recipes.build("instance_unet", None, 4).output.keys() == {"mask", "boundary", "distance"}
+
+
 def test_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match=r"no network 'resnet'.*choose one of unet, mobilenet_unet, unet_plus_plus"):
         recipes.build("resnet")

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from nuclei_utils import models, training
+from tests.interruption import PullThePlug
 
 
 class Batches(keras.utils.PyDataset):
@@ -90,21 +91,6 @@ def test_a_finished_training_is_replaced_and_foreign_files_stay(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-class PullThePlug(keras.callbacks.Callback):
-    """Break off in the middle of an epoch."""
-
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch, self.now = epoch, None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.now = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.now == self.epoch:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path):
     _, straight = training.fit(small_model(), Batches(), Batches(), tmp_path / "straight", epochs=5, verbose=0)
     with pytest.raises(KeyboardInterrupt):
@@ -157,8 +143,8 @@ def test_the_best_epoch_before_a_break_is_not_overwritten(tmp_path):
 
 KILLED = """
 import sys, time, keras
-sys.path.insert(0, {tests!r})
-from test_training import Batches, small_model
+sys.path.insert(0, {root!r})
+from tests.test_training import Batches, small_model
 from nuclei_utils import training
 class Slow(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
@@ -169,7 +155,7 @@ training.fit(small_model(), Batches(), Batches(), {folder!r}, epochs=50, extra=[
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_process_goes_on_where_it_stopped(tmp_path):
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    code = KILLED.format(root=str(Path(__file__).parents[1]), folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     log = tmp_path / "history.csv"
     deadline = time.monotonic() + 120

@@ -128,12 +128,8 @@ def _images(given):
 
 def _in_folder(folder):
     """Return the images of a folder, or those of the competition's layout below it."""
-    files = sorted(folder.iterdir())
-    return _shown(files) or _shown(sorted(folder.glob("*/images/*")))
-
-
-def _shown(files):
-    return [file for file in files if file.suffix.lower() in data.IMAGE_ENDINGS and not file.name.startswith(".")]
+    below = (place for place in sorted(folder.glob("*/images")) if place.is_dir())
+    return data.images_in(folder) or [file for place in below for file in data.images_in(place)]
 
 
 def _check_names(paths, arguments):

@@ -132,39 +132,17 @@ def _check_settings(folder, settings):
 
 
 def _fit(arguments, weights, train, validation, folder):
-    """Train in one phase, or with a pretrained encoder that is frozen in the first half, as `recipes.train` does."""
+    """Train as the course does, but for as long as was asked."""
     keras.utils.set_random_seed(arguments.seed)
     name, epochs = arguments.model, arguments.epochs
     crops, checks = _batches(arguments, train, validation)
-    model = _build(name, weights, FILTERS[name] * arguments.channels)
-
-    def phase(place, epochs, learning_rate):
-        if training.finished(place):
-            return
-        steps = epochs * len(crops)
-        if name == "instance_unet":
-            training.compile_instances(model, steps)
-        else:
-            training.compile_model(model, steps, learning_rate, amsgrad=name == "unet_plus_plus")
-        # the learning rate falls until the last epoch, and the best is often near it: no early stop
-        verbose = 1 if sys.stderr.isatty() else 2
-        training.fit(model, crops, checks, place, epochs, patience=epochs, verbose=verbose, monitor=_monitor(name))
-
-    frozen = epochs // 2 if name == "mobilenet_unet" and weights else 0
-    if frozen:
-        phase(folder / "frozen", frozen, recipes.LEARNING_RATE)
-        model.load_weights(folder / "frozen" / "best.keras")
-        models.train_encoder(model, recipes.FINE_TUNED_BLOCKS)
-    phase(folder, epochs - frozen, recipes.FINE_TUNING_RATE if frozen else recipes.LEARNING_RATE)
-
-
-def _build(name, weights, filters):
-    filters = round(filters)
-    if name == "instance_unet":
-        return models.instance_unet(weights=weights, filters=filters)
-    if name == "mobilenet_unet":
-        return models.mobilenet_unet(weights=weights, trainable=weights is None, filters=filters)
-    return getattr(models, name)(filters=filters)
+    model = recipes.build(name, weights, round(FILTERS[name] * arguments.channels))
+    verbose = 1 if sys.stderr.isatty() else 2
+    if name != "instance_unet":
+        # no early stop: the learning rate falls until the last epoch, and the best is often near it
+        recipes.fit(name, model, crops, checks, folder, epochs, weights, patience=epochs, verbose=verbose)
+    elif not training.finished(folder):
+        recipes.fit_instances(model, crops, checks, folder, epochs, verbose=verbose)
 
 
 def _batches(arguments, train, validation):
