@@ -12,6 +12,7 @@ import keras
 import pandas as pd
 
 from nuclei_utils import __version__, data, losses, metrics
+from nuclei_utils.files import written_whole
 
 INSTANCE_RATE = 5e-4
 """Highest learning rate of the network that separates nuclei, whose pretrained encoder is trained from the start."""
@@ -177,8 +178,36 @@ def callbacks(folder, patience=10, best=None, monitor="val_dice"):
         keras.callbacks.EarlyStopping(patience=patience, **watch),
         keras.callbacks.CSVLogger(folder / "history.csv", append=True),
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        keras.callbacks.BackupAndRestore(folder / "backup", double_checkpoint=True, delete_checkpoint=False),
+        Backup(folder / "backup"),
     ]
+
+
+class Backup(keras.callbacks.Callback):
+    """Keep the model and its optimizer after each epoch, whole or not at all, so that a killed training can go on.
+
+    Keras' own `BackupAndRestore` writes over its last backup: a process that is killed meanwhile leaves half a file.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where `epoch_0001.keras` and its followers go; each replaces the one before.
+    """
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = Path(folder)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write the backup of an epoch, then remove the one before."""
+        older = _backups(self.folder)
+        with written_whole(self.folder / f"epoch_{epoch + 1:04}.keras") as aside:
+            self.model.save(aside)
+        for path in older:
+            path.unlink()
+
+
+def _backups(folder):
+    return sorted(folder.glob("epoch_*.keras"))
 
 
 def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto", monitor="val_dice"):
@@ -216,12 +245,11 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
         If the backup of a training that was broken off is of another network.
     """
     folder = Path(folder)
-    log = folder / "history.csv"
-    resumed = not finished(folder) and (folder / "backup").is_dir() and log.is_file()
     folder.mkdir(parents=True, exist_ok=True)
-    best = None
-    if resumed:
-        best = _best_so_far(model, folder, monitor)
+    backups = [] if finished(folder) else _backups(folder / "backup")
+    done, best = 0, None
+    if backups:
+        done, best = _go_on(model, backups[-1], monitor)
     else:
         for name in ("history.csv", "best.keras", FINISHED):
             (folder / name).unlink(missing_ok=True)
@@ -229,11 +257,15 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
             shutil.rmtree(folder / name, ignore_errors=True)
     # what is extra comes first: once the backup is made, the epoch is not done again
     watchers = [*extra, *callbacks(folder, patience, best, monitor)]
-    try:
-        # the pipeline shuffles, so Keras need not
-        model.fit(train, validation_data=validation, epochs=epochs, callbacks=watchers, shuffle=False, verbose=verbose)
-    finally:
-        model._initial_epoch = None  # set by BackupAndRestore; Keras keeps it, and would start the next training there
+    model.fit(
+        train,
+        validation_data=validation,
+        initial_epoch=done,
+        epochs=epochs,
+        callbacks=watchers,
+        shuffle=False,  # the pipeline does
+        verbose=verbose,
+    )
     # the best epoch may lie before a break, which EarlyStopping's own memory does not reach
     model.load_weights(folder / "best.keras")
     (folder / FINISHED).touch()
@@ -242,21 +274,31 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     return model, read_history(folder)
 
 
-def _best_so_far(model, folder, monitor):
-    """Return the best value of a training that was broken off, None if its model is lost; say that it goes on."""
-    backup, history = folder / "backup", read_history(folder)
+def _go_on(model, backup, monitor):
+    """Give a model the state of a backup; return how many epochs are done, and the best value so far.
+
+    That value is None if the best model was cut short by the kill: then the next epoch's takes its place.
+    """
+    folder, done = backup.parent.parent, int(backup.stem.removeprefix("epoch_"))
     try:
         model.optimizer.build(model.trainable_variables)
-        model.load_weights(backup / "latest.weights.h5")
+        model.load_weights(backup)
     except ValueError as error:
         raise ValueError(
-            f"{backup} was left by a training of another network that was broken off, and does not fit this one: "
-            "delete it to start anew"
+            f"{backup.parent} was left by a training of another network that was broken off, and does not fit this "
+            "one: delete it to start anew"
         ) from error
-    except OSError:  # BackupAndRestore will see it as well, and take the backup before it
-        print(f"the newest backup in {backup} was cut short by the kill: going back to the one before")
-    print(f"going on after epoch {len(history)} of the training that was broken off in {folder}")
-    return history.loc[best_epoch(history, monitor), monitor] if zipfile.is_zipfile(folder / "best.keras") else None
+    print(f"going on after epoch {done} of the training that was broken off in {folder}")
+    history = read_history(folder)
+    return done, history.loc[best_epoch(history, monitor), monitor] if _whole(folder / "best.keras") else None
+
+
+def _whole(path):
+    # Keras writes the weights last; an interrupted writer may still close the archive
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "model.weights.h5" in archive.namelist()
 
 
 def best_epoch(history, monitor="val_dice"):

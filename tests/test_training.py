@@ -1,7 +1,9 @@
+import io
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -121,11 +123,42 @@ def test_a_backup_of_another_network_is_named(tmp_path, capsys):
     assert f"going on after epoch 2 of the training that was broken off in {tmp_path}" in capsys.readouterr().out
 
 
-def test_a_damaged_best_model_is_replaced(tmp_path):
+def test_a_break_while_the_backup_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    whole = keras.Model.save
+
+    def save(model, path, **options):
+        if "epoch_0003" in str(path):
+            Path(path).write_bytes(b"half a fi")
+            raise KeyboardInterrupt
+        return whole(model, path, **options)
+
+    monkeypatch.setattr(keras.Model, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(small_model(), Batches(), Batches(), tmp_path, 5, verbose=0)
+    assert [path.name for path in (tmp_path / "backup").iterdir()] == ["epoch_0002.keras"]
+    monkeypatch.undo()
+    _, history = training.fit(small_model(), Batches(), Batches(), tmp_path, 5, verbose=0)
+    assert list(history["epoch"]) == list(range(5))
+
+
+def cut_short(path):
+    return path.read_bytes()[:1000]
+
+
+def without_weights(path):
+    """Return what Keras leaves when it is interrupted: a whole archive with no weights in it."""
+    left = io.BytesIO()
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(left, "w") as after:
+        after.writestr("config.json", before.read("config.json"))
+    return left.getvalue()
+
+
+@pytest.mark.parametrize("damage", [cut_short, without_weights])
+def test_a_damaged_best_model_is_replaced(tmp_path, damage):
     with pytest.raises(KeyboardInterrupt):
         training.fit(small_model(), Batches(), Batches(), tmp_path, 4, extra=[PullThePlug(2)], verbose=0)
     best = tmp_path / "best.keras"
-    best.write_bytes(best.read_bytes()[:1000])  # killed while it was written
+    best.write_bytes(damage(best))
     model, _ = training.fit(small_model(), Batches(), Batches(), tmp_path, 4, verbose=0)
     assert keras.models.load_model(best).count_params() == model.count_params()
 
