@@ -135,11 +135,12 @@ def build(name, weights="imagenet", filters=None):
     raise ValueError(f"no network {name!r} in the course: choose one of {', '.join(TITLES)}, instance_unet")
 
 
-def fit(name, model, crops, validation, folder, epochs, weights=None, patience=10, watch=(), verbose="auto"):
+def fit(name, model, crops, validation, folder, epochs, weights, patience=10, watch=(), verbose="auto"):
     """Train a network that finds masks, in one phase, or in two if its encoder is pretrained.
 
     A pretrained encoder rests for the first half of the epochs, while the decoder learns to read it. In the second
-    half its upper blocks are fine-tuned at a low learning rate. A phase that came to its end is not done again.
+    half its upper blocks are fine-tuned at a low learning rate. A phase that came to its end is not done again. The
+    best model is in the folder (`load`).
 
     Parameters
     ----------
@@ -229,8 +230,9 @@ def train(name, folder, seed=0, watch=(), verbose="auto"):
     """
     place, frozen = Path(folder), Path(folder) / "frozen"
     if training.finished(place):  # it is replaced, its first phase as well
+        for part in (frozen, place / "backup"):
+            shutil.rmtree(part, ignore_errors=True)
         (place / training.FINISHED).unlink()
-        shutil.rmtree(frozen, ignore_errors=True)
     keras.utils.set_random_seed(seed)
     crops, validation = batches(seed)
     weights = pretrained() if name == "mobilenet_unet" else None

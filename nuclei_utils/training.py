@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,43 +170,56 @@ def callbacks(folder, patience=10, best=None, monitor="val_dice"):
     """
     folder = Path(folder)
     watch = {"monitor": monitor, "mode": _mode(monitor)}
+    backup = Backup(folder)
     return [
-        keras.callbacks.ModelCheckpoint(
-            folder / "best.keras", save_best_only=True, initial_value_threshold=best, **watch
-        ),
+        keras.callbacks.ModelCheckpoint(backup.best, save_best_only=True, initial_value_threshold=best, **watch),
         keras.callbacks.EarlyStopping(patience=patience, **watch),
         keras.callbacks.CSVLogger(folder / "history.csv", append=True),
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        Backup(folder / "backup"),
+        backup,
     ]
 
 
 class Backup(keras.callbacks.Callback):
     """Keep the model and its optimizer after each epoch, whole or not at all, so that a killed training can go on.
 
-    Keras' own `BackupAndRestore` writes over its last backup: a process that is killed meanwhile leaves half a file.
+    Keras' own `BackupAndRestore` and `ModelCheckpoint` write over what they kept before: a process that is killed
+    meanwhile leaves half a file. So the best model is written to `best`, here, and moved when it is whole.
 
     Parameters
     ----------
     folder : path-like
-        Where `epoch_0001.keras` and its followers go; each replaces the one before.
+        Of the training. The best model becomes its `best.keras`; `backup/epoch_0001.keras` and its followers replace
+        each other.
+
+    Attributes
+    ----------
+    best : pathlib.Path
+        Where `ModelCheckpoint`, which must come before, writes the best model.
     """
 
     def __init__(self, folder):
         super().__init__()
         self.folder = Path(folder)
+        self.best = self.folder / "backup" / "best.keras"
+
+    def on_train_begin(self, logs=None):
+        """Remove what a killed training was about to write."""
+        self.best.unlink(missing_ok=True)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Write the backup of an epoch, then remove the one before."""
+        """Move the best model to its place, write the backup of the epoch, then remove the one before."""
+        if self.best.is_file():
+            self.best.replace(self.folder / self.best.name)
         older = _backups(self.folder)
-        with written_whole(self.folder / f"epoch_{epoch + 1:04}.keras") as aside:
+        with written_whole(self.best.with_name(f"epoch_{epoch + 1:04}.keras")) as aside:
             self.model.save(aside)
         for path in older:
             path.unlink()
 
 
 def _backups(folder):
-    return sorted(folder.glob("epoch_*.keras"))
+    return sorted((folder / "backup").glob("epoch_*.keras"))
 
 
 def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto", monitor="val_dice"):
@@ -243,18 +255,20 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
     ------
     ValueError
         If the backup of a training that was broken off is of another network.
+    data.DataError
+        If no epoch has a value of `monitor` that is a number: the training diverged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    backups = [] if finished(folder) else _backups(folder / "backup")
+    backups = [] if finished(folder) or not (folder / "history.csv").is_file() else _backups(folder)
     done, best = 0, None
     if backups:
         done, best = _go_on(model, backups[-1], monitor)
     else:
-        for name in ("history.csv", "best.keras", FINISHED):
-            (folder / name).unlink(missing_ok=True)
         for name in ("tensorboard", "backup", "predictions"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("history.csv", "best.keras", FINISHED):  # without a backup, what is left is not taken up
+            (folder / name).unlink(missing_ok=True)
     # what is extra comes first: once the backup is made, the epoch is not done again
     watchers = [*extra, *callbacks(folder, patience, best, monitor)]
     model.fit(
@@ -266,19 +280,18 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
         shuffle=False,  # the pipeline does
         verbose=verbose,
     )
-    # the best epoch may lie before a break, which EarlyStopping's own memory does not reach
+    history = read_history(folder)
+    best_epoch(history, monitor)  # says so if there is none
+    # it may lie before a break, which EarlyStopping's own memory does not reach
     model.load_weights(folder / "best.keras")
     (folder / FINISHED).touch()
     # not before: what is killed until here goes on
     shutil.rmtree(folder / "backup", ignore_errors=True)
-    return model, read_history(folder)
+    return model, history
 
 
 def _go_on(model, backup, monitor):
-    """Give a model the state of a backup; return how many epochs are done, and the best value so far.
-
-    That value is None if the best model was cut short by the kill: then the next epoch's takes its place.
-    """
+    """Give a model the state of a backup; return how many epochs are done, and the best value of these."""
     folder, done = backup.parent.parent, int(backup.stem.removeprefix("epoch_"))
     try:
         model.optimizer.build(model.trainable_variables)
@@ -289,16 +302,8 @@ def _go_on(model, backup, monitor):
             "one: delete it to start anew"
         ) from error
     print(f"going on after epoch {done} of the training that was broken off in {folder}")
-    history = read_history(folder)
-    return done, history.loc[best_epoch(history, monitor), monitor] if _whole(folder / "best.keras") else None
-
-
-def _whole(path):
-    # Keras writes the weights last; an interrupted writer may still close the archive
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "model.weights.h5" in archive.namelist()
+    history = read_history(folder).iloc[:done]  # an epoch that was logged, but not kept, is done again
+    return done, history.loc[best_epoch(history, monitor), monitor]
 
 
 def best_epoch(history, monitor="val_dice"):

@@ -5,7 +5,6 @@ import json
 import shlex
 import shutil
 import sys
-import zipfile
 
 import keras
 import matplotlib.pyplot as plt
@@ -196,9 +195,9 @@ def _interrupted(arguments, folder):
 def _write(name, out, folder):
     """Write the best model so far, the history and its picture; return the history, the mask's Dice as `val_dice`."""
     column = _dice(name)
-    parts = [part for part in _parts(folder) if zipfile.is_zipfile(part / "best.keras")]
+    parts = [part for part in _parts(folder) if (part / "best.keras").is_file()]
     if not parts:
-        raise DataError(f"{folder / 'best.keras'} was cut short while it was written: go on with --resume")
+        raise DataError(f"{folder} has no whole model yet: go on with --resume")
     best = max(parts, key=lambda part: training.read_history(part)[f"val_{column}"].max())
     # without the optimizer's memory, which is twice as large as the network
     model = keras.models.load_model(best / "best.keras", compile=False)
