@@ -10,7 +10,6 @@ import argparse
 import time
 
 import keras
-from keras import layers
 
 from benchmarks import results
 from benchmarks.networks import score
@@ -59,13 +58,7 @@ def only(part, seed):
     if part == "colours":
         colours = pipeline.colour_augmentation(seed + 2)
         return lambda images, masks: (colours(images), masks)
-    rotation = layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1)
-
-    def turn(images, masks):
-        both = rotation({"images": images, "segmentation_masks": masks}, training=True)
-        return both["images"], both["segmentation_masks"]
-
-    return turn
+    return pipeline.rotation(seed + 1)
 
 
 def train(settings, seed):

@@ -152,7 +152,8 @@ def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at
     ValueError
         If the examples never end, or `augment` is something else.
     """
-    if augment not in (None, "flips", "all"):
+    changes = {"all": augmentation, "flips": flips}
+    if augment is not None and augment not in changes:
         raise ValueError(f'augment is {augment!r}: choose "all", "flips" or None')
     cached = (
         examples.map(_image_mask_and_kind, tf.data.AUTOTUNE)
@@ -170,7 +171,7 @@ def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at
         .batch(batch_size, drop_remainder=count >= batch_size)
     )
     if augment:
-        batches = batches.map({"flips": flips, "all": augmentation}[augment](seed))
+        batches = batches.map(changes[augment](seed))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -255,14 +256,22 @@ def flips(seed=0):
 
     Parameters and return value are those of `augmentation`.
     """
-    return _together([layers.RandomFlip("horizontal_and_vertical", seed=seed)])
+    return _together(layers.RandomFlip("horizontal_and_vertical", seed=seed))
+
+
+def rotation(seed=0):
+    """Make the function that turns a batch at random by any angle, image and mask together.
+
+    Masks are turned by nearest neighbour. Parameters and return value are those of `augmentation`.
+    """
+    return _together(layers.RandomRotation(0.5, fill_mode="reflect", seed=seed))
 
 
 def augmentation(seed=0):
     """Make the function that changes a batch at random, image and mask together.
 
-    Geometry (flips, rotation by any angle) moves both, masks by nearest neighbour; colour and noise
-    (`colour_augmentation`) change the image alone. CLAHE works on 8-bit crops and comes before (`training_batches`).
+    Geometry (`flips`, `rotation`) moves both; colour and noise (`colour_augmentation`) change the image alone. CLAHE
+    works on 8-bit crops and comes before (`training_batches`).
 
     Parameters
     ----------
@@ -273,24 +282,20 @@ def augmentation(seed=0):
     callable
         (images float32 (batch, H, W, 3) in [0, 1], masks float32 (batch, H, W, 1)) to the same.
     """
-    turned = layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1)
-    geometry = _together([layers.RandomFlip("horizontal_and_vertical", seed=seed), turned])
-    colours = colour_augmentation(seed + 2)
+    flip, turn, colours = flips(seed), rotation(seed + 1), colour_augmentation(seed + 2)
 
     def augment(images, masks):
-        images, masks = geometry(images, masks)
+        images, masks = turn(*flip(images, masks))
         return colours(images), masks
 
     return augment
 
 
-def _together(changes):
-    """Make the function that applies some of Keras' layers to images and masks alike."""
+def _together(layer):
+    """Make the function that applies one of Keras' layers to images and masks alike."""
 
     def change(images, masks):
-        batch = {"images": images, "segmentation_masks": masks}
-        for layer in changes:
-            batch = layer(batch, training=True)
+        batch = layer({"images": images, "segmentation_masks": masks}, training=True)
         return batch["images"], batch["segmentation_masks"]
 
     return change
