@@ -153,9 +153,9 @@ def transfer():
 
 def tuning():
     """Show what was tried for equal arithmetic."""
-    rows = []
+    tried, rows = read("tuning_stage1_fixed")["runs"].values(), []
     for name in VARIANTS:
-        runs = [run for run in read("tuning_stage1_fixed")["runs"].values() if run["variant"] == name]
+        runs = [run for run in tried if run["variant"] == name]
         if not runs:
             continue
         scores = [run["validation"]["kinds"]["all"] for run in runs]
