@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import keras
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from nuclei_utils import models, training
-from tests.interruption import PullThePlug
+from tests.interruption import PullThePlug, break_off_while_saving
 
 
 class Batches(keras.utils.PyDataset):
@@ -122,15 +123,7 @@ def test_a_backup_of_another_network_is_named(tmp_path, capsys):
 
 
 def test_a_break_while_the_backup_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    whole = keras.Model.save
-
-    def save(model, path, **options):
-        if "epoch_0003" in str(path):
-            Path(path).write_bytes(b"half a fi")
-            raise KeyboardInterrupt
-        return whole(model, path, **options)
-
-    monkeypatch.setattr(keras.Model, "save", save)
+    break_off_while_saving(monkeypatch, lambda path: "epoch_0003" in path.name)
     with pytest.raises(KeyboardInterrupt):
         training.fit(small_model(), Batches(), Batches(), tmp_path, 5, verbose=0)
     assert [path.name for path in (tmp_path / "backup").iterdir()] == ["epoch_0002.keras"]
@@ -140,17 +133,8 @@ def test_a_break_while_the_backup_is_written_leaves_the_one_before(tmp_path, mon
 
 
 def test_a_break_while_the_best_model_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    whole, written = keras.Model.save, []
-
-    def save(model, path, **options):
-        if Path(path).name == "best.keras":
-            written.append(path)
-            if len(written) == 2:
-                Path(path).write_bytes(b"half a fi")
-                raise KeyboardInterrupt
-        return whole(model, path, **options)
-
-    monkeypatch.setattr(keras.Model, "save", save)
+    best = count(1)
+    break_off_while_saving(monkeypatch, lambda path: path.name == "best.keras" and next(best) == 2)
     with pytest.raises(KeyboardInterrupt):
         training.fit(small_model(), Batches(), Batches(), tmp_path, 10, verbose=0)
     before = (tmp_path / "best.keras").read_bytes()
