@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.results import FOLDER
 from benchmarks.transfer import ENCODERS
+from benchmarks.tuning import VARIANTS
 from nuclei_utils import data, recipes
 from nuclei_utils.files import written_whole
 
@@ -152,16 +153,21 @@ def transfer():
 
 def tuning():
     """Show what was tried for equal arithmetic."""
-    rows = [
-        [
-            name,
-            row["steps"],
-            f"{row['validation']['kinds']['all']['dice']:.3f}",
-            f"{row['validation']['kinds']['all']['mean_dice']:.3f}",
-        ]
-        for name, row in read("tuning_stage1_fixed")["runs"].items()
-    ]
-    return markdown(["variant", "steps", "Dice", "Dice, mean over images"], rows)
+    rows = []
+    for name in VARIANTS:
+        runs = [run for run in read("tuning_stage1_fixed")["runs"].values() if run["variant"] == name]
+        scores = [run["validation"]["kinds"]["all"] for run in runs]
+        rows.append(
+            [
+                name,
+                runs[0]["steps"],
+                *(figure([score[column] for score in scores]) for column in ("dice", "mean_dice")),
+                f"{np.mean([run['cpu_seconds'] for run in runs]) / 60:.0f}",
+                len(runs),
+            ]
+        )
+    heads = ["steps", "Dice", "Dice, mean over images", "minutes of one core", "seeds"]
+    return markdown(["variant", *heads], rows)
 
 
 RUNGS = {

@@ -2,10 +2,11 @@
 
     NUCLEI_DATA=stage1_fixed python -m benchmarks.tuning
 
-Each variant changes one thing of the first. All take as many multiplications as the first does in its steps, so that
-smaller crops and narrower networks see more crops. Variants that the file of results has are not trained again.
+Each variant changes one thing of one before it. All take as many multiplications as the first does in its steps, so
+that smaller crops and narrower networks see more crops. Variants that the file of results has are not trained again.
 """
 
+import argparse
 import time
 
 import keras
@@ -15,17 +16,26 @@ from benchmarks.networks import score
 from nuclei_utils import data, losses, metrics, models, pipeline, training
 
 STEPS = 256  # of the first variant; with its crops about 5 minutes on two cores
-FIRST = {"size": 256, "batch": 8, "filters": 16, "learning_rate": 1e-3, "schedule": True, "augment": True, "ema": False}
+FIRST = {
+    "size": 256,
+    "batch": 8,
+    "filters": 16,
+    "learning_rate": 1e-3,
+    "schedule": True,
+    "augment": "all",
+    "ema": False,
+}
 VARIANTS = {
     "crops of 256": {},
     "crops of 128": {"size": 128, "batch": 16},
     "crops of 128, learning rate 3e-3": {"size": 128, "batch": 16, "learning_rate": 3e-3},
     "crops of 128, half the width": {"size": 128, "batch": 16, "filters": 8},
-    "crops of 128, no augmentation": {"size": 128, "batch": 16, "augment": False},
+    "crops of 128, no augmentation": {"size": 128, "batch": 16, "augment": None},
+    "crops of 128, flips alone": {"size": 128, "batch": 16, "augment": "flips"},
+    "crops of 128, flips and colours": {"size": 128, "batch": 16, "augment": "flips and colours"},
     "crops of 128, constant rate": {"size": 128, "batch": 16, "schedule": False},
     # Keras averages what is trained; the statistics of batch normalisation stay those of the last steps
     "crops of 128, constant rate, averaged weights": {"size": 128, "batch": 16, "schedule": False, "ema": True},
-    "crops of 128, batches of 8": {"size": 128},
 }
 
 
@@ -39,9 +49,18 @@ def train(settings, seed):
     """Train one variant for its steps; the last weights count, no epoch is chosen."""
     keras.utils.set_random_seed(seed)
     crops = training.PROFILES["laptop"].crops
+    colours = settings["augment"] == "flips and colours"  # the course's augmentation without CLAHE and rotation
     train = pipeline.training_batches(
-        pipeline.read(split="train"), settings["size"], settings["batch"], settings["augment"], seed, crops
+        pipeline.read(split="train"),
+        settings["size"],
+        settings["batch"],
+        "flips" if colours else settings["augment"],
+        seed,
+        crops,
     )
+    if colours:
+        change = pipeline.colour_augmentation(seed + 2)
+        train = train.map(lambda images, masks: (change(images), masks))
     model = models.unet(filters=settings["filters"])
     steps = steps_of(settings)
     rate = training.warm_up_and_cosine(settings["learning_rate"], steps)
@@ -57,24 +76,32 @@ def train(settings, seed):
     return model
 
 
-def main(seed=0):
-    """Train and score each variant that has no result yet; write after each."""
+def main():
+    """Train and score each variant with each seed that has no result yet; write after each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    arguments = parser.parse_args()
     title = f"tuning_{data.current()}"
-    for name, changes in VARIANTS.items():
-        if name in results.runs(title):
-            continue
-        settings = {**FIRST, **changes}
-        print(f"\n{name}: {steps_of(settings)} steps", flush=True)
-        start = time.process_time()
-        model = train(settings, seed)
-        seconds = round(time.process_time() - start)
-        figures = {
-            **settings,
-            "steps": steps_of(settings),
-            "cpu_seconds": seconds,
-            "validation": score(model, "validation"),
-        }
-        results.add(title, name, figures, data=data.current(), seed=seed)
+    for seed in arguments.seeds:
+        for name in arguments.variants:
+            key = f"{name}, seed {seed}"
+            if key in results.runs(title):
+                continue
+            settings = {**FIRST, **VARIANTS[name]}
+            print(f"\n{key}: {steps_of(settings)} steps", flush=True)
+            start = time.process_time()
+            model = train(settings, seed)
+            seconds = round(time.process_time() - start)
+            figures = {
+                "variant": name,
+                "seed": seed,
+                **settings,
+                "steps": steps_of(settings),
+                "cpu_seconds": seconds,
+                "validation": score(model, "validation"),
+            }
+            results.add(title, key, figures, data=data.current())
     print(f"\n{results.FOLDER / title}.json")
 
 

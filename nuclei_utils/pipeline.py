@@ -123,7 +123,7 @@ def only(examples, ids):
     return examples.filter(lambda example: tf.reduce_any(example["id"] == tf.constant(ids)))
 
 
-def training_batches(examples, size=256, batch_size=8, augment=True, seed=0, at_least=0):
+def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at_least=0):
     """Turn examples into batches for training: every image once an epoch or more often, each time as a random crop.
 
     Parameters
@@ -134,8 +134,8 @@ def training_batches(examples, size=256, batch_size=8, augment=True, seed=0, at_
         Height and width of the crops, pixels; smaller images are padded by reflection.
     batch_size : int
         Crops per batch; what is left over at the end of an epoch is dropped, so that all batches are alike.
-    augment : bool
-        Change images and masks at random (CLAHE of some crops, then `augmentation`).
+    augment : "all", "flips" or None
+        Change images and masks at random: CLAHE of some crops, then `augmentation`; or `flips` alone.
     seed : int
         Same seed, same order, crops and changes, epoch for epoch.
     at_least : int
@@ -150,8 +150,10 @@ def training_batches(examples, size=256, batch_size=8, augment=True, seed=0, at_
     Raises
     ------
     ValueError
-        If the examples never end.
+        If the examples never end, or `augment` is something else.
     """
+    if augment not in (None, "flips", "all"):
+        raise ValueError(f'augment is {augment!r}: choose "all", "flips" or None')
     cached = (
         examples.map(_image_mask_and_kind, tf.data.AUTOTUNE)
         .map(_normalised, tf.data.AUTOTUNE)
@@ -164,11 +166,11 @@ def training_batches(examples, size=256, batch_size=8, augment=True, seed=0, at_
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
     batches = (
         tf.data.Dataset.zip(crops, draws)
-        .map(lambda example, draw: _random_crop(*example[:2], draw, size, augment), tf.data.AUTOTUNE)
+        .map(lambda example, draw: _random_crop(*example[:2], draw, size, augment == "all"), tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=count >= batch_size)
     )
     if augment:
-        batches = batches.map(augmentation(seed))
+        batches = batches.map({"flips": flips, "all": augmentation}[augment](seed))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -248,6 +250,14 @@ def validation_batches(examples, size=256, batch_size=8):
     )
 
 
+def flips(seed=0):
+    """Make the function that mirrors a batch at random, image and mask together: no pixel changes its value.
+
+    Parameters and return value are those of `augmentation`.
+    """
+    return _together([layers.RandomFlip("horizontal_and_vertical", seed=seed)])
+
+
 def augmentation(seed=0):
     """Make the function that changes a batch at random, image and mask together.
 
@@ -263,19 +273,27 @@ def augmentation(seed=0):
     callable
         (images float32 (batch, H, W, 3) in [0, 1], masks float32 (batch, H, W, 1)) to the same.
     """
-    together = [
-        layers.RandomFlip("horizontal_and_vertical", seed=seed),
-        layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1),
-    ]
+    turned = layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1)
+    geometry = _together([layers.RandomFlip("horizontal_and_vertical", seed=seed), turned])
     colours = colour_augmentation(seed + 2)
 
     def augment(images, masks):
-        batch = {"images": images, "segmentation_masks": masks}
-        for layer in together:
-            batch = layer(batch, training=True)
-        return colours(batch["images"]), batch["segmentation_masks"]
+        images, masks = geometry(images, masks)
+        return colours(images), masks
 
     return augment
+
+
+def _together(changes):
+    """Make the function that applies some of Keras' layers to images and masks alike."""
+
+    def change(images, masks):
+        batch = {"images": images, "segmentation_masks": masks}
+        for layer in changes:
+            batch = layer(batch, training=True)
+        return batch["images"], batch["segmentation_masks"]
+
+    return change
 
 
 def colour_augmentation(seed=0):

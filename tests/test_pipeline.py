@@ -98,7 +98,7 @@ def test_changed_masks_are_prepared_anew_and_what_was_prepared_before_is_removed
     assert before.name.startswith("sample-")
 
 
-@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("augment", ["all", "flips", None])
 @pytest.mark.parametrize("size", [64, 160])
 def test_training_batches(augment, size):
     batches = epoch(pipeline.training_batches(discs(), size=size, batch_size=4, augment=augment))
@@ -112,13 +112,30 @@ def test_training_batches(augment, size):
         assert set(np.unique(masks)) <= {0, 1}
 
 
-@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("augment", ["all", "flips", None])
 def test_image_and_mask_stay_together(augment):
     # the image of a bright disc is its own mask, so whatever moves one must have moved the other
     for number in range(3):
         batches = pipeline.training_batches(discs(), size=96, batch_size=5, augment=augment, seed=number)
         for images, masks in epoch(batches):
-            assert dice(images.mean(axis=-1, keepdims=True), masks) > (0.95 if augment else 0.999)
+            assert dice(images.mean(axis=-1, keepdims=True), masks) > (0.95 if augment == "all" else 0.999)
+
+
+def test_flips_change_no_pixel():
+    examples = discs(size=(64, 64))
+    plain, flipped = (
+        epoch(pipeline.training_batches(examples, size=64, batch_size=5, augment=how)) for how in (None, "flips")
+    )
+    differs = 0
+    for (image, _), (changed, _) in zip(plain, flipped, strict=True):
+        np.testing.assert_allclose(np.sort(changed.ravel()), np.sort(image.ravel()))
+        differs += (image != changed).any()
+    assert differs
+
+
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(ValueError, match='augment is True: choose "all", "flips" or None'):
+        pipeline.training_batches(discs(), augment=True)
 
 
 def test_the_check_for_drift_can_fail():
@@ -138,7 +155,7 @@ def test_same_seed_same_batches():
 
 def test_every_image_is_seen_once_an_epoch():
     # without augmentation, and at the images' own size, a crop is a whole image
-    batches = pipeline.training_batches(discs(size=(64, 64)), size=64, batch_size=5, augment=False)
+    batches = pipeline.training_batches(discs(size=(64, 64)), size=64, batch_size=5, augment=None)
     expected = sorted(preprocess.normalize(e["image"].numpy()).tobytes() for e in discs(size=(64, 64)))
     for _ in range(2):
         assert sorted(image.tobytes() for images, _ in epoch(batches) for image in images) == expected
@@ -192,7 +209,7 @@ def test_augmentation_stays_in_range_and_masks_stay_masks():
 
 def test_rare_kinds_are_gone_through_more_often():
     rare = discs(2).map(lambda example: {**example, "image": 255 - example["image"], "kind": tf.constant(3, tf.int64)})
-    batches = pipeline.training_batches(discs(6).concatenate(rare), size=96, batch_size=2, augment=False, at_least=5)
+    batches = pipeline.training_batches(discs(6).concatenate(rare), size=96, batch_size=2, augment=None, at_least=5)
     assert int(batches.cardinality()) == 6  # six of the one kind, three rounds of two of the other
     crops = np.concatenate([images for images, _ in epoch(batches)])
     assert len({crop.tobytes() for crop in crops}) > 6, "the same image gives other crops"
@@ -270,7 +287,7 @@ def test_records_become_the_examples_that_read_gives():
 
 def test_records_of_no_known_kind_can_be_trained_on():
     records = [record._replace(kind="") for record in data.load("sample", "validation")[:2]]
-    batches = pipeline.training_batches(pipeline.from_records(records), 32, 4, augment=False, at_least=8)
+    batches = pipeline.training_batches(pipeline.from_records(records), 32, 4, augment=None, at_least=8)
     assert len(epoch(batches)) == 2
 
 
