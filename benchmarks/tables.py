@@ -156,6 +156,8 @@ def tuning():
     rows = []
     for name in VARIANTS:
         runs = [run for run in read("tuning_stage1_fixed")["runs"].values() if run["variant"] == name]
+        if not runs:
+            continue
         scores = [run["validation"]["kinds"]["all"] for run in runs]
         rows.append(
             [

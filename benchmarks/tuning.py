@@ -10,6 +10,7 @@ import argparse
 import time
 
 import keras
+from keras import layers
 
 from benchmarks import results
 from benchmarks.networks import score
@@ -33,9 +34,17 @@ VARIANTS = {
     "crops of 128, no augmentation": {"size": 128, "batch": 16, "augment": None},
     "crops of 128, flips alone": {"size": 128, "batch": 16, "augment": "flips"},
     "crops of 128, flips and colours": {"size": 128, "batch": 16, "augment": "flips and colours"},
+    "crops of 128, flips and rotation": {"size": 128, "batch": 16, "augment": "flips and rotation"},
     "crops of 128, constant rate": {"size": 128, "batch": 16, "schedule": False},
     # Keras averages what is trained; the statistics of batch normalisation stay those of the last steps
     "crops of 128, constant rate, averaged weights": {"size": 128, "batch": 16, "schedule": False, "ema": True},
+    "crops of 128, flips alone, constant rate, averaged weights": {
+        "size": 128,
+        "batch": 16,
+        "augment": "flips",
+        "schedule": False,
+        "ema": True,
+    },
 }
 
 
@@ -45,22 +54,30 @@ def steps_of(settings):
     return STEPS * FIRST["batch"] * FIRST["size"] ** 2 * FIRST["filters"] ** 2 // cost
 
 
+def only(part, seed):
+    """Make the function that applies one part of `pipeline.augmentation`, as strong as there."""
+    if part == "colours":
+        colours = pipeline.colour_augmentation(seed + 2)
+        return lambda images, masks: (colours(images), masks)
+    rotation = layers.RandomRotation(0.5, fill_mode="reflect", seed=seed + 1)
+
+    def turn(images, masks):
+        both = rotation({"images": images, "segmentation_masks": masks}, training=True)
+        return both["images"], both["segmentation_masks"]
+
+    return turn
+
+
 def train(settings, seed):
     """Train one variant for its steps; the last weights count, no epoch is chosen."""
     keras.utils.set_random_seed(seed)
     crops = training.PROFILES["laptop"].crops
-    colours = settings["augment"] == "flips and colours"  # the course's augmentation without CLAHE and rotation
+    whole, _, part = str(settings["augment"]).partition(" and ")
     train = pipeline.training_batches(
-        pipeline.read(split="train"),
-        settings["size"],
-        settings["batch"],
-        "flips" if colours else settings["augment"],
-        seed,
-        crops,
+        pipeline.read(split="train"), settings["size"], settings["batch"], settings["augment"] and whole, seed, crops
     )
-    if colours:
-        change = pipeline.colour_augmentation(seed + 2)
-        train = train.map(lambda images, masks: (change(images), masks))
+    if part:
+        train = train.map(only(part, seed))
     model = models.unet(filters=settings["filters"])
     steps = steps_of(settings)
     rate = training.warm_up_and_cosine(settings["learning_rate"], steps)
