@@ -72,9 +72,9 @@ def train(settings, seed):
     """Train one variant for its steps; the last weights count, no epoch is chosen."""
     keras.utils.set_random_seed(seed)
     crops = training.PROFILES["laptop"].crops
-    whole, _, part = str(settings["augment"]).partition(" and ")
+    whole, _, part = (settings["augment"] or "").partition(" and ")
     train = pipeline.training_batches(
-        pipeline.read(split="train"), settings["size"], settings["batch"], settings["augment"] and whole, seed, crops
+        pipeline.read(split="train"), settings["size"], settings["batch"], whole or None, seed, crops
     )
     if part:
         train = train.map(only(part, seed))
