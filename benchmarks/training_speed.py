@@ -60,7 +60,9 @@ def pipeline_seconds(augment):
 def laptop_minutes(model, step_seconds):
     """Return how long the `laptop` profile takes on the data: its steps, and validation after each epoch."""
     profile = training.PROFILES["laptop"]
-    train = pipeline.training_batches(pipeline.read(split="train"), SIZE, BATCH, at_least=profile.crops)
+    train = pipeline.training_batches(
+        pipeline.read(split="train"), SIZE, BATCH, profile.augment, at_least=profile.crops
+    )
     validation = pipeline.validation_batches(pipeline.read(split="validation"), SIZE, BATCH)
     for _ in range(2):  # the first compiles, and fills the cache
         start = time.perf_counter()

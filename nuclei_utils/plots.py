@@ -604,8 +604,10 @@ def learning_curves(history, names=("loss", "dice", "iou"), title=None):
     return figure
 
 
-def compare_curves(histories, column="val_dice", title=None):
+def compare_curves(histories, column="val_dice", lowest=0.0, title=None):
     """Plot one column of several trainings against the epoch, the best epoch of each marked.
+
+    Each line has dashes of its own, so that one that covers another can be told.
 
     Parameters
     ----------
@@ -613,6 +615,8 @@ def compare_curves(histories, column="val_dice", title=None):
         From `training.fit`, by what the legend is to say.
     column : str
         To be high.
+    lowest : float
+        Where the axis begins; what lies below is not shown.
     title : str, optional
 
     Returns
@@ -620,12 +624,14 @@ def compare_curves(histories, column="val_dice", title=None):
     matplotlib.figure.Figure
     """
     figure, axis = plt.subplots(figsize=(7.5, 4))
-    for (name, history), (colour, marker) in zip(histories.items(), _looks(), strict=False):
+    looks = zip(_looks(), cycle(["-", "--", "-.", ":"]))
+    for (name, history), ((colour, marker), dashes) in zip(histories.items(), looks, strict=False):
         epochs, best = np.arange(1, len(history) + 1), int(np.argmax(history[column]))
         label = f"{name} (best {history[column].iloc[best]:.3f})"
-        axis.plot(epochs, history[column], marker + "-", color=colour, markersize=4, label=label)
+        axis.plot(epochs, history[column], marker + dashes, color=colour, markersize=4, label=label)
         axis.plot(epochs[best], history[column].iloc[best], marker, color=colour, markersize=11, fillstyle="none")
-    axis.set(xlabel="epoch", ylabel=column.replace("val_", "validation ").replace("_", " "), title=title, ylim=(0, 1))
+    label = column.replace("val_", "validation ").replace("_", " ")
+    axis.set(xlabel="epoch", ylabel=label, title=title, ylim=(lowest, 1))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.4)
     axis.legend(loc="lower right")

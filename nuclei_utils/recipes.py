@@ -44,7 +44,9 @@ def batches(seed=0, share=1.0):
     examples = pipeline.read(split="train")
     if share < 1:
         examples = pipeline.only(examples, some_ids(share, seed))
-    train = pipeline.training_batches(examples.take(profile.images), SIZE, BATCH, seed=seed, at_least=profile.crops)
+    train = pipeline.training_batches(
+        examples.take(profile.images), SIZE, BATCH, profile.augment, seed, at_least=profile.crops
+    )
     validation = pipeline.read(split="validation").take(profile.images)
     return train, pipeline.validation_batches(validation, 2 * SIZE, BATCH)
 

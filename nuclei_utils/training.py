@@ -32,18 +32,21 @@ class Profile:
         Most images that are used, of each split.
     crops : int
         Least number of crops of each kind of image in an epoch (`pipeline.training_batches`).
+    augment : str
+        How much training images are changed at random (`pipeline.training_batches`): little in short trainings.
     """
 
     name: str
     epochs: int
     images: int
     crops: int
+    augment: str
 
 
 PROFILES = {
-    "smoke": Profile("smoke", epochs=2, images=16, crops=1),  # tests: seconds per notebook
-    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48),  # two cores: 9 to 18 minutes on the real data
-    "full": Profile("full", epochs=100, images=10_000, crops=48),  # hours, or a GPU
+    "smoke": Profile("smoke", epochs=2, images=16, crops=1, augment="flips"),  # tests: seconds per notebook
+    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48, augment="flips"),  # 9 to 18 minutes of two cores
+    "full": Profile("full", epochs=100, images=10_000, crops=48, augment="all"),  # hours, or a GPU
 }
 
 
