@@ -29,6 +29,7 @@ SCORES = {
     "mean_dice": "Dice, mean over images",
 }
 RUN = "stage1_fixed_laptop"
+SPLITS = ("validation", "test")
 
 
 def read(name):
@@ -107,7 +108,7 @@ def pairs():
 def unet():
     """Show the scores of the U-Net on validation and test images, by kind."""
     rows = []
-    for split in ("validation", "test"):
+    for split in SPLITS:
         tables = [run[split]["kinds"] for run in seeds_of("unet")]
         for kind, row in tables[0].items():
             scores = [figure([table[kind][column] for table in tables]) for column in SCORES]
@@ -170,6 +171,17 @@ def tuning():
         )
     heads = ["steps", "Dice", "Dice, mean over images", "minutes of one core", "seeds"]
     return markdown(["variant", *heads], rows)
+
+
+def augmentation():
+    """Show what became of the three networks when the `laptop` profile gave up all augmentation but flips, seed 0."""
+    before, now = (read(f"networks_{name}{RUN}")["runs"] for name in ("all_augmentation_", ""))
+    rows = []
+    for name, title in recipes.TITLES.items():
+        runs = [some[f"{name}, seed 0"] for some in (before, now)]
+        rows.append([title, *(f"{run[split]['kinds']['all']['dice']:.3f}" for split in SPLITS for run in runs)])
+    heads = [f"{split}: {how}" for split in SPLITS for how in ("all of it", "flips alone")]
+    return markdown(["network", *heads], rows)
 
 
 RUNGS = {
@@ -264,6 +276,7 @@ TABLES = {
         pruned,
         transfer,
         tuning,
+        augmentation,
         ladder,
         instances,
         deploy,
