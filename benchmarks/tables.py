@@ -1,4 +1,4 @@
-"""Turn the files of results into the tables that the README and the notebooks quote: `python -m benchmarks.tables`.
+"""Turn the files of results into the tables that both READMEs and the notebooks quote: `python -m benchmarks.tables`.
 
 `python -m benchmarks.tables --write` puts them into the texts, between the marks `<!-- table NAME -->` and
 `<!-- end -->`. A test compares the tables in the texts with what this prints, so that no figure is typed in by hand.
@@ -19,7 +19,7 @@ from nuclei_utils import data, recipes
 from nuclei_utils.files import written_whole
 
 ROOT = FOLDER.parent.parent
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "notebooks").glob("0*.ipynb"))]
 MARKED = re.compile(r"(<!-- table (\w+) -->\n\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 SCORES = {
     "dice": "Dice (F1)",

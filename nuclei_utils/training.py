@@ -45,7 +45,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", epochs=2, images=16, crops=1, augment="flips"),  # tests: seconds per notebook
-    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48, augment="flips"),  # 9 to 18 minutes of two cores
+    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48, augment="flips"),  # 8 to 19 minutes of two cores
     "full": Profile("full", epochs=100, images=10_000, crops=48, augment="all"),  # hours, or a GPU
 }
 

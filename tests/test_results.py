@@ -21,7 +21,7 @@ def text_of(path):
     return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
 
 
-@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_texts_quote_the_results(path):
     text = text_of(path)
     assert len(tables.MARKED.findall(text)) == text.count("<!-- table "), "a mark without its end"
