@@ -72,6 +72,7 @@ def run(name, seed, place):
         "training": {
             "crop": recipes.SIZE,
             "batch": recipes.BATCH,
+            "augment": training.profile().augment,
             "epochs": len(history),
             "best_epoch": len(history) - len(last_phase) + training.best_epoch(last_phase) + 1,
             **took,

@@ -72,6 +72,7 @@ def main():
                     "steps": EPOCHS * STEPS,
                     "crop": recipes.SIZE,
                     "batch": recipes.BATCH,
+                    "augment": training.profile().augment,
                     "val_dice": [round(value, 4) for history in histories for value in history["val_dice"]],
                     "test": score(model, "test"),
                 }
