@@ -3,7 +3,7 @@
     NUCLEI_DATA=stage1_fixed python -m benchmarks.separate
 
 Thresholds are chosen on the validation images; the test images are scored once. The network without what training needs
-goes to `data/instance_unet.keras`, which the package ships, and the nuclei of the stage-1 test images, whose truth is
+goes to `data/instance_unet.weights.h5`, which the package ships, and the nuclei of the stage-1 test images, whose truth is
 not to be had here, to `benchmarks/submission.csv`.
 """
 
@@ -22,7 +22,7 @@ from benchmarks import results
 from nuclei_utils import data, export, instances, predict
 from nuclei_utils.files import written_whole
 
-SHIPPED = results.FOLDER.parent.parent / "data" / "instance_unet.keras"
+SHIPPED = results.FOLDER.parent.parent / "data" / "instance_unet.weights.h5"
 SUBMISSION = results.FOLDER.parent / "submission.csv"
 VIEWS = 8
 MASK_THRESHOLDS, SMALLEST = (0.5, 0.6, 0.7), (15, 25, 35)

@@ -152,7 +152,7 @@ def mobilenet_unet(input_shape=(None, None, 3), weights="imagenet", trainable=Tr
     return model
 
 
-def mobilenet_encoder(weights="imagenet", outputs=(*SKIPS, BOTTOM)):
+def mobilenet_encoder(weights="imagenet", outputs=(*SKIPS, BOTTOM), fixed_statistics=None):
     """Build MobileNetV2 up to a layer, with its feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 as outputs.
 
     Parameters
@@ -160,6 +160,8 @@ def mobilenet_encoder(weights="imagenet", outputs=(*SKIPS, BOTTOM)):
     weights : as for `mobilenet_unet`
     outputs : sequence of str
         Names of the layers whose feature maps are wanted; what comes after the last is left out.
+    fixed_statistics : bool, optional
+        Keep batch normalisation in inference mode (`FixedStatistics`). Default: if the encoder is pretrained.
 
     Returns
     -------
@@ -184,9 +186,11 @@ def mobilenet_encoder(weights="imagenet", outputs=(*SKIPS, BOTTOM)):
             f"MobileNetV2's ImageNet weights could not be downloaded ({error}). Without internet, fetch the file "
             f"elsewhere and name it in ${WEIGHTS}; or build the network with weights=None, from random ones"
         ) from error
-    kind = keras.Model if source is None else FixedStatistics
+    if fixed_statistics is None:
+        fixed_statistics = source is not None
+    kind = FixedStatistics if fixed_statistics else keras.Model
     encoder = kind(base.input, [base.get_layer(name).output for name in outputs], name="mobilenet_v2")
-    if source is None:
+    if not fixed_statistics:
         for layer in encoder.layers:
             if isinstance(layer, layers.BatchNormalization):
                 layer.momentum = 0.9  # as in `double_convolution`: 0.999 is for trainings of a million steps
@@ -235,7 +239,7 @@ def train_encoder(model, trainable):
         layer.trainable = index >= first
 
 
-def instance_unet(input_shape=(None, None, 3), weights="imagenet", filters=16):
+def instance_unet(input_shape=(None, None, 3), weights="imagenet", filters=16, fixed_statistics=None):
     """Build a small U-Net on MobileNetV2 with three outputs, from which touching nuclei can be separated.
 
     It is `mobilenet_unet` made light, so that it can be shipped: the encoder ends at 1/16 of the image's size, the
@@ -248,6 +252,7 @@ def instance_unet(input_shape=(None, None, 3), weights="imagenet", filters=16):
     weights : as for `mobilenet_unet`
     filters : int
         Feature maps of the decoder at full size; each level below has as many more.
+    fixed_statistics : as for `mobilenet_encoder`
 
     Returns
     -------
@@ -263,7 +268,7 @@ def instance_unet(input_shape=(None, None, 3), weights="imagenet", filters=16):
     """
     _check_size(input_shape, 2 ** len(SKIPS))
     inputs = keras.Input(input_shape, name="image")
-    *skips, x = mobilenet_encoder(weights, SKIPS)(layers.Rescaling(2.0, offset=-1.0)(inputs))
+    *skips, x = mobilenet_encoder(weights, SKIPS, fixed_statistics)(layers.Rescaling(2.0, offset=-1.0)(inputs))
     skips.insert(0, double_convolution(inputs, filters))
     for level, skip in reversed(list(enumerate(skips))):
         # fewer feature maps before they are enlarged: 1x1 convolutions are cheap, and cheapest at the small size
@@ -331,6 +336,25 @@ class DeepSupervision(keras.Model):
     As in U-Net++ (arXiv 1807.10165, section 3.2), where the weights of all outputs are equal.
     """
 
+    def compile(self, *args, metrics=(), **kwargs):
+        """Compile as any model; `metrics` are metrics of Keras, each for the mean of the outputs.
+
+        The model holds the metrics itself: up to version 3.13, Keras gives each output metrics of its own.
+        """
+        super().compile(*args, **kwargs)
+        self.mean_metrics = [keras.metrics.get(metric) for metric in metrics or ()]
+
+    def get_compile_config(self):
+        """Return what is needed to compile the model again."""
+        metrics = [keras.saving.serialize_keras_object(metric) for metric in self.mean_metrics]
+        return {**super().get_compile_config(), "metrics": metrics}
+
+    def compile_from_config(self, config):
+        """Compile the model again as `get_compile_config` says, as Keras does for a plain `compile`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the mean of the losses of the outputs."""
         losses = [super(DeepSupervision, self).compute_loss(x, y, output, sample_weight, training) for output in y_pred]
@@ -338,7 +362,10 @@ class DeepSupervision(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Return the metrics of the mean of the outputs, what `accurate_mode` predicts."""
-        return super().compute_metrics(x, y, ops.mean(ops.stack(y_pred), axis=0), sample_weight)
+        mean = ops.mean(ops.stack(y_pred), axis=0)
+        for metric in self.mean_metrics:
+            metric.update_state(y, mean, sample_weight)
+        return self.get_metrics_result()
 
 
 def megabytes(model):

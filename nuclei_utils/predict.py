@@ -219,7 +219,10 @@ def default_model():
     data.DataError
         If the file is missing.
     """
-    return keras.models.load_model(data._asset("instance_unet.keras"), compile=False, safe_mode=True)
+    # built here, not loaded whole: a file of weights alone is read by every supported Keras
+    model = models.instance_unet(weights=None, fixed_statistics=True)
+    model.load_weights(data._asset("instance_unet.weights.h5"))
+    return model
 
 
 # Tiles
