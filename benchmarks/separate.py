@@ -2,9 +2,9 @@
 
     NUCLEI_DATA=stage1_fixed python -m benchmarks.separate
 
-Thresholds are chosen on the validation images; the test images are scored once. The network without what training needs
-goes to `data/instance_unet.weights.h5`, which the package ships, and the nuclei of the stage-1 test images, whose truth is
-not to be had here, to `benchmarks/submission.csv`.
+Thresholds are chosen on the validation images; the test images are scored once. The weights of the network go to
+`data/instance_unet.weights.h5`, which the package ships, and the nuclei of the stage-1 test images, whose truth is not
+to be had here, to `benchmarks/submission.csv`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks import instances as trained
 from benchmarks import results
-from nuclei_utils import data, export, instances, predict
+from nuclei_utils import data, export, instances, models, predict
 from nuclei_utils.files import written_whole
 
 SHIPPED = results.FOLDER.parent.parent / "data" / "instance_unet.weights.h5"
@@ -36,9 +36,11 @@ GRIDS = {
 
 
 def ship(model):
-    """Write the network as the package ships it, without optimiser and losses."""
+    """Write the weights of the network as the package ships them: `predict.default_model` reads them."""
+    shipped = models.instance_unet(weights=None, fixed_statistics=True)
+    shipped.set_weights(model.get_weights())
     with written_whole(SHIPPED) as aside:
-        model.save(aside)
+        shipped.save_weights(aside)
 
 
 def maps_of(model, images, views):

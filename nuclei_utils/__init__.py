@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @wrapt.when_imported("tensorflow_datasets")
-def _register_with_tfds(_module):
+def _register_with_tfds(module):
     """Make `tfds.load("dsb2018/…")` work, whichever of the two packages is imported first."""
-    import nuclei_utils.dsb2018  # noqa: F401
+    if hasattr(module, "core"):  # TFDS logs an error of its own imports and goes on without its functions
+        import nuclei_utils.dsb2018  # noqa: F401

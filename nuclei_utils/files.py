@@ -26,7 +26,8 @@ def written_whole(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a number of the process alone is not enough: processes on two machines, or two threads, may share one
-    aside = path.with_name(f".{path.stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    stem, dot, endings = path.name.partition(".")
+    aside = path.with_name(f".{stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}{dot}{endings}")
     try:
         yield aside
         aside.replace(path)

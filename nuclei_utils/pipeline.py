@@ -1,15 +1,17 @@
 """From TensorFlow Datasets to batches: read, normalise, cache, shuffle, crop, batch, augment, prefetch."""
 
 import contextlib
+import functools
 import hashlib
+import importlib
 import io
+import logging
 import sys
 from functools import partial
 
 import cv2
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from keras import layers
 from skimage.segmentation import relabel_sequential
 
@@ -27,19 +29,35 @@ ZOOM = 2.0
 def read(name=None, split="train"):
     """Read a data set through TensorFlow Datasets; it is prepared below `data.home()` on first use.
 
+    Where TensorFlow Datasets cannot be imported, the same examples are read from the images and masks themselves, in
+    the same order, and a line on stderr says so once. (Google Colab had such a pair of libraries in the summer of 2026:
+    tensorflow-metadata 1.21 needs a newer protobuf than TensorFlow 2.20 allows.)
+
     Parameters
     ----------
     name : str, optional
         One of `data.NAMES`; `data.current()` if not given.
     split : str
-        One of `data.SPLITS`, or TFDS' own notation, such as "train[:10]".
+        One of `data.SPLITS`.
 
     Returns
     -------
     tf.data.Dataset
         Of dictionaries `image` uint8 (H, W, 3), `labels` uint16 (H, W, 1), `id` and `kind`, sizes as they are.
+
+    Raises
+    ------
+    data.DataError
+        If the data set or the split is unknown, or the images have not been fetched yet.
     """
     name = name or data.current()
+    data.ids(name, split)  # refuses an unknown split
+    tfds = _tensorflow_datasets()
+    if tfds is None:
+        # TFDS mixes the examples of a split in this way
+        return from_records(
+            sorted(data.load(name, split), key=lambda r: hashlib.md5(f"{split}{r.id}".encode()).digest())
+        )
     place = _prepared_folder(name)  # once: it looks at every file of the data set
     builder = tfds.builder(f"dsb2018/{name}", data_dir=place)
     if not builder.data_path.exists():
@@ -52,6 +70,26 @@ def read(name=None, split="train"):
             builder = tfds.builder(f"dsb2018/{name}", data_dir=place)
         remove_older(place)
     return builder.as_dataset(split=split, shuffle_files=False)
+
+
+@functools.cache
+def _tensorflow_datasets():
+    """Import TensorFlow Datasets; where that fails, say so once and return None."""
+    try:
+        logging.disable(logging.CRITICAL)  # TFDS logs a long traceback, and leaves a module without functions
+        tfds = importlib.import_module("tensorflow_datasets")
+    except ImportError:
+        tfds = None
+    finally:
+        logging.disable(logging.NOTSET)
+    if hasattr(tfds, "builder"):
+        return tfds
+    print(
+        "TensorFlow Datasets cannot be imported here (`python -c 'import tensorflow_datasets'` says why). "
+        "The images are read without it; nothing else changes.",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _prepared_folder(name):
@@ -95,13 +133,13 @@ def from_records(records):
     def generate():
         for record in records:
             label_map = record.labels.astype(np.uint16)[..., None]
-            yield {"image": record.image, "labels": label_map, "id": record.id, "kind": kinds[record.kind]}
+            yield {"id": record.id, "image": record.image, "kind": kinds[record.kind], "labels": label_map}
 
     signature = {
-        "image": tf.TensorSpec((None, None, 3), tf.uint8),
-        "labels": tf.TensorSpec((None, None, 1), tf.uint16),
         "id": tf.TensorSpec((), tf.string),
+        "image": tf.TensorSpec((None, None, 3), tf.uint8),
         "kind": tf.TensorSpec((), tf.int64),
+        "labels": tf.TensorSpec((None, None, 1), tf.uint16),
     }
     examples = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return examples.apply(tf.data.experimental.assert_cardinality(len(records)))
@@ -262,7 +300,7 @@ def flips(seed=0):
 def rotation(seed=0):
     """Make the function that turns a batch at random by any angle, image and mask together.
 
-    Masks are turned by nearest neighbour. Parameters and return value are those of `augmentation`.
+    Masks stay masks of 0 and 1. Parameters and return value are those of `augmentation`.
     """
     return _together(layers.RandomRotation(0.5, fill_mode="reflect", seed=seed))
 
@@ -296,7 +334,8 @@ def _together(layer):
 
     def change(images, masks):
         batch = layer({"images": images, "segmentation_masks": masks}, training=True)
-        return batch["images"], batch["segmentation_masks"]
+        # Keras 3.13 turns masks by interpolation, other versions by nearest neighbour
+        return batch["images"], tf.round(batch["segmentation_masks"])
 
     return change
 

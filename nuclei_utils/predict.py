@@ -11,7 +11,7 @@ from keras import ops
 from scipy import ndimage
 from tqdm import tqdm
 
-from nuclei_utils import data, instances, models, preprocess  # noqa: F401 - the files of networks name classes of `models`
+from nuclei_utils import data, instances, models, preprocess
 from nuclei_utils.files import written_whole
 
 MULTIPLE = 32

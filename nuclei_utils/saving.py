@@ -1,12 +1,12 @@
 """Open a network from a `.keras` file, from anybody: the file is checked before anything is built from it.
 
-A `.keras` file names the classes and functions that Keras calls to build the network. Keras' own safe mode refuses Python
-code in the file, but a file can still name any function of Keras, and some of these write files. `load_model`
+A `.keras` file names the classes and functions that Keras calls to build the network. Keras' own safe mode refuses
+Python code in the file, but a file can still name any function of Keras, and some of these write files. `load_model`
 therefore accepts only the layers and functions listed here.
 
-What is checked: every class and function that the file names, the links and sizes inside of its weights, and the size of
-its parts. What is not checked: whether the network is any good, how much time and memory a prediction takes, and faults
-of the libraries that read the file (Keras, HDF5). Formats other than `.keras` are refused.
+What is checked: every class and function that the file names, the links and sizes inside of its weights, and the size
+of its parts. What is not checked: whether the network is any good, how much time and memory a prediction takes, and
+faults of the libraries that read the file (Keras, HDF5). Formats other than `.keras` are refused.
 """
 
 import json
@@ -19,29 +19,91 @@ import keras
 from nuclei_utils import losses, metrics, models  # noqa: F401 - registers the classes that a file may name
 from nuclei_utils.data import DataError
 
-LAYERS = frozenset(
-    "Activation Add Average AveragePooling2D BatchNormalization Concatenate Conv2D Conv2DTranspose Cropping2D Dense "
-    "DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise GlobalAveragePooling2D GlobalMaxPooling2D "
-    "GroupNormalization Identity InputLayer LayerNormalization LeakyReLU MaxPooling2D Maximum Multiply Normalization "
-    "PReLU Permute ReLU Rescaling Reshape Resizing SeparableConv2D Softmax SpatialDropout2D Subtract UpSampling2D "
-    "ZeroPadding2D".split()
-)
+LAYERS = {
+    "Activation",
+    "Add",
+    "Average",
+    "AveragePooling2D",
+    "BatchNormalization",
+    "Concatenate",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Cropping2D",
+    "Dense",
+    "DepthwiseConv2D",
+    "Dropout",
+    "ELU",
+    "Flatten",
+    "GaussianDropout",
+    "GaussianNoise",
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D",
+    "GroupNormalization",
+    "Identity",
+    "InputLayer",
+    "LayerNormalization",
+    "LeakyReLU",
+    "MaxPooling2D",
+    "Maximum",
+    "Multiply",
+    "Normalization",
+    "PReLU",
+    "Permute",
+    "ReLU",
+    "Rescaling",
+    "Reshape",
+    "Resizing",
+    "SeparableConv2D",
+    "Softmax",
+    "SpatialDropout2D",
+    "Subtract",
+    "UpSampling2D",
+    "ZeroPadding2D",
+}
 """Layers of Keras that a file may hold."""
-INITIALIZERS = frozenset(
-    "Constant GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Ones Orthogonal RandomNormal "
-    "RandomUniform TruncatedNormal VarianceScaling Zeros".split()
-)
-REGULARIZERS = frozenset({"L1", "L2", "L1L2", "OrthogonalRegularizer"})
-CONSTRAINTS = frozenset({"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"})
-ACTIVATIONS = frozenset(
-    "elu exponential gelu hard_sigmoid hard_silu leaky_relu linear mish relu relu6 selu sigmoid silu softmax softplus "
-    "softsign swish tanh".split()
-)
+INITIALIZERS = {
+    "Constant",
+    "GlorotNormal",
+    "GlorotUniform",
+    "HeNormal",
+    "HeUniform",
+    "LecunNormal",
+    "LecunUniform",
+    "Ones",
+    "Orthogonal",
+    "RandomNormal",
+    "RandomUniform",
+    "TruncatedNormal",
+    "VarianceScaling",
+    "Zeros",
+}
+REGULARIZERS = {"L1", "L2", "L1L2", "OrthogonalRegularizer"}
+CONSTRAINTS = {"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}
+ACTIVATIONS = {
+    "elu",
+    "exponential",
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softplus",
+    "softsign",
+    "swish",
+    "tanh",
+}
 """Functions that a file may name, and only as the activation of a layer."""
-MODELS = frozenset({"Functional", "Model", "Sequential"})
-OURS = frozenset({"FixedStatistics", "DeepSupervision"})
+MODELS = {"Functional", "Model", "Sequential"}
+OURS = {"FixedStatistics", "DeepSupervision"}
 """Classes of `nuclei_utils.models` that a file may hold."""
-MARKERS = frozenset({"__keras_tensor__", "__tuple__"})
+MARKERS = {"__keras_tensor__", "__tuple__"}
 """Names by which Keras marks values that are not objects."""
 LARGEST = 2**30
 """Most bytes that a part of the file may have when it is unpacked."""

@@ -1,6 +1,7 @@
 """The TFDS builder: TFDS' own tests, over dummy data drawn here, and `tfds.load` as a newcomer calls it."""
 
 import contextlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -13,10 +14,15 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from nuclei_utils import data, dsb2018, pipeline
+from nuclei_utils import data, pipeline
+
+tfds = pipeline._tensorflow_datasets()
+if tfds is None:  # as on Colab in the summer of 2026: test_pipeline.py tests the reading without it
+    pytest.skip("TensorFlow Datasets cannot be imported", allow_module_level=True)
+
+dsb2018 = importlib.import_module("nuclei_utils.dsb2018")  # needs TensorFlow Datasets
 
 COUNTS = {"train": 3, "validation": 2, "test": 1}
 REMOVED = "id-0"  # by the corrections, from the training images
@@ -122,6 +128,17 @@ def test_examples_are_the_records(home, name):
         assert data.KINDS[example["kind"]] == record.kind
 
 
+@pytest.mark.parametrize("name", data.NAMES)
+def test_without_tfds_the_examples_are_the_same_in_the_same_order(home, name, monkeypatch):
+    with_tfds = {split: list(pipeline.read(name, split).as_numpy_iterator()) for split in data.SPLITS}
+    monkeypatch.setattr(pipeline, "_tensorflow_datasets", lambda: None)
+    for split, expected in with_tfds.items():
+        found = list(pipeline.read(name, split).as_numpy_iterator())
+        assert [list(example) for example in found] == [list(example) for example in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
 def test_corrected_labels_are_used_and_removed_images_left_out(home):
     nuclei = {}
     for name in ("stage1", "stage1_fixed"):
@@ -158,3 +175,42 @@ def test_importing_the_package_is_enough(first, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     count = len(data.ids("sample", "train"))
     assert f"images: {count} dsb2018/sample/1.0.0" in done.stdout, done.stderr
+
+
+# What TFDS prepares
+
+
+def test_read_prints_nothing_that_a_notebook_would_keep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
+    assert capsys.readouterr().out == ""
+
+
+def test_another_notebook_may_prepare_the_same_data_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    prepare = dsb2018.Builder.download_and_prepare
+
+    def overtaken(builder):
+        prepare(builder)  # the other one is done first, and TFDS finds its folder taken
+        raise FileExistsError
+
+    monkeypatch.setattr(dsb2018.Builder, "download_and_prepare", overtaken)
+    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
+
+
+def test_another_split_is_prepared_anew(monkeypatch):
+    before = pipeline._prepared_folder("sample")
+    table = data.splits("sample")
+    monkeypatch.setattr(data, "splits", lambda name: table.assign(split=table["split"].iloc[::-1].to_numpy()))
+    assert pipeline._prepared_folder("sample") != before
+
+
+def test_changed_masks_are_prepared_anew_and_what_was_prepared_before_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
+    pipeline.read("sample", "test")
+    (before,) = (tmp_path / "tfds").iterdir()
+    os.utime(next(data.folder("sample").glob("*/masks/*.png")), ns=(0, 0))
+    pipeline.read("sample", "test")
+    (after,) = (tmp_path / "tfds").iterdir()
+    assert before != after
+    assert before.name.startswith("sample-")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nuclei_utils import data, dsb2018, pipeline, preprocess
+from nuclei_utils import data, pipeline, preprocess
 
 
 def dice(one, other):
@@ -62,40 +62,29 @@ def test_read_knows_every_split():
         assert len(examples) == len(data.ids("sample", split))
 
 
-def test_read_prints_nothing_that_a_notebook_would_keep(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
-    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
-    assert capsys.readouterr().out == ""
+def test_without_tfds_the_same_examples_are_read_and_a_line_says_so_once(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    pipeline._tensorflow_datasets.cache_clear()
+    try:
+        examples = {split: list(pipeline.read("sample", split).as_numpy_iterator()) for split in data.SPLITS}
+    finally:
+        pipeline._tensorflow_datasets.cache_clear()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("TensorFlow Datasets cannot be imported") == 1
+    for split, found in examples.items():
+        records = {record.id: record for record in data.load("sample", split)}
+        assert sorted(example["id"].decode() for example in found) == sorted(records)
+        for example in found:
+            record = records[example["id"].decode()]
+            assert np.array_equal(example["image"], record.image)
+            assert np.array_equal(example["labels"][..., 0], record.labels)
+            assert data.KINDS[example["kind"]] == record.kind
 
 
-def test_another_notebook_may_prepare_the_same_data_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
-    prepare = dsb2018.Builder.download_and_prepare
-
-    def overtaken(builder):
-        prepare(builder)  # the other one is done first, and TFDS finds its folder taken
-        raise FileExistsError
-
-    monkeypatch.setattr(dsb2018.Builder, "download_and_prepare", overtaken)
-    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
-
-
-def test_another_split_is_prepared_anew(monkeypatch):
-    before = pipeline._prepared_folder("sample")
-    table = data.splits("sample")
-    monkeypatch.setattr(data, "splits", lambda name: table.assign(split=table["split"].iloc[::-1].to_numpy()))
-    assert pipeline._prepared_folder("sample") != before
-
-
-def test_changed_masks_are_prepared_anew_and_what_was_prepared_before_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
-    pipeline.read("sample", "test")
-    (before,) = (tmp_path / "tfds").iterdir()
-    os.utime(next(data.folder("sample").glob("*/masks/*.png")), ns=(0, 0))
-    pipeline.read("sample", "test")
-    (after,) = (tmp_path / "tfds").iterdir()
-    assert before != after
-    assert before.name.startswith("sample-")
+def test_an_unknown_split_is_refused():
+    with pytest.raises(data.DataError, match="no split 'dev'"):
+        pipeline.read("sample", "dev")
 
 
 @pytest.mark.parametrize("augment", ["all", "flips", None])
