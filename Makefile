@@ -8,10 +8,10 @@ FIXES  ?= 1
 SEEDS  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab course data test outputs benchmark sync clean
+.PHONY: help setup lab course data test test-versions constraints outputs benchmark sync clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed ## make .venv and install the package with everything the course needs
 
@@ -39,9 +39,15 @@ test: ## everything that must pass: ruff, unit tests, every notebook cell by cel
 	@rm -f build/times.txt
 	@$(MAKE) --no-print-directory setup
 	@tools/timed.sh ruff sh -c '$(BIN)/ruff check . && $(BIN)/ruff format --check .'
-	@tools/timed.sh "unit tests" $(BIN)/python -m pytest
-	@tools/timed.sh notebooks $(BIN)/python -m pytest --nbval notebooks
+	@tools/timed.sh "unit tests" $(BIN)/python -m pytest --numprocesses=auto
+	@tools/timed.sh notebooks $(BIN)/python -m pytest --numprocesses=auto --nbval notebooks
 	@cat build/times.txt
+
+test-versions: ## the same tests with the oldest libraries, Colab's and the newest (SETS="colab oldest", PYTHONS=3.12 or first)
+	$(PYTHON) -m tools.versions test $(if $(SETS),--sets $(SETS)) $(if $(PYTHONS),--pythons $(PYTHONS))
+
+constraints: setup ## write tools/constraints/ anew: oldest.txt from pyproject.toml, colab.txt from what Colab has today
+	$(BIN)/python -m tools.versions write --colab
 
 outputs: setup ## execute the notebooks on the sample and keep the outputs in place, ready to commit (ARGS=notebooks/03*.ipynb)
 	NUCLEI_DATA=sample $(BIN)/python -m tools.course --in-place $(ARGS)

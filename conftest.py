@@ -18,6 +18,11 @@ os.environ.update(
     TF_CPP_MIN_LOG_LEVEL="3",
 )
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # the workers share the cores: more threads would only stand in each other's way
+    os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", OMP_NUM_THREADS="1")
+
 CELL_TIMEOUT = 300  # seconds; nbval's own 2000 would let a dead kernel hold up a run for half an hour
 
 

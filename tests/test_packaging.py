@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from tools.oldest import oldest
+from tools import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -28,8 +30,8 @@ def test_conda_environment_is_in_step_with_pyproject():
 
 def test_workflow_runs_every_python_that_pyproject_names():
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
-    assert workflow["jobs"]["newest"]["strategy"]["matrix"]["python"] == PYTHONS
-    assert workflow["jobs"]["oldest"]["steps"][1]["with"]["python-version"] == PYTHONS[0]
+    for job in workflow["jobs"].values():
+        assert job["strategy"]["matrix"]["python"] == PYTHONS
 
 
 def test_makefile_asks_for_the_python_that_pyproject_asks_for():
@@ -37,14 +39,69 @@ def test_makefile_asks_for_the_python_that_pyproject_asks_for():
     assert f"sys.version_info < ({lower_end})" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+def test_constraints_of_the_oldest_versions_are_in_step_with_pyproject():
+    assert (versions.CONSTRAINTS / "oldest.txt").read_text(encoding="utf-8") == versions.oldest_file()
+
+
 def test_ranges_take_in_what_colab_has():
-    constraints = oldest(PROJECT["dependencies"])
-    assert {"tensorflow==2.19.*", "keras==3.10.*", "numpy==2.0.*"} <= set(constraints)
+    lines = (versions.CONSTRAINTS / "colab.txt").read_text(encoding="utf-8").splitlines()
+    colab = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        name = canonicalize_name(requirement.name)
+        if name in colab:  # Colab does not have all of them
+            assert requirement.specifier.contains(colab[name]), f"{requirement}, Colab has {colab[name]}"
 
 
 def test_requirement_without_a_lower_end_is_refused():
     with pytest.raises(ValueError, match=r"found 'numpy==2\.0'"):
-        oldest(["pandas>=2.2", "numpy==2.0"])
+        versions.oldest(["pandas>=2.2", "numpy==2.0"])
+
+
+def test_colab_list_keeps_what_the_project_installs():
+    freeze = "Tensor_Flow==1\ntensorflow==2.20.0\nIPython==7.34.0\nipykernel==6.17.1\ntorch==2.9.0\nours @ file:///x"
+    text = versions.colab_file(freeze, ["TensorFlow", "ipython", "ipykernel", "ours"], "a list", "2026-01-02")
+    *comments, first, second = text.splitlines()
+    assert all(line.startswith("#") for line in comments)
+    assert "2026-01-02" in comments[0]
+    assert [first, second] == ["ipython==7.34.0", "tensorflow==2.20.0"]
+
+
+def test_a_list_that_is_not_of_colab_is_refused():
+    with pytest.raises(ValueError, match="no line tensorflow"):
+        versions.colab_file("numpy==2.0", ["numpy"], "a list", "2026-01-02")
+
+
+def test_plan_takes_the_pythons_of_the_machine(monkeypatch):
+    monkeypatch.setattr(versions, "interpreter", lambda python: None if python == "3.13" else f"/python{python}")
+    pairs, missing = versions.plan(["newest", "oldest", "colab"], PYTHONS)
+    assert missing == ["3.13"]
+    assert [pair[:2] for pair in pairs] == [
+        ("newest", "3.11"),
+        ("newest", "3.12"),
+        ("oldest", "3.11"),
+        ("oldest", "3.12"),
+    ]
+    first, _ = versions.plan(["newest", "oldest", "colab"], ["first"])
+    assert [pair[:2] for pair in first] == [("newest", "3.11"), ("oldest", "3.11"), ("colab", "3.12")]
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "expected", "good"),
+    [
+        ('tests="5" failures="0" errors="0" skipped="2"', 0, "3 passed, 0 failed, 2 skipped", True),
+        ('tests="5" failures="1" errors="1" skipped="0"', 1, "3 passed, 2 failed", False),
+        ('tests="5" failures="0" errors="0" skipped="0"', 3, "5 passed, 0 failed, exit status 3", False),
+        (None, 4, "broke (exit status 4)", False),
+    ],
+)
+def test_a_row_says_how_pytest_ended(report, status, expected, good, tmp_path):
+    path = tmp_path / "report.xml"
+    if report:
+        path.write_text(f"<testsuites><testsuite {report}/></testsuites>", encoding="utf-8")
+    found = versions.counts(path, status)
+    assert found == expected
+    assert versions.is_good({"unit tests": found, "notebooks": "1 passed, 0 failed"}) is good
+    assert f"| {expected} |" in versions.table([{"unit tests": found}])
 
 
 def test_wheel_carries_the_sample_the_network_and_nothing_that_is_not_the_package(tmp_path):

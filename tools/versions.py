@@ -1,0 +1,294 @@
+"""The library versions that the course supports: write their constraint files, and test each set of versions.
+
+    python -m tools.versions write          write tools/constraints/oldest.txt from pyproject.toml
+    python -m tools.versions write --colab  write tools/constraints/colab.txt from Colab's published list as well
+    python -m tools.versions test           run all tests with each set of versions (`make test-versions`)
+
+A set of versions is "newest" (what pip chooses) or a file of constraints for pip. The first lines of the file say where
+the versions come from, and `# Python 3.11 3.12` names the Pythons that have all of them.
+"""
+
+import argparse
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "tools" / "constraints"
+BUILD = ROOT / "build" / "versions"
+SETS = ("newest", "colab", "oldest")
+COLAB_LIST = "https://raw.githubusercontent.com/googlecolab/backend-info/main/pip-freeze.txt"
+COLAB_PYTHON = "3.13"
+LOWER_END = re.compile(r"([\w-]+)>=([\d.]+)$")
+# Pythons for which every library has a wheel at its lower end: NumPy 2.0 and TensorFlow 2.19 end at Python 3.12.
+OLDEST_PYTHONS = "3.11 3.12"
+# Colab runs notebooks with an older Jupyter than ours: of that only IPython shapes what a reader sees.
+JUPYTER = re.compile(r"(ipykernel|jupyter|nbconvert|nbclient|notebook|traitlets|tornado|pyzmq)", re.IGNORECASE)
+
+
+def project():
+    """Return the `[project]` table of `pyproject.toml`."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pythons():
+    """Return the Python versions that `pyproject.toml` names, such as "3.11", in order."""
+    return [text.rsplit(" ", 1)[1] for text in project()["classifiers"] if re.search(r"Python :: 3\.\d+$", text)]
+
+
+# The constraint files
+
+
+def oldest(requirements):
+    """Return one constraint for each requirement: `numpy>=2.0` becomes `numpy==2.0.*`.
+
+    Parameters
+    ----------
+    requirements : list of str
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        If a requirement is not a name with a lower end.
+    """
+    for requirement in requirements:
+        if not LOWER_END.match(requirement):
+            raise ValueError(f"pyproject.toml: expected NAME>=VERSION, found {requirement!r}")
+    return [LOWER_END.sub(r"\1==\2.*", requirement) for requirement in requirements]
+
+
+def oldest_file():
+    """Return the text of `oldest.txt`."""
+    header = [
+        "# The lower ends of the dependencies in pyproject.toml, written by `python -m tools.versions write`.",
+        f"# Python {OLDEST_PYTHONS}",
+    ]
+    return "\n".join([*header, *oldest(project()["dependencies"])]) + "\n"
+
+
+def colab_file(freeze, installed, source, date):
+    """Return the text of `colab.txt`: of Colab's packages, those that this project installs.
+
+    Parameters
+    ----------
+    freeze : str
+        What `pip freeze` printed on Colab.
+    installed : iterable of str
+        Names of the distributions that an environment of this project holds.
+    source : str
+        Where the list comes from.
+    date : str
+        Day on which Colab had these versions.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If the list names no TensorFlow: it is not Colab's.
+    """
+    ours = {_normalised(name) for name in installed}
+    versions = {}
+    for line in freeze.splitlines():
+        name, separator, version = line.strip().partition("==")
+        if separator and _normalised(name) in ours and not JUPYTER.match(name):
+            versions[_normalised(name)] = version.split(";")[0].strip()
+    if "tensorflow" not in versions:
+        raise ValueError(f"{source}: found no line tensorflow==VERSION, expected the output of pip freeze on Colab")
+    header = [
+        f"# What Google Colab had on {date}, of the libraries that this project installs ({source}).",
+        "# Written by `python -m tools.versions write --colab`.",
+        f"# Python {COLAB_PYTHON}",
+    ]
+    return "\n".join([*header, *(f"{name}=={version}" for name, version in sorted(versions.items()))]) + "\n"
+
+
+def _normalised(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def write(colab=None, date=None):
+    """Write the constraint files: always `oldest.txt`, and `colab.txt` if a list is named (address or file)."""
+    CONSTRAINTS.mkdir(exist_ok=True)
+    (CONSTRAINTS / "oldest.txt").write_text(oldest_file(), encoding="utf-8")
+    if not colab:
+        return
+    if Path(colab).is_file():
+        freeze, source = Path(colab).read_text(encoding="utf-8"), "pip freeze, googlecolab/backend-info"
+    else:
+        with urllib.request.urlopen(colab, timeout=60) as answer:
+            freeze, source = answer.read().decode(), colab
+    installed = [distribution.name for distribution in metadata.distributions()]
+    text = colab_file(freeze, installed, source, date or datetime.date.today().isoformat())
+    (CONSTRAINTS / "colab.txt").write_text(text, encoding="utf-8")
+
+
+# Testing
+
+
+def supported(versions):
+    """Return the Pythons that a set of versions runs on."""
+    if versions == "newest":
+        return pythons()
+    text = (CONSTRAINTS / f"{versions}.txt").read_text(encoding="utf-8")
+    return re.search(r"^# Python (.+)$", text, re.MULTILINE)[1].split()
+
+
+def interpreter(python):
+    """Return the path of a Python by its version, such as "3.12"; None if the machine has none.
+
+    Looked for are `python3.12` on the path, the Python that runs this, and the versions of pyenv, which hides those
+    that are not chosen.
+    """
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [shutil.which(f"python{python}"), sys.executable, *sorted(pyenv.glob(f"{python}.*/bin/python"))]
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    for candidate in filter(None, candidates):
+        answer = subprocess.run([candidate, "-c", code], capture_output=True, text=True)
+        if answer.returncode == 0 and answer.stdout.strip() == python:
+            return str(candidate)
+    return None
+
+
+def plan(sets, wanted):
+    """Return the pairs (set, Python) to test, and the Pythons that are not on this machine.
+
+    Parameters
+    ----------
+    sets : sequence of str
+        Of `SETS`.
+    wanted : sequence of str
+        Pythons to test; "first" takes the first Python of each set that the machine has.
+
+    Returns
+    -------
+    pairs : list of tuple of str
+    missing : list of str
+    """
+    found = {python: interpreter(python) for python in pythons()}
+    pairs = []
+    for name in sets:
+        here = [python for python in supported(name) if found.get(python)]
+        if "first" in wanted:
+            # without the Python of the set, another one is better than no test
+            here = here[:1] or [python for python in found if found[python]][-1:]
+        else:
+            here = [python for python in here if python in wanted]
+        pairs += [(name, python, found[python]) for python in here]
+    return pairs, [python for python in found if not found[python]]
+
+
+def run(name, python, executable):
+    """Test one set of versions on one Python, in an environment of its own; return a row of the table."""
+    folder = BUILD / f"{name}-{python}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    log = (folder / "log.txt").open("w", encoding="utf-8")
+    row = {"set": name, "python": python}
+    bin_folder = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    constraints = [] if name == "newest" else ["--constraint", str(CONSTRAINTS / f"{name}.txt")]
+    install = [bin_folder / "python", "-m", "pip", "install", "--editable", ".[notebooks,test]", *constraints]
+
+    def stage(what, *command, **variables):
+        print(f"{name} on Python {python}: {what} ...", flush=True)
+        start = time.monotonic()
+        status = subprocess.run(
+            [str(part) for part in command],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        row[f"{what} s"] = row.get(f"{what} s", 0) + round(time.monotonic() - start)
+        return status.returncode
+
+    with log:
+        if stage("install", executable, "-m", "venv", folder / "venv") or stage("install", *install):
+            return row | {"unit tests": "not installed", "notebooks": "not installed"}
+        libraries = ("tensorflow", "keras", "numpy")
+        script = f"from importlib.metadata import version; print(*map(version, {libraries}))"
+        answer = subprocess.run([bin_folder / "python", "-c", script], capture_output=True, text=True, check=True)
+        row |= dict(zip(libraries, answer.stdout.split(), strict=True))
+        for what, arguments in {"unit tests": ["tests"], "notebooks": ["--nbval", "notebooks"]}.items():
+            report = folder / f"{what.replace(' ', '_')}.xml"
+            status = stage(
+                what, bin_folder / "python", "-m", "pytest", "--numprocesses=auto", *arguments, f"--junitxml={report}"
+            )
+            row[what] = counts(report, status)
+    return row
+
+
+def counts(report, status):
+    """Return how a run of pytest ended, in words, from its report (JUnit XML) and its exit status."""
+    if not report.is_file():
+        return f"broke (exit status {status})"
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    number = {key: int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")}
+    failed = number["failures"] + number["errors"]
+    passed = number["tests"] - failed - number["skipped"]
+    text = f"{passed} passed, {failed} failed"
+    if number["skipped"]:
+        text += f", {number['skipped']} skipped"
+    return text if failed or not status else f"{text}, exit status {status}"
+
+
+def is_good(row):
+    """Return whether all tests of a row passed."""
+    return all(re.fullmatch(r"\d+ passed, 0 failed(, \d+ skipped)?", row[what]) for what in ("unit tests", "notebooks"))
+
+
+def table(rows):
+    """Return rows as a Markdown table."""
+    columns = ["set", "python", "tensorflow", "keras", "numpy", "unit tests", "notebooks"]
+    columns += ["install s", "unit tests s", "notebooks s"]
+    lines = [columns, ["---"] * len(columns), *([str(row.get(column, "")) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments=None):
+    """Write the constraint files, or test the sets of versions; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.versions", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    writing = commands.add_parser("write", help="write the constraint files")
+    writing.add_argument(
+        "--colab", nargs="?", const=COLAB_LIST, metavar="LIST", help="address or file of Colab's pip freeze"
+    )
+    writing.add_argument("--date", help="day of that list, if it is not of today: 2026-08-19")
+    testing = commands.add_parser("test", help="run all unit tests and notebooks with each set of versions")
+    testing.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    testing.add_argument(
+        "--pythons", nargs="+", default=pythons(), metavar="3.X", help="or 'first': one Python for each set"
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "write":
+        write(options.colab, options.date)
+        return 0
+    pairs, missing = plan(options.sets, options.pythons)
+    rows = [run(*pair) for pair in pairs]
+    print(table(rows))
+    if missing:
+        print(f"Not on this machine, so not tested: Python {', '.join(missing)}")
+    failed = [row for row in rows if not is_good(row)]
+    for row in failed:
+        log = (BUILD / f"{row['set']}-{row['python']}" / "log.txt").read_text(encoding="utf-8", errors="replace")
+        print(f"\nThe end of the log of {row['set']} on Python {row['python']}:\n{log[-6000:]}")
+    return 1 if failed or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
