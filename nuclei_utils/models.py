@@ -345,9 +345,11 @@ class DeepSupervision(keras.Model):
         self.mean_metrics = [keras.metrics.get(metric) for metric in metrics or ()]
 
     def get_compile_config(self):
-        """Return what is needed to compile the model again."""
-        metrics = [keras.saving.serialize_keras_object(metric) for metric in self.mean_metrics]
-        return {**super().get_compile_config(), "metrics": metrics}
+        """Return what is needed to compile the model again, or None if it is not compiled."""
+        config = super().get_compile_config()
+        if config:
+            config["metrics"] = [keras.saving.serialize_keras_object(metric) for metric in self.mean_metrics]
+        return config
 
     def compile_from_config(self, config):
         """Compile the model again as `get_compile_config` says, as Keras does for a plain `compile`."""

@@ -123,14 +123,9 @@ def test_wheel_carries_the_sample_the_network_and_nothing_that_is_not_the_packag
     assert wheel.stat().st_size < 9 * 2**20, "the sample stays under 4 MB, the network under 5, all the rest is text"
 
 
-def test_import_is_quick_and_loads_no_tensorflow():
-    code = """if True:
-        import sys, time
-        start = time.perf_counter()
-        import nuclei_utils
-        print(time.perf_counter() - start, *{"tensorflow", "keras", "torch", "jax"} & set(sys.modules))
-    """
-    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(3)]
-    seconds, *heavy = min(run.stdout.split() for run in runs)
-    assert not heavy
-    assert float(seconds) < 0.5
+def test_import_loads_no_heavy_library():
+    code = (
+        "import sys, nuclei_utils; print(*{'tensorflow', 'keras', 'torch', 'jax', 'pandas', 'cv2'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.split() == []

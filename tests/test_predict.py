@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from nuclei_utils import data, instances, models, predict, preprocess, synthetic
+from nuclei_utils import data, instances, metrics, models, predict, preprocess, synthetic
 
 
 @pytest.fixture
@@ -317,31 +317,28 @@ def test_agreement_looks_at_the_middle_of_a_large_image(three_maps, monkeypatch)
 # The network that comes with the package
 
 
-@pytest.fixture
-def shipped(tmp_path, monkeypatch):
-    """The place where the network that comes with the package is looked for."""
-    monkeypatch.setattr(data, "_asset", lambda name: tmp_path / name)
+def test_default_model_is_loaded_once():
+    assert predict.default_model() is predict.default_model()
+
+
+def test_a_missing_file_of_weights_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_REPOSITORY", None)
+    monkeypatch.setattr(data, "_PACKAGE", tmp_path)
     predict.default_model.cache_clear()
-    yield tmp_path / "instance_unet.keras"
-    predict.default_model.cache_clear()
-
-
-def test_default_model_is_loaded_once(shipped):
-    model = models.unet(filters=2, depth=1)
-    model.save(shipped)
-    found = predict.default_model()
-    assert predict.default_model() is found
-    assert np.array_equal(predict.maps(found, noise(9, 9))["mask"], predict.maps(model, noise(9, 9))["mask"])
-
-
-def test_default_model_runs_no_code_from_the_file(shipped):
-    image = keras.Input((None, None, 3))
-    keras.Model(image, layers.Lambda(lambda x: ops.sum(x, -1, keepdims=True))(image)).save(shipped)
-    with pytest.raises(ValueError, match="safe"):
+    with pytest.raises(data.DataError, match="instance_unet"):
         predict.default_model()
 
 
-@pytest.mark.skipif(not (data.home() / "instance_unet.keras").exists(), reason="no network comes with the package yet")
+@pytest.mark.parametrize(("split", "score", "dice"), [("validation", 0.54, 0.91), ("test", 0.63, 0.95)])
+def test_included_network_keeps_its_score_on_the_sample(split, score, dice):
+    """The floors lie 0.03 and 0.01 below what the network of version 0.1 reaches: a broken one must not ship."""
+    records = data.load("sample", split)
+    true = [record.labels for record in records]
+    found = [predict.labels(predict.default_model(), record.image) for record in records]
+    assert instances.image_scores(true, found)["score"].mean() > score
+    assert metrics.pixel_scores(true, found, threshold=0)["dice"].mean() > dice
+
+
 def test_tolerance_of_tiles_is_as_stated():
     """What the docstring of `maps` says of the network that comes with the package."""
     model, image = predict.default_model(), synthetic.draw("fluorescence_small", size=(160, 640))[0]
