@@ -4,7 +4,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from keras import layers, ops
+from keras import layers
 
 from nuclei_utils import data, instances, metrics, models, predict, preprocess, synthetic
 
