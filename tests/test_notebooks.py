@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from jupyter_server.services.contents.filemanager import FileContentsManager
 from PIL import Image
 
 from nuclei_utils import __version__
@@ -48,6 +49,16 @@ def test_sync_puts_in_the_address():
     assert not setup_cell.sync(notebook, ROOT / "notebooks" / "01_a.ipynb")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_opening_and_saving_in_jupyter_changes_nothing(path, tmp_path):
+    shutil.copy(path, tmp_path / "a.ipynb")
+    manager = FileContentsManager(root_dir=str(tmp_path), pre_save_hook="tools.setup_cell.keep_version")
+    model = manager.get("a.ipynb")
+    model["content"]["metadata"]["language_info"]["version"] = "3.99.0"  # as the reader's kernel says
+    manager.save(model, "a.ipynb")
+    assert (tmp_path / "a.ipynb").read_bytes() == path.read_bytes()
+
+
 def test_readme_links_to_the_release_of_every_notebook():
     text = setup_cell.README.read_text(encoding="utf-8")
     links = {link[0] for link in setup_cell.COLAB_LINK.finditer(text)}
@@ -72,6 +83,8 @@ def test_page_shows_every_box_and_picture(path, tmp_path):
     pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
     sources = [picture["src"] for picture in page.select("img")]
     assert len(sources) == len(pictures)
+    descriptions = [cell.outputs[0].data["text/plain"] for cell in notebook.cells if "show_goal(" in cell.source]
+    assert set(descriptions) <= {picture["alt"] for picture in page.select("img")}
     for source in sources:
         assert source.startswith("data:image/"), "a picture of another file, which a moved page cannot show"
         Image.open(BytesIO(base64.b64decode(source.split(",", 1)[1]))).verify()

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from copy import deepcopy
+from html import escape
 from io import BytesIO
 from pathlib import Path
 
@@ -98,8 +99,10 @@ def page(notebook, path):
     """
     notebook = deepcopy(notebook)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if code := output.get("data", {}).get("image/gif"):  # nbconvert leaves out this type, which films have
-            output.data["text/html"] = f'<img alt="{FILM}" src="data:image/gif;base64,{code}">'
+        for kind, alt in (("image/gif", FILM), ("image/jpeg", None)):
+            alt = output.get("metadata", {}).get(kind, {}).get("alt", alt)
+            if alt and kind in output.get("data", {}):  # nbconvert drops films, and the descriptions of pictures
+                output.data["text/html"] = f'<img alt="{escape(alt)}" src="data:{kind};base64,{output.data[kind]}">'
     resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
     body, _ = HTMLExporter().from_notebook_node(notebook, resources=resources)
     body = NOTEBOOK_LINK.sub(r'href="\1.html\2"', body)

@@ -32,14 +32,14 @@ METADATA = {
         "version": "3.12.0",
     },
 }
-"""What JupyterLab writes into a notebook when it opens the notebook, so that opening changes as little as possible."""
+"""What JupyterLab writes into a notebook that it opens, apart from the version of the reader's own Python."""
 
 # All installed packages are constraints, so that pip refuses rather than replaces one of them. The package comes from
 # the release that the notebook belongs to, not from a branch that moves on.
 TEMPLATE = """\
 from importlib import util
 
-if not util.find_spec("nuclei_utils"):  # in Colab: install the course's package, and replace nothing that is there
+if not util.find_spec("nuclei_utils"):  # Colab: install the package, replace nothing
     %pip list --format=freeze > installed.txt
     %pip install --quiet --constraint installed.txt git+ADDRESS@TAG
 from nuclei_utils import notebook
@@ -113,6 +113,22 @@ def sync(notebook, path):
             cell.source = COLAB_LINK.sub(link, cell.source)
     notebook.metadata = nbformat.from_dict(METADATA)
     return nbformat.writes(notebook) != before
+
+
+def keep_version(model, **_):
+    """Save a notebook without the version of the reader's Python, so that to open a notebook does not change the file.
+
+    `make lab` gives this function to Jupyter (`ContentsManager.pre_save_hook`).
+
+    Parameters
+    ----------
+    model : dict
+        What is saved, as Jupyter describes it; changed in place.
+    """
+    if model["type"] == "notebook":
+        language = model["content"]["metadata"].get("language_info", {})
+        if language.get("name") == "python":
+            language["version"] = METADATA["language_info"]["version"]
 
 
 def main():
