@@ -26,7 +26,8 @@ setup: .venv/.installed ## make .venv and install the package with everything th
 	@touch $@
 
 lab: setup ## open JupyterLab at the first notebook (ARGS=--no-browser and the like are passed on)
-	$(BIN)/jupyter lab $(firstword $(wildcard notebooks/01_*.ipynb) notebooks) $(ARGS)
+	$(BIN)/python -m jupyterlab --ContentsManager.pre_save_hook=tools.setup_cell.keep_version \
+		$(firstword $(wildcard notebooks/01_*.ipynb) notebooks) $(ARGS)
 
 course: setup ## execute every notebook; copies and HTML pages go to build/course/
 	$(BIN)/python -m tools.course

@@ -30,6 +30,8 @@ SCORES = {
 }
 RUN = "stage1_fixed_laptop"
 SPLITS = ("validation", "test")
+NO_BREAK = "\u00a0"
+"""A space at which no line is broken."""
 
 
 def read(name):
@@ -38,7 +40,8 @@ def read(name):
 
 
 def markdown(heads, rows, text=1):
-    """Lay out a table in Markdown; the first `text` columns are words, the others numbers."""
+    """Lay out a table in Markdown; the first `text` columns are words, the others numbers, which do not wrap."""
+    rows = [[*row[:text], *(str(value).replace(" ", NO_BREAK) for value in row[text:])] for row in rows]
     lines = [heads, ["---"] * text + ["---:"] * (len(heads) - text), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines).replace("---: |", "---:|")
 

@@ -147,7 +147,7 @@ def _check_ending(path, ending):
 def _check_installed(*packages):
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ImportError(f"{' and '.join(missing)} not found: install with `pip install 'nuclei-utils[deploy]'`")
+        raise ImportError(f"{' and '.join(missing)} not found: install with `pip install {' '.join(missing)}`")
 
 
 # Running

@@ -66,8 +66,8 @@ def bootstrap_interval(values, groups=None, level=0.95, resamples=2000, seed=0):
     values : sequence of float
         One score per image.
     groups : sequence, optional
-        The specimen that each image shows. Images of one specimen resemble each other; with groups, whole specimens
-        are drawn, and the interval comes out as wide as it should.
+        The group of near-duplicates that each image belongs to. With groups, whole groups are drawn, so the interval
+        is not too narrow, provided that images of different groups are independent.
     level : float
         Share of the means that lie inside, 0..1.
     resamples : int
@@ -118,8 +118,8 @@ def compare(scores, groups=None, level=0.95, resamples=10_000, seed=0):
     scores : dict of str to sequence of float
         For each model one score per image, the same images in the same order.
     groups : sequence, optional
-        The specimen that each image shows; its images then count as one in the test (the mean of their differences),
-        and are drawn together for the interval (`bootstrap_interval`).
+        The group of near-duplicates that each image belongs to; a group's images then count as one in the test (the
+        mean of their differences), and are drawn together for the interval (`bootstrap_interval`).
     level, resamples, seed
         As for `bootstrap_interval`.
 
@@ -200,7 +200,7 @@ def score_table(masks, predictions, kinds, groups=None, costs=None, threshold=0.
     kinds : sequence of str
         Kind of each image.
     groups : sequence, optional
-        Specimen of each image, for the interval (`bootstrap_interval`).
+        Group of near-duplicates of each image, for the interval (`bootstrap_interval`).
     costs : dict of str to dict, optional
         What each model costs, from `cost`.
     threshold : float

@@ -1,10 +1,30 @@
 """Checks for the exercises: they say what is wrong with an answer, and wait for one that is not there yet."""
 
 import textwrap
+import traceback
 
 import numpy as np
 
-__all__ = ["check"]
+__all__ = ["WrongAnswer", "check"]
+
+
+class WrongAnswer(AssertionError):
+    """An answer to an exercise that is wrong, or that raises an error.
+
+    A notebook shows one line for a wrong answer. For an answer that raises, the notebook also shows the lines of the
+    learner's function. Outside of a notebook this is an ordinary `AssertionError`.
+    """
+
+    def _render_traceback_(self):
+        """Return the lines that IPython shows in place of its traceback."""
+        lines = [f"{type(self).__name__}: {self}"]
+        error = self.__cause__
+        if error is None:
+            return lines
+        # The first frame is that of `check`, which does not help the learner.
+        inside = error.__traceback__.tb_next if error.__traceback__ else None
+        shown = "".join(traceback.format_exception(type(error), error, inside, chain=False))
+        return [*shown.splitlines(), "", *lines]
 
 
 def check(answer, *cases, rtol=1e-5, atol=1e-8):
@@ -24,28 +44,26 @@ def check(answer, *cases, rtol=1e-5, atol=1e-8):
 
     Raises
     ------
-    AssertionError
-        If a result is wrong. The message shows the call, what it gave, what was expected, and the hint.
+    WrongAnswer
+        If a result is wrong, or the learner's function raises an error. The message shows the call, what it gave,
+        what was expected, and the hint.
     """
-    __tracebackhide__ = True  # the learner is to see the check and the message, not the inside of this function
     for number, (arguments, expected, hint) in enumerate(cases):
         call = f"{answer.__name__}({', '.join(map(_show, arguments))})"
         try:
             result = answer(*arguments)
         except Exception as error:
-            error.add_note(f"This happened in {call}. Hint: {hint}")
-            raise
+            raise WrongAnswer(f"{call} raised {type(error).__name__}. Hint: {hint}") from error
         if number == 0 and (result is None or result is ...):
             print(f"Not done yet: {answer.__name__} returns nothing so far. Write its body, and `return` the result.")
             return
-        cause = None
         try:
-            if _agree(result, expected, rtol, atol):
-                continue
-        except Exception as error:  # a result of a type that cannot even be compared with what is expected
-            cause = error
-        wanted = "" if callable(expected) else f", expected {_show(expected)}"
-        raise AssertionError(f"{call} gave {_show(result)}{wanted}. Hint: {hint}") from cause
+            right = _agree(result, expected, rtol, atol)
+        except Exception:  # a result of a type that cannot even be compared with what is expected
+            right = False
+        if not right:
+            wanted = "" if callable(expected) else f", expected {_show(expected)}"
+            raise WrongAnswer(f"{call} gave {_show(result)}{wanted}. Hint: {hint}")
     print(f"Right: {answer.__name__} passes {len(cases)} check{'s' if len(cases) != 1 else ''}.")
 
 

@@ -4,6 +4,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from nuclei_utils import exercises
 
@@ -55,10 +57,43 @@ def test_error_in_the_answer_says_in_which_call():
     def share(labels):
         return labels / "2"
 
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(exercises.WrongAnswer) as caught:
         exercises.check(share, *CASES)
-    (note,) = caught.value.__notes__
-    assert note == "This happened in share(array([[0, 0], [0, 0]])). Hint: an empty image has no foreground"
+    assert "share(array([[0, 0], [0, 0]])) raised TypeError. Hint: an empty image" in str(caught.value)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+SETUP = "from nuclei_utils import exercises\n"
+CHECK = "exercises.check(double, ((1,), 2, 'one hint'), ((2,), 4, 'another hint'))"
+
+
+def shown_by_ipython(body, capsys):
+    """Return what IPython prints where a learner's function with this body is checked."""
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    shell.run_cell(f"{SETUP}def double(number):\n    {body}")
+    result = shell.run_cell(CHECK)
+    assert isinstance(result.error_in_exec, AssertionError)
+    return capsys.readouterr().out
+
+
+def test_a_wrong_answer_shows_one_line(capsys):
+    assert shown_by_ipython("return number + 1", capsys).splitlines() == [
+        "WrongAnswer: double(2) gave 3, expected 4. Hint: another hint"
+    ]
+
+
+def test_a_result_that_cannot_be_compared_shows_one_line(capsys):
+    body = "return 2 if number == 1 else [[1], [1, 2]]"
+    (line,) = shown_by_ipython(body, capsys).splitlines()
+    assert line.endswith("Hint: another hint")
+
+
+def test_an_error_in_the_answer_shows_the_learners_line_and_the_hint_but_not_the_check(capsys):
+    shown = shown_by_ipython("return number / 'two'", capsys)
+    assert "return number / 'two'" in shown
+    assert "TypeError" in shown
+    assert shown.splitlines()[-1].endswith("Hint: one hint")
+    assert "exercises.py" not in shown
 
 
 @pytest.mark.parametrize(

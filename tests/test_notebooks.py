@@ -1,13 +1,20 @@
+import base64
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
+from importlib import metadata
+from io import BytesIO
 
 import nbformat
+import numpy as np
 import pytest
+from bs4 import BeautifulSoup
+from jupyter_server.services.contents.filemanager import FileContentsManager
+from PIL import Image
 
-from tools import course, setup_cell
+from nuclei_utils import __version__
+from nuclei_utils.notebook import PICTURES
+from tools import colab_replica, course, setup_cell
 
 NOTEBOOKS = setup_cell.notebooks()
 ROOT = setup_cell.ROOT
@@ -25,7 +32,7 @@ def test_setup_cell_and_links_are_in_step(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_committed_as_it_ran(path):
     notebook = nbformat.read(path, as_version=4)
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}, "run `make outputs`"
+    assert path.stat().st_size <= 2 * 2**20, "GitHub shows no larger notebook well"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run `make outputs`"
 
@@ -35,10 +42,75 @@ def test_sync_puts_in_the_address():
     link = "https://colab.research.google.com/github/someone/else/blob/main/notebooks/x.ipynb"
     notebook.cells.append(nbformat.v4.new_markdown_cell(f"[Colab]({link})"))
     assert setup_cell.sync(notebook, ROOT / "notebooks" / "01_a.ipynb")
-    assert f"git+{setup_cell.address()}" in notebook.cells[0].source
+    assert f"git+{setup_cell.address()}@v{__version__}" in notebook.cells[0].source
     assert notebook.cells[1].source == "print(1)"
-    assert notebook.cells[2].source == f"[Colab]({setup_cell.colab_link(ROOT / 'notebooks' / '01_a.ipynb')})"
+    assert notebook.cells[2].source == f"[Colab]({setup_cell.colab_link('notebooks/01_a.ipynb')})"
+    assert notebook.metadata == setup_cell.METADATA
     assert not setup_cell.sync(notebook, ROOT / "notebooks" / "01_a.ipynb")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_opening_and_saving_in_jupyter_changes_nothing(path, tmp_path):
+    shutil.copy(path, tmp_path / "a.ipynb")
+    manager = FileContentsManager(root_dir=str(tmp_path), pre_save_hook="tools.setup_cell.keep_version")
+    model = manager.get("a.ipynb")
+    model["content"]["metadata"]["language_info"]["version"] = "3.99.0"  # as the reader's kernel says
+    manager.save(model, "a.ipynb")
+    assert (tmp_path / "a.ipynb").read_bytes() == path.read_bytes()
+
+
+def test_readme_links_to_the_release_of_every_notebook():
+    text = setup_cell.README.read_text(encoding="utf-8")
+    links = {link[0] for link in setup_cell.COLAB_LINK.finditer(text)}
+    paths = [path.relative_to(ROOT).as_posix() for path in NOTEBOOKS if path.parent.name == "notebooks"]
+    assert links == {setup_cell.colab_link(path) for path in paths}, "run `make sync`, and commit what it changed"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_page_shows_every_box_and_picture(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    course.page(notebook, tmp_path / "page.html")
+    page = BeautifulSoup((tmp_path / "page.html").read_text(encoding="utf-8"), "html.parser")
+
+    boxes = [box.get_text() for box in page.select("div.alert")]
+    exercises = [name for name in (cell.metadata.get("exercise") for cell in notebook.cells) if name]
+    if path.parent.name == "notebooks":
+        assert len(boxes) == len(set(exercises)) > 0
+        for name, box in zip(dict.fromkeys(exercises), boxes, strict=True):
+            assert f"Exercise {name}" in box
+
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    sources = [picture["src"] for picture in page.select("img")]
+    assert len(sources) == len(pictures)
+    descriptions = [cell.outputs[0].data["text/plain"] for cell in notebook.cells if "show_goal(" in cell.source]
+    assert set(descriptions) <= {picture["alt"] for picture in page.select("img")}
+    for source in sources:
+        assert source.startswith("data:image/"), "a picture of another file, which a moved page cannot show"
+        Image.open(BytesIO(base64.b64decode(source.split(",", 1)[1]))).verify()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_goal_picture_is_the_packages_and_has_its_description(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert "](../" not in cell.source.replace("](../0", ""), "a picture outside of the server's root shows nowhere"
+        if not cell.source.startswith("notebook.show_goal("):
+            continue
+        (output,) = cell.outputs
+        name = cell.source.split('"')[1]
+        assert base64.b64decode(output.data["image/jpeg"]) == (PICTURES / name).read_bytes(), "run `make outputs`"
+        assert output.metadata["image/jpeg"]["alt"] == output.data["text/plain"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_packing_changes_no_pixel(mode):
+    pixels = np.random.default_rng(0).integers(0, 4, (20, 30, len(mode)), dtype=np.uint8).squeeze()
+    stream = BytesIO()
+    Image.fromarray(pixels, mode).save(stream, "PNG", compress_level=0)
+    before = base64.b64encode(stream.getvalue()).decode()
+    after = course.packed(before)
+    assert len(after) < len(before)
+    assert np.array_equal(np.asarray(Image.open(BytesIO(base64.b64decode(after)))), pixels)
 
 
 def test_course_names_the_cell_that_broke_and_keeps_what_ran(tmp_path, monkeypatch, capsys):
@@ -72,86 +144,41 @@ def test_course_says_when_a_kernel_died(tmp_path):
     )
 
 
-@pytest.fixture
-def bare_environment(tmp_path):
-    """Make an environment that has every library of this one, but not the package; return its Python.
+@pytest.mark.skipif(os.name == "nt", reason="makes links, which Windows allows only to administrators")
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_notebook_alone_in_an_empty_folder_gets_the_package_and_replaces_nothing(tmp_path, monkeypatch):
+    # nothing is to be fetched: what the build needs is among the libraries
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # as pip has it, 0 says: no isolation
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    goal = f"notebook.show_goal({min(path.name for path in PICTURES.iterdir())!r}, alt='a picture')"
+    sample = "from nuclei_utils import data\nprint(data.__file__, len(data.load('sample')))"
+    nbformat.write(notebook_of(setup_cell.setup_cell(), goal, sample), tmp_path / "alone.ipynb")
+    colab_replica.local_release(tmp_path / "clone")
 
-    The libraries are linked rather than installed, outside of the environment, where its pip cannot touch them.
-    """
-    installed = Path(nbformat.__file__).parent.parent
-    libraries = tmp_path / "libraries"
-    libraries.mkdir()
-    for entry in installed.iterdir():
-        if "nuclei_utils" not in entry.name:
-            (libraries / entry.name).symlink_to(entry)
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (site / "libraries.pth").write_text(f"{libraries}\n", encoding="utf-8")
-    return tmp_path / "venv" / "bin" / "python"
+    trial = colab_replica.try_notebook(tmp_path / "alone.ipynb", sys.executable, tmp_path / "clone", whole=True)
 
-
-@pytest.fixture
-def local_clone(tmp_path):
-    """Make a git repository of the files as they are here, committed or not; return its folder."""
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    clone = tmp_path / "clone"
-    for name in filter(None, listing.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, clone / name)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message", "as it is"]):
-        subprocess.run(["git", *command], cwd=clone, check=True)
-    return clone
-
-
-VERSIONS = "from importlib.metadata import version; print(*map(version, ['tensorflow', 'keras', 'numpy']))"
-WHERE = """
-from pathlib import Path
-import nuclei_utils
-print(Path(nuclei_utils.__file__))
-print((Path(nuclei_utils.__file__).parent / "assets" / "sample.zip").is_file())
-"""
-EXECUTE = """
-import nbformat, nbclient
-notebook = nbformat.read("alone.ipynb", 4)
-try:
-    nbclient.NotebookClient(notebook, kernel_name="python3").execute()
-finally:
-    nbformat.write(notebook, "alone.ipynb")
-"""
+    assert trial.failures == []
+    assert trial.lost == []
+    assert trial.added == [f"nuclei-utils=={__version__}"]
+    setup, goal, where = trial.notebook.cells
+    printed = "".join(output.text for output in setup.outputs)
+    assert f"tensorflow {metadata.version('tensorflow')}" in printed
+    assert "image/jpeg" in goal.outputs[0].data
+    assert not where.outputs[0].text.startswith(str(ROOT)), "the package of the release, not that of this folder"
+    assert where.outputs[0].text.endswith(" 40\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="makes links, which Windows allows only to administrators")
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_notebook_alone_in_an_empty_folder_gets_the_package_and_replaces_nothing(
-    tmp_path, bare_environment, local_clone
-):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    nbformat.write(notebook_of(VERSIONS, setup_cell.setup_cell(), VERSIONS, WHERE), folder / "alone.ipynb")
-    environment = {
-        **os.environ,
-        # git takes the local clone wherever the repository's address is asked for
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{local_clone.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": setup_cell.address(),
-        # nothing is to be fetched: what the build needs is among the libraries
-        "PIP_NO_BUILD_ISOLATION": "0",  # as pip has it, 0 says: no isolation
-        "PIP_NO_INDEX": "1",
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
-    subprocess.run([bare_environment, "-c", EXECUTE], cwd=folder, env=environment, check=True)
+def test_replica_has_the_libraries_but_not_the_package(tmp_path):
+    python = colab_replica.environment_without_package(sys.executable, tmp_path / "replica")
+    packages = colab_replica.installed_packages(python)
+    assert f"numpy=={np.__version__}" in packages
+    assert not [package for package in packages if package.startswith("nuclei")]
 
-    before, setup, after, where = nbformat.read(folder / "alone.ipynb", 4).cells
-    assert before.outputs[0].text == after.outputs[0].text
-    tensorflow = after.outputs[0].text.split()[0]
-    assert tensorflow in "".join(output.text for output in setup.outputs), "the banner names TensorFlow's version"
-    package, sample = where.outputs[0].text.splitlines()
-    assert Path(package).is_relative_to(tmp_path / "venv")
-    assert sample == "True"
+
+def test_replica_names_the_cells_that_fail_but_not_those_that_are_meant_to(tmp_path):
+    notebook = notebook_of("print(1)", "1 / 0", "[][0]")
+    notebook.cells[2].metadata["tags"] = ["raises-exception"]
+    colab_replica.execute(notebook, sys.executable, tmp_path)
+    (failure,) = colab_replica.failed_cells(notebook)
+    assert failure.startswith("cell 1 (1 / 0): ZeroDivisionError")

@@ -1,14 +1,17 @@
 """What the text quotes is what the files of results and the notebooks give."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks import tables
 from nuclei_utils import recipes, training
+from nuclei_utils.notebook import PICTURES
 from tools import picture, setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,11 +51,35 @@ def test_benchmark_and_notebook_03_train_alike():
     assert line in text_of(ROOT / "notebooks" / "03_unet_from_scratch.ipynb")
 
 
-@pytest.mark.parametrize("path", picture.PICTURES, ids=lambda path: path.name)
-def test_pictures_are_those_of_the_notebooks(path):
-    assert path.read_bytes() == picture.of_notebook(picture.PICTURES[path]), "run `make outputs`"
-    opening = text_of(ROOT / "notebooks" / f"{picture.PICTURES[path]}.ipynb")
-    assert path.relative_to(ROOT).as_posix() in README + opening, "nothing shows it"
+def difference(one, other):
+    """Return the mean absolute difference of two pictures, 0 to 255."""
+    one, other = (np.asarray(picture.convert("RGB"), float) for picture in (one, other))
+    assert one.shape == other.shape
+    return np.abs(one - other).mean()
+
+
+@pytest.mark.parametrize("name", picture.SOURCES)
+def test_pictures_are_those_of_the_notebooks(name):
+    source = Image.open(BytesIO(picture.of_notebook(picture.SOURCES[name])))
+    assert difference(Image.open(PICTURES / name), source) < 8, "run `make outputs`"
+    assert f'notebook.show_goal(\n    "{name}"' in text_of(ROOT / "notebooks" / f"{picture.SOURCES[name]}.ipynb")
+
+
+def test_notebook_06_opens_with_the_last_frame_of_the_film():
+    assert difference(Image.open(PICTURES / picture.LAST), picture.last_frame(picture.FILM)) < 8, "run `make outputs`"
+    assert f'"{picture.LAST}"' in text_of(ROOT / "notebooks" / "06_evaluate_and_animate.ipynb")
+
+
+def test_package_has_no_picture_that_nothing_shows_and_none_is_large():
+    assert {path.name for path in PICTURES.iterdir()} == {*picture.SOURCES, picture.LAST}
+    assert sum(path.stat().st_size for path in PICTURES.iterdir()) < 2**20, "they are in everybody's install"
+
+
+def test_readme_shows_no_picture_that_is_not_there():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README)
+    files = [name for name in pictures if not name.startswith("https://")]
+    assert len(files) >= 3
+    assert [name for name in files if not (ROOT / name).is_file()] == []
 
 
 def test_readme_shows_the_film():

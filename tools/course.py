@@ -5,22 +5,29 @@ when a cell breaks, as far as it ran. The others run all the same; the command e
 """
 
 import argparse
+import base64
 import os
 import re
 import sys
 import time
+from copy import deepcopy
+from html import escape
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
+from PIL import Image
 from tqdm import tqdm
 
 from nuclei_utils.files import written_whole
-from tools.setup_cell import ROOT, notebooks, write
+from tools.setup_cell import METADATA, ROOT, notebooks, write
 
 OUT = ROOT / "build" / "course"
+FILM = "A film, as the text beside this picture says"
+"""Describes an animated picture to a reader who does not see it."""
 NOTEBOOK_LINK = re.compile(r'href="(?!https?:)([^"#]+)\.ipynb(#[^"]*)?"')
 
 
@@ -85,9 +92,19 @@ def where(notebook, index):
 
 
 def page(notebook, path):
-    """Write a notebook as an HTML page; links to other notebooks become links to their pages."""
+    """Write a notebook as an HTML page; links to other notebooks become links to their pages.
+
+    Pictures are outputs of cells, so they are in the page. `embed_images=True` must stay off: it closes each `<div>` of
+    a text cell where the `<div>` opens, and so empties the boxes.
+    """
+    notebook = deepcopy(notebook)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        for kind, alt in (("image/gif", FILM), ("image/jpeg", None)):
+            alt = output.get("metadata", {}).get(kind, {}).get("alt", alt)
+            if alt and kind in output.get("data", {}):  # nbconvert drops films, and the descriptions of pictures
+                output.data["text/html"] = f'<img alt="{escape(alt)}" src="data:{kind};base64,{output.data[kind]}">'
     resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
-    body, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook, resources=resources)
+    body, _ = HTMLExporter().from_notebook_node(notebook, resources=resources)
     body = NOTEBOOK_LINK.sub(r'href="\1.html\2"', body)
     with written_whole(path) as aside:
         aside.write_text(body, encoding="utf-8")
@@ -130,19 +147,25 @@ def run(path, in_place=False):
 
 
 def tidy(notebook):
-    """Drop what depends on the machine: metadata, stderr of libraries that load, and where the repository lies."""
+    """Drop what depends on the machine, and make the pictures small without a change of their pixels."""
     for cell in notebook.cells:
-        if "setup" in cell.metadata.get("tags", []):
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             if "traceback" in output:
                 output.traceback = [line.replace(f"{ROOT}{os.sep}", "") for line in output.traceback]
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = packed(output.data["image/png"])
+    notebook.metadata = nbformat.from_dict(METADATA)
+
+
+def packed(code):
+    """Return a PNG picture with the same pixels in as few bytes as Pillow can; input and output are base64 text."""
+    before = base64.b64decode(code)
+    picture = Image.open(BytesIO(before))
+    if picture.mode == "RGBA" and picture.getextrema()[3] == (255, 255):  # nothing shines through
+        picture = picture.convert("RGB")
+    stream = BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii") if len(stream.getvalue()) < len(before) else code
 
 
 def clock(seconds):

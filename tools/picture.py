@@ -1,29 +1,34 @@
-"""Take the pictures of the README and of the notebooks' openings out of executed notebooks: `python -m tools.picture`.
+"""Take the goal pictures and the README's pictures out of executed notebooks: `python -m tools.picture`.
 
-`make outputs` does it at its end.
+`make outputs` does it at its end. The pictures come with the package, so they are small: JPEG instead of PNG.
 """
 
 import base64
 import shutil
 import sys
+from io import BytesIO
 
 import nbformat
+from PIL import Image
 
 from nuclei_utils.files import written_whole
+from nuclei_utils.notebook import PICTURES
 from tools.setup_cell import ROOT
 
-PICTURES = {
-    ROOT / "docs" / "unet_on_the_sample.png": "03_unet_from_scratch",
-    ROOT / "docs" / "transfer_on_the_sample.png": "04_unet_with_transfer_learning",
-    ROOT / "docs" / "unet_plus_plus_on_the_sample.png": "05_unet_plus_plus",
-    ROOT / "docs" / "nuclei_on_the_sample.png": "07_from_masks_to_nuclei",
-    ROOT / "docs" / "measurements_on_the_sample.png": "08_use_your_own_images",
+SOURCES = {
+    "unet.jpg": "03_unet_from_scratch",
+    "transfer.jpg": "04_unet_with_transfer_learning",
+    "unet_plus_plus.jpg": "05_unet_plus_plus",
+    "nuclei.jpg": "07_from_masks_to_nuclei",
+    "measurements.jpg": "08_use_your_own_images",
 }
 """For each picture the notebook with the cell that shows it, which has the tag `TAG`."""
 TAG = "readme-picture"
 FILM = ROOT / "docs" / "training_on_the_sample.gif"
-"""The film of notebook 06, whole; the notebook shows a shorter one."""
+"""The film of notebook 06, for the README. Notebook 06 opens with the last frame, `LAST`."""
+LAST = "training.jpg"
 MADE = ROOT / "notebooks" / "runs" / "unet_sample_laptop" / "film.gif"
+QUALITY = 85
 
 
 def of_notebook(name):
@@ -34,14 +39,27 @@ def of_notebook(name):
     return base64.b64decode(code)
 
 
+def last_frame(path):
+    """Return the last frame of a GIF file, a `PIL.Image.Image`."""
+    film = Image.open(path)
+    film.seek(film.n_frames - 1)
+    return film
+
+
+def keep(picture, name):
+    """Write a picture into the package, as a JPEG file."""
+    with written_whole(PICTURES / name) as aside:
+        picture.convert("RGB").save(aside, quality=QUALITY, optimize=True)
+
+
 def main():
     """Write the pictures."""
-    for path, name in PICTURES.items():
-        with written_whole(path) as aside:
-            aside.write_bytes(of_notebook(name))
+    for name, notebook in SOURCES.items():
+        keep(Image.open(BytesIO(of_notebook(notebook))), name)
     if MADE.exists():
         with written_whole(FILM) as aside:
             shutil.copyfile(MADE, aside)
+    keep(last_frame(FILM), LAST)
 
 
 if __name__ == "__main__":

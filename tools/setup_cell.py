@@ -1,7 +1,8 @@
-"""Write the setup cell and the Colab links into every notebook: `make sync`, or `python -m tools.setup_cell`.
+"""Write the setup cell and the Colab links into every notebook and the README: `make sync`.
 
-A notebook that is opened alone can import nothing of ours yet, so each one carries the same setup cell. Its text stands
-here, the repository's address in `pyproject.toml` under `[project.urls]`; a test sees that the notebooks agree.
+A notebook that is opened alone can import nothing of the package yet, so each notebook carries the same setup cell. Its
+text stands here, the repository's address in `pyproject.toml` under `[project.urls]`, and the version in
+`nuclei_utils/__init__.py`. A test checks that the notebooks agree.
 """
 
 import re
@@ -11,22 +12,39 @@ from pathlib import Path
 
 import nbformat
 
+from nuclei_utils import __version__
 from nuclei_utils.files import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = ["setup", "nbval-ignore-output"]  # versions and device differ from machine to machine
-COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/[^\s)\"'>]+\.ipynb")
+README = ROOT / "README.md"
+COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/[^\s)\"'>]+?/(notebooks/[^\s)\"'>]+\.ipynb)")
+"""A link that opens a notebook in Colab; the group is the notebook's path in the repository."""
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+        "version": "3.12.0",
+    },
+}
+"""What JupyterLab writes into a notebook that it opens, apart from the version of the reader's own Python."""
 
-# NumPy, Keras and TensorFlow are named with the versions found, so that pip refuses rather than replaces them.
+# All installed packages are constraints, so that pip refuses rather than replaces one of them. The package comes from
+# the release that the notebook belongs to, not from a branch that moves on.
 TEMPLATE = """\
-from importlib import metadata, util
+from importlib import util
 
-if not util.find_spec("nuclei_utils"):  # Colab, or a folder of your own: install the package, keep the versions found
-    keep = [f"{d.name}=={d.version}" for d in metadata.distributions() if d.name in ("numpy", "keras", "tensorflow")]
-    %pip install --quiet {" ".join(keep)} git+ADDRESS
-from nuclei_utils import training
+if not util.find_spec("nuclei_utils"):  # Colab: install the package, replace nothing
+    %pip list --format=freeze > installed.txt
+    %pip install --quiet --constraint installed.txt git+ADDRESS@TAG
+from nuclei_utils import notebook
 
-print(training.banner())"""
+notebook.start()"""
 
 
 def address():
@@ -35,16 +53,26 @@ def address():
     return project["urls"]["Repository"]
 
 
+def tag():
+    """Return the git tag of the release that the notebooks belong to, for example "v0.1.0"."""
+    return f"v{__version__}"
+
+
 def setup_cell():
     """Return the text of the setup cell."""
-    return TEMPLATE.replace("ADDRESS", address())
+    return TEMPLATE.replace("ADDRESS", address()).replace("TAG", tag())
 
 
 def colab_link(path):
-    """Return the address that opens a notebook of the repository in Colab."""
+    """Return the address that opens a notebook of the release in Colab.
+
+    Parameters
+    ----------
+    path : str
+        Of the notebook in the repository, such as `"notebooks/01_explore_the_data.ipynb"`.
+    """
     repository = address().removeprefix("https://github.com/")
-    relative = Path(path).resolve().relative_to(ROOT).as_posix()
-    return f"https://colab.research.google.com/github/{repository}/blob/main/{relative}"
+    return f"https://colab.research.google.com/github/{repository}/blob/{tag()}/{path}"
 
 
 def notebooks():
@@ -54,7 +82,7 @@ def notebooks():
 
 
 def sync(notebook, path):
-    """Put the setup cell, its tags and the Colab links into a notebook.
+    """Put the setup cell, its tags, the Colab links and the metadata into a notebook.
 
     Parameters
     ----------
@@ -79,19 +107,43 @@ def sync(notebook, path):
         raise ValueError(f"{path} has no code cell; its first one is to be the setup cell: add an empty one")
     cell.source = setup_cell()
     cell.metadata["tags"] = TAGS
+    link = colab_link(Path(path).resolve().relative_to(ROOT).as_posix())
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = COLAB_LINK.sub(colab_link(path), cell.source)
+            cell.source = COLAB_LINK.sub(link, cell.source)
+    notebook.metadata = nbformat.from_dict(METADATA)
     return nbformat.writes(notebook) != before
 
 
+def keep_version(model, **_):
+    """Save a notebook without the version of the reader's Python, so that to open a notebook does not change the file.
+
+    `make lab` gives this function to Jupyter (`ContentsManager.pre_save_hook`).
+
+    Parameters
+    ----------
+    model : dict
+        What is saved, as Jupyter describes it; changed in place.
+    """
+    if model["type"] == "notebook":
+        language = model["content"]["metadata"].get("language_info", {})
+        if language.get("name") == "python":
+            language["version"] = METADATA["language_info"]["version"]
+
+
 def main():
-    """Bring every notebook up to date, and name those that were changed."""
+    """Bring every notebook and the README up to date, and name the files that were changed."""
     for path in notebooks():
         notebook = nbformat.read(path, as_version=4)
         if sync(notebook, path):
             write(notebook, path)
             print(f"changed {path.relative_to(ROOT)}")
+    before = README.read_text(encoding="utf-8")
+    after = COLAB_LINK.sub(lambda link: colab_link(link[1]), before)
+    if after != before:
+        with written_whole(README) as aside:
+            aside.write_text(after, encoding="utf-8")
+        print(f"changed {README.relative_to(ROOT)}")
 
 
 def write(notebook, path):
