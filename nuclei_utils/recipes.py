@@ -412,7 +412,7 @@ def recorded(folder):
 
 
 def _phases(folder):
-    return [part for part in (Path(folder) / "frozen", Path(folder)) if training.finished(part)]
+    return [part for part in (Path(folder) / "frozen", Path(folder)) if training.begun(part)]
 
 
 def load_or_train(name):

@@ -445,7 +445,7 @@ def finished(folder):
 
 
 def begun(folder):
-    """Return whether a training in a folder left a model, finished or not, whole or damaged.
+    """Return whether a training in a folder left an epoch, finished or not, whole or damaged.
 
     Parameters
     ----------
@@ -456,7 +456,7 @@ def begun(folder):
     -------
     bool
     """
-    return bool(_backups(Path(folder))) or (Path(folder) / BEST).exists()
+    return bool(_backups(Path(folder))) or any((Path(folder) / name).exists() for name in (BEST, FINISHED))
 
 
 def read_history(folder):

@@ -205,7 +205,7 @@ def _dice(name):
 
 
 def _parts(folder):
-    """Folders of the phases that have left a model, in their order."""
+    """Folders of the phases that have left an epoch, in their order."""
     return [part for part in (folder / "frozen", folder) if training.begun(part)]
 
 
