@@ -212,14 +212,15 @@ class Backup(keras.callbacks.Callback):
         history = pd.DataFrame(self.rows)
         for path in (self.folder / BACKUP / HISTORY, self.folder / HISTORY):
             _write_history(path, history)
-        older = _backups(self.folder)
-        with written_whole(self.folder / BACKUP / f"epoch_{epoch + 1:04}.keras") as aside:
+        backup = self.folder / BACKUP / f"epoch_{epoch + 1:04}.keras"
+        with written_whole(backup) as aside:
             self.model.save(aside)
             if history[self.monitor].notna().any() and best_epoch(history, self.monitor) == len(history) - 1:
                 with written_whole(self.folder / BEST) as best:
                     shutil.copyfile(aside, best)
-        for path in older:
-            path.unlink()
+        for other in _backups(self.folder):
+            if other != backup:
+                other.unlink()
 
 
 def _write_history(path, history):
@@ -361,18 +362,20 @@ def _history_until(path, monitor):
 
 def _mend(model, folder, history, monitor):
     """Write what is damaged, or is ahead of the state that a training goes on from."""
+    best_is_lost = False
     try:
         check_whole(folder / BEST)
     except (DataError, FileNotFoundError) as error:
-        if history[monitor].notna().any():
-            done, best = len(history), best_epoch(history, monitor) + 1
-            if best < done:
-                print(f"{error}. The model of epoch {best} is lost: the best epoch is now chosen from epoch {done} on")
-                history.loc[: done - 2, monitor] = float("nan")
-            with written_whole(folder / BEST) as aside:
-                model.save(aside)
+        best_is_lost = history[monitor].notna().any()
+        done = len(history)
+        if best_is_lost and (best := best_epoch(history, monitor) + 1) < done:
+            print(f"{error}. The model of epoch {best} is lost: the best epoch is now chosen from epoch {done} on")
+            history.loc[: done - 2, monitor] = float("nan")
     for path in (folder / BACKUP / HISTORY, folder / HISTORY):
         _write_history(path, history)
+    if best_is_lost:
+        with written_whole(folder / BEST) as aside:
+            model.save(aside)
 
 
 def check_whole(path):

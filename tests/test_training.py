@@ -187,10 +187,13 @@ def test_a_training_with_a_damaged_backup_goes_on_after_its_best_epoch(folder, w
     log["val_dice"] = [0.1, 0.3, 0.2]
     log.to_csv(folder / "history.csv", index=False)
     damage(folder / "backup" / f"epoch_{DONE:04}.keras", how)
-    _, history = train(folder, EPOCHS)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, EPOCHS, extra=[PullThePlug(DONE)])
     output = capsys.readouterr().out
     assert "after epoch 2 " in output
     assert how == "missing" or f"epoch_{DONE:04}.keras is damaged" in output
+    _, history = train(folder, EPOCHS)
+    assert f"after epoch {DONE} " in capsys.readouterr().out
     assert list(history["epoch"]) == list(range(EPOCHS))
 
 
