@@ -45,7 +45,8 @@ def written_whole(path):
     path = Path(path)
     _make_folder(path.parent)
     # a number of the process alone is not enough: processes on two machines, or two threads, may share one
-    aside = path.with_name(f".{path.stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    stem, dot, endings = path.name.partition(".")
+    aside = path.with_name(f".{stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}{dot}{endings}")
     try:
         yield aside
         _sync(aside, os.O_RDWR)
@@ -138,7 +139,8 @@ def remove_unfinished(path):
     path : pathlib.Path
         Of the file. No other process may be writing the file now.
     """
-    for aside in path.parent.glob(f".{glob.escape(path.stem)}-*-{'[0-9a-f]' * 8}{path.suffix}"):
+    stem, dot, endings = (glob.escape(part) for part in path.name.partition("."))
+    for aside in path.parent.glob(f".{stem}-*-{'[0-9a-f]' * 8}{dot}{endings}"):
         aside.unlink(missing_ok=True)
 
 

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from interruption import DAMAGES, PullThePlug, batches, damage, small_model
 
 from nuclei_utils import cli, data, export, models, recipes, training
 from nuclei_utils.commands import predict as predicting
 from nuclei_utils.commands import train as learning
+from tests.interruption import DAMAGES, PullThePlug, batches, damage, small_model
 
 
 def run(*words):

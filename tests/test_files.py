@@ -201,16 +201,17 @@ def killed(tmp_path):
     return run
 
 
-def test_what_a_killed_process_was_about_to_write_can_be_removed(tmp_path, killed):
-    path = tmp_path / "a.json"
+@pytest.mark.parametrize("name", ["a.json", "a.weights.json"])
+def test_what_a_killed_process_was_about_to_write_can_be_removed(tmp_path, killed, name):
+    path = tmp_path / name
     path.write_text("old")
     kept = {".a-notes.json", ".b-1-0a1b2c3d.json", ".a-1-0a1b2c3d.csv", "a-1-0a1b2c3d.json"}
-    for name in kept:
-        (tmp_path / name).touch()
-    killed("written_whole", "a.json")
+    for other in kept:
+        (tmp_path / other).touch()
+    killed("written_whole", name)
     assert len(list(tmp_path.iterdir())) == len(kept) + 2
     remove_unfinished(path)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *kept}
+    assert {path.name for path in tmp_path.iterdir()} == {name, *kept}
     assert path.read_text() == "old"
 
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from interruption import batches, damage, small_model, train
 
 from nuclei_utils import data, models, recipes, training
+from tests.interruption import batches, damage, small_model, train
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from interruption import DAMAGES, PullThePlug, batches, damage, small_model, train
 
 from nuclei_utils import training
 from nuclei_utils.data import DataError
+from tests.interruption import DAMAGES, PullThePlug, batches, damage, small_model, train
 
 EPOCHS, DONE = 5, 3
 """Of the trainings here, and those before they are broken off."""
@@ -329,8 +329,8 @@ def test_a_full_disk_is_named_and_the_training_goes_on_later(tmp_path, whole_his
 
 KILLED = """
 import sys, time, keras
-sys.path.insert(0, {here!r})
-from interruption import batches, small_model
+sys.path.insert(0, {root!r})
+from tests.interruption import batches, small_model
 from nuclei_utils import training
 class Slow(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
@@ -341,7 +341,7 @@ training.fit(small_model(1000), batches(), batches(), {folder!r}, epochs=500, ex
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_process_goes_on_where_it_stopped(tmp_path):
-    code = KILLED.format(here=str(Path(__file__).parent), folder=str(tmp_path))
+    code = KILLED.format(root=str(Path(__file__).parents[1]), folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     log = tmp_path / "history.csv"
     deadline = time.monotonic() + 120
