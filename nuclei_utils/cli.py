@@ -216,7 +216,11 @@ def _add_train(commands):
         help="how often the images are gone through (default: 20); the best epoch is kept",
     )
     command.add_argument(
-        "--seed", type=int, default=0, help="of the weights, the crops and the choice for validation (default: 0)"
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="of the weights, the crops and the choice for validation, 0 to 4294967295 (default: 0)",
     )
     command.add_argument("--resume", action="store_true", help="go on with the training that was broken off")
     command.set_defaults(run=_train, interrupted="the same command with --resume goes on from what is there")
@@ -290,6 +294,12 @@ def _model_file(text):
 def _whole_number(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
+def _seed(text):
+    if not text.isdecimal() or int(text) >= 2**32:  # what NumPy takes
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to {2**32 - 1}")
     return int(text)
 
 

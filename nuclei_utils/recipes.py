@@ -1,6 +1,6 @@
 """How the course trains its three networks: the same data, budget and loss for all, so that they can be compared."""
 
-import shutil
+import os
 from functools import partial
 from pathlib import Path
 
@@ -95,12 +95,30 @@ def pretrained():
     -------
     "imagenet" or None
         What `build` takes as weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `$NUCLEI_MOBILENET_WEIGHTS` names no file.
+    data.DataError
+        If that file does not hold the weights of MobileNetV2.
     """
     try:
         models.mobilenet_encoder("imagenet")
     except ConnectionError as error:
         print(f"{error}.\nGoing on with a random encoder: this is not transfer learning.")
         return None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a file may hold anything
+        path = os.environ.get(models.WEIGHTS)
+        if path is None:
+            raise
+        reason, *_ = str(error).split("\n")
+        raise data.DataError(
+            f"{path}, which ${models.WEIGHTS} names, does not hold the weights of keras.applications.MobileNetV2 "
+            f"(include_top=False): {reason}"
+        ) from error
     return "imagenet"
 
 
@@ -177,8 +195,10 @@ def fit(name, model, crops, validation, folder, epochs, weights, patience=10, wa
     if not rest:
         phase(place, epochs, LEARNING_RATE)
         return
-    phase(frozen, rest, LEARNING_RATE)
-    model.load_weights(frozen / "best.keras")
+    if not training.begun(place):  # a second phase that was begun brings all weights with it
+        phase(frozen, rest, LEARNING_RATE)
+        training.check_whole(frozen / training.BEST)
+        model.load_weights(frozen / training.BEST)
     models.train_encoder(model, FINE_TUNED_BLOCKS)
     phase(place, epochs - rest, FINE_TUNING_RATE, before=len(training.read_history(frozen)))
 
@@ -232,15 +252,14 @@ def train(name, folder, seed=0, watch=(), verbose="auto"):
     """
     place, frozen = Path(folder), Path(folder) / "frozen"
     if training.finished(place):  # it is replaced, its first phase as well
-        for part in (frozen, place / "backup"):
-            shutil.rmtree(part, ignore_errors=True)
-        (place / training.FINISHED).unlink()
+        for part in (frozen, place):
+            training.clear(part)
     keras.utils.set_random_seed(seed)
     crops, validation = batches(seed)
     weights = pretrained() if name == "mobilenet_unet" else None
     model = build(name, weights)
 
-    if not weights and frozen.exists():
+    if not weights and training.begun(frozen):
         raise FileNotFoundError(
             f"the training in {place} was begun with pretrained weights, which are not to be had now: name their file "
             f"in ${models.WEIGHTS} to go on, or delete {place} to start anew"
@@ -279,6 +298,27 @@ def train_instances(folder, seed=0, epochs=None, at_least=None, verbose="auto"):
     return fit_instances(model, crops, middles, folder, epochs, verbose=verbose)
 
 
+def check_nuclei(records, use):
+    """Check that there is a nucleus in at least one of some images.
+
+    Parameters
+    ----------
+    records : sequence of data.Record
+    use : str
+        What the images are for: "train on" or "validate on".
+
+    Raises
+    ------
+    data.DataError
+        If all labels are empty: nothing can be learned from them, and their Dice says nothing.
+    """
+    if not any(record.labels.any() for record in records):
+        raise data.DataError(
+            f"none of the {len(records)} images to {use} has a nucleus in its labels (the first is "
+            f"{records[0].id}): check the labels, add images, or choose others with another seed"
+        )
+
+
 def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="auto"):
     """Train a network that separates nuclei further, on a handful of labelled images of one's own.
 
@@ -309,11 +349,13 @@ def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="a
     Raises
     ------
     ValueError
-        If there are fewer than two images.
+        If there are fewer than two images, or no nucleus to train on or to validate on.
     """
     if len(records) < 2:
         raise ValueError(f"found {len(records)} labelled images, expected at least two: one is kept for validation")
     kept = max(len(records) // 5, 1)
+    check_nuclei(records[:-kept], "train on")
+    check_nuclei(records[-kept:], "validate on")
     keras.utils.set_random_seed(seed)
     crops = pipeline.instance_batches(pipeline.from_records(records[:-kept]), SIZE, BATCH, seed, at_least)
     middles = pipeline.instance_validation_batches(pipeline.from_records(records[-kept:]), 2 * SIZE, BATCH)
@@ -338,12 +380,15 @@ def load(folder):
     ------
     FileNotFoundError
         If no training came to its end there.
+    data.DataError
+        If the model or the history is damaged.
     """
     if not training.finished(folder):
         raise FileNotFoundError(f"no finished training in {folder}: train it first (recipes.train)")
     parts = [training.read_history(part) for part in _phases(folder)]
     history = pd.concat(parts, ignore_index=True).assign(epoch=lambda table: range(len(table)))
-    model = keras.models.load_model(Path(folder) / "best.keras")
+    training.check_whole(Path(folder) / training.BEST)
+    model = keras.models.load_model(Path(folder) / training.BEST)
     return models.accurate_mode(model) if len(model.outputs) > 1 else model, history
 
 
@@ -367,7 +412,7 @@ def recorded(folder):
 
 
 def _phases(folder):
-    return [part for part in (Path(folder) / "frozen", Path(folder)) if training.finished(part)]
+    return [part for part in (Path(folder) / "frozen", Path(folder)) if training.begun(part)]
 
 
 def load_or_train(name):

@@ -1,9 +1,13 @@
 """How much is trained, and what goes with it: profiles, callbacks, logs, and a training that can be resumed."""
 
+import io
+import itertools
 import os
 import platform
 import shutil
 import sys
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +15,15 @@ import keras
 import pandas as pd
 
 from nuclei_utils import __version__, data, losses, metrics
-from nuclei_utils.files import written_whole
+from nuclei_utils.data import DataError
+from nuclei_utils.files import locked, remove_unfinished, written_whole
 
 INSTANCE_RATE = 5e-4
 """Highest learning rate of the network that separates nuclei, whose pretrained encoder is trained from the start."""
+BEST, HISTORY, BACKUP = "best.keras", "history.csv", "backup"
+"""Files and folder of a training (`callbacks`)."""
 FINISHED = "finished"
-"""Empty file that a training leaves when it comes to its end."""
+"""File that a training leaves when it comes to its end: a second copy of its history."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,8 @@ def compile_instances(model, steps, learning_rate=INSTANCE_RATE):
     return model
 
 
-def callbacks(folder, patience=10, best=None, monitor="val_dice"):
-    """Make what watches over a training: the best model kept, an early stop, logs, and a backup to go on from.
+def callbacks(folder, patience=10, history=None, monitor="val_dice"):
+    """Make what watches over a training: an early stop, logs, the best model kept, and a backup to go on from.
 
     Parameters
     ----------
@@ -162,8 +169,8 @@ def callbacks(folder, patience=10, best=None, monitor="val_dice"):
         Where `best.keras`, `history.csv`, `tensorboard/` and `backup/` go.
     patience : int
         Epochs without a better value before the training stops.
-    best : float, optional
-        Best value so far, where a training is resumed.
+    history : pandas.DataFrame, optional
+        Of the epochs before a break, if a training is resumed.
     monitor : str
         Column of the history that says which epoch is best: of a loss the lowest, of anything else the highest.
 
@@ -172,57 +179,61 @@ def callbacks(folder, patience=10, best=None, monitor="val_dice"):
     list of keras.callbacks.Callback
     """
     folder = Path(folder)
-    watch = {"monitor": monitor, "mode": _mode(monitor)}
-    backup = Backup(folder)
     return [
-        keras.callbacks.ModelCheckpoint(backup.best, save_best_only=True, initial_value_threshold=best, **watch),
-        keras.callbacks.EarlyStopping(patience=patience, **watch),
-        keras.callbacks.CSVLogger(folder / "history.csv", append=True),
+        keras.callbacks.EarlyStopping(patience=patience, monitor=monitor, mode=_mode(monitor)),
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        backup,
+        Backup(folder, history, monitor),
     ]
 
 
 class Backup(keras.callbacks.Callback):
-    """Keep the model and its optimizer after each epoch, whole or not at all, so that a killed training can go on.
+    """Keep the history, the best model and the last model after each epoch, so that a killed training can go on.
 
-    Keras' own `BackupAndRestore` and `ModelCheckpoint` write over what they kept before: a process that is killed
-    meanwhile leaves half a file. So the best model is written to `best`, here, and moved when it is whole.
+    Each file is whole or not there. Keras' own `ModelCheckpoint`, `CSVLogger` and `BackupAndRestore` write over the
+    files that they wrote before: a process that is killed meanwhile leaves half a file.
 
     Parameters
     ----------
     folder : path-like
-        Of the training. The best model becomes its `best.keras`; `backup/epoch_0001.keras` and its followers replace
-        each other.
-
-    Attributes
-    ----------
-    best : pathlib.Path
-        Where `ModelCheckpoint`, which must come before, writes the best model.
+        Of the training. It gets `best.keras`, `history.csv` with a copy in `backup/`, and `backup/epoch_0001.keras`,
+        which the next epoch replaces. Models are saved with the memory of their optimizer.
+    history, monitor
+        As for `callbacks`.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, history=None, monitor="val_dice"):
         super().__init__()
-        self.folder = Path(folder)
-        self.best = self.folder / "backup" / "best.keras"
-
-    def on_train_begin(self, logs=None):
-        """Remove what a killed training was about to write."""
-        self.best.unlink(missing_ok=True)
+        self.folder, self.monitor = Path(folder), monitor
+        self.rows = [] if history is None else history.to_dict("records")
 
     def on_epoch_end(self, epoch, logs=None):
-        """Move the best model to its place, write the backup of the epoch, then remove the one before."""
-        if self.best.is_file():
-            self.best.replace(self.folder / self.best.name)
-        older = _backups(self.folder)
-        with written_whole(self.best.with_name(f"epoch_{epoch + 1:04}.keras")) as aside:
+        """Write the history, the model if it is the best so far, and the backup; then remove the backup before."""
+        self.rows.append({"epoch": epoch, **logs})
+        history = pd.DataFrame(self.rows)
+        for path in (self.folder / BACKUP / HISTORY, self.folder / HISTORY):
+            _write_history(path, history)
+        backup = self.folder / BACKUP / f"epoch_{epoch + 1:04}.keras"
+        with written_whole(backup) as aside:
             self.model.save(aside)
-        for path in older:
-            path.unlink()
+            if history[self.monitor].notna().any() and best_epoch(history, self.monitor) == len(history) - 1:
+                with written_whole(self.folder / BEST) as best:
+                    shutil.copyfile(aside, best)
+        for other in _backups(self.folder):
+            if other != backup:
+                other.unlink()
+
+
+def _write_history(path, history):
+    with written_whole(path) as aside:
+        history.to_csv(aside, index=False)
 
 
 def _backups(folder):
-    return sorted((folder / "backup").glob("epoch_*.keras"))
+    return sorted((folder / BACKUP).glob("epoch_*.keras"), key=_epoch)
+
+
+def _epoch(path):
+    return int(path.stem.removeprefix("epoch_"))
 
 
 def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto", monitor="val_dice"):
@@ -236,7 +247,7 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
         Batches of (image, mask), or of what else the model learns.
     folder : path-like
         Where the training leaves its files (see `callbacks`). What a finished training left there is replaced; a
-        killed training's backup is taken up.
+        killed training's backup is taken up. If the backup is damaged, the training goes on after its best epoch.
     epochs : int
         Most epochs in all, those before a break included.
     patience : int
@@ -256,57 +267,139 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
 
     Raises
     ------
-    ValueError
-        If the backup of a training that was broken off is of another network.
     data.DataError
-        If no epoch has a value of `monitor` that is a number: the training diverged.
+        If no epoch has a value of `monitor` that is a number: the training diverged. If a training was broken off in
+        the folder, and its files are of another network or all damaged.
+    BlockingIOError
+        If another training is at work in the folder.
+    OSError
+        If a file cannot be written. The training can go on later.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    backups = [] if finished(folder) or not (folder / "history.csv").is_file() else _backups(folder)
-    done, best = 0, None
-    if backups:
-        done, best = _go_on(model, backups[-1], monitor)
-    else:
-        for name in ("tensorboard", "backup", "predictions"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("history.csv", "best.keras", FINISHED):  # without a backup, what is left is not taken up
-            (folder / name).unlink(missing_ok=True)
-    # what is extra comes first: once the backup is made, the epoch is not done again
-    watchers = [*extra, *callbacks(folder, patience, best, monitor)]
-    model.fit(
-        train,
-        validation_data=validation,
-        initial_epoch=done,
-        epochs=epochs,
-        callbacks=watchers,
-        shuffle=False,  # the pipeline does
-        verbose=verbose,
-    )
-    history = read_history(folder)
-    best_epoch(history, monitor)  # says so if there is none
-    # it may lie before a break, which EarlyStopping's own memory does not reach
-    model.load_weights(folder / "best.keras")
-    (folder / FINISHED).touch()
-    # not before: what is killed until here goes on
-    shutil.rmtree(folder / "backup", ignore_errors=True)
+    with locked(folder / ".lock", f"another training is at work in {folder}: wait for its end, or use another folder"):
+        for name in (BEST, HISTORY, FINISHED):
+            remove_unfinished(folder / name)
+        history = None if finished(folder) else _resume(model, folder, monitor)
+        if history is None:
+            clear(folder)
+        model.fit(
+            train,
+            validation_data=validation,
+            initial_epoch=0 if history is None else len(history),
+            epochs=epochs,
+            # what is extra comes first: once the backup is made, the epoch is not done again
+            callbacks=[*extra, *callbacks(folder, patience, history, monitor)],
+            shuffle=False,  # the pipeline does
+            verbose=verbose,
+        )
+        history = read_history(folder)
+        best_epoch(history, monitor)  # says so if there is none
+        # it may lie before a break, which EarlyStopping's own memory does not reach
+        model.load_weights(folder / BEST)
+        _write_history(folder / FINISHED, history)
+        # not before: what is killed until here goes on
+        shutil.rmtree(folder / BACKUP, ignore_errors=True)
     return model, history
 
 
-def _go_on(model, backup, monitor):
-    """Give a model the state of a backup; return how many epochs are done, and the best value of these."""
-    folder, done = backup.parent.parent, int(backup.stem.removeprefix("epoch_"))
+def clear(folder):
+    """Remove what a training left in a folder, and nothing else.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder that was given to `fit`.
+    """
+    folder = Path(folder)
+    # the model first: if the process is killed here, nothing takes the rest for a training that can go on
+    (folder / BEST).unlink(missing_ok=True)
+    for name in (BACKUP, "tensorboard", "predictions"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (HISTORY, FINISHED):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _resume(model, folder, monitor):
+    """Give a model the last whole state of a training that was broken off; return the history until then, or None."""
+    problems = []
+    for path in [*reversed(_backups(folder)), folder / BEST]:
+        if not path.exists():
+            continue
+        try:
+            check_whole(path)
+            history = _history_until(path, monitor)
+        except (DataError, FileNotFoundError) as error:
+            problems.append(str(error))
+            continue
+        try:
+            model.optimizer.build(model.trainable_variables)
+            model.load_weights(path)
+        except ValueError as error:
+            raise DataError(
+                f"{path} was left by a training of another network that was broken off, and does not fit this one: "
+                f"delete {folder} to start anew"
+            ) from error
+        for problem in problems:
+            print(problem)
+        print(f"going on after epoch {len(history)} of the training that was broken off in {folder}")
+        _mend(model, folder, history, monitor)
+        return history
+    if problems:
+        raise DataError(f"the training in {folder} cannot go on. {'. '.join(problems)}. Delete {folder} to start anew")
+    return None
+
+
+def _history_until(path, monitor):
+    """Return the history until the epoch whose model a file holds."""
+    if path.name == BEST:
+        history = read_history(path.parent)
+        return history.iloc[: best_epoch(history, monitor) + 1].copy()
+    history, done = read_history(path.parent.parent), _epoch(path)
+    if len(history) < done:
+        raise DataError(f"{path} is of epoch {done}, but {HISTORY} holds {len(history)} whole epochs")
+    return history.iloc[:done].copy()  # an epoch that was logged, but not kept, is done again
+
+
+def _mend(model, folder, history, monitor):
+    """Write what is damaged, or is ahead of the state that a training goes on from."""
+    best_is_lost = False
     try:
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(backup)
-    except ValueError as error:
-        raise ValueError(
-            f"{backup.parent} was left by a training of another network that was broken off, and does not fit this "
-            "one: delete it to start anew"
-        ) from error
-    print(f"going on after epoch {done} of the training that was broken off in {folder}")
-    history = read_history(folder).iloc[:done]  # an epoch that was logged, but not kept, is done again
-    return done, history.loc[best_epoch(history, monitor), monitor]
+        check_whole(folder / BEST)
+    except (DataError, FileNotFoundError) as error:
+        best_is_lost = history[monitor].notna().any()
+        done = len(history)
+        if best_is_lost and (best := best_epoch(history, monitor) + 1) < done:
+            print(f"{error}. The model of epoch {best} is lost: the best epoch is now chosen from epoch {done} on")
+            history.loc[: done - 2, monitor] = float("nan")
+    for path in (folder / BACKUP / HISTORY, folder / HISTORY):
+        _write_history(path, history)
+    if best_is_lost:
+        with written_whole(folder / BEST) as aside:
+            model.save(aside)
+
+
+def check_whole(path):
+    """Check that a `.keras` file is whole: the file is an archive with checksums.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Raises
+    ------
+    data.DataError
+        If the file is empty, cut or overwritten.
+    FileNotFoundError
+        If there is no file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            problem = archive.testzip() and "its checksums are wrong"
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        problem = str(error)
+    if problem:
+        size = Path(path).stat().st_size
+        raise DataError(f"{path} is damaged ({problem if size else 'the file is empty'})")
 
 
 def best_epoch(history, monitor="val_dice"):
@@ -331,9 +424,7 @@ def best_epoch(history, monitor="val_dice"):
     """
     values = history[monitor]
     if values.isna().all():
-        raise data.DataError(
-            f"no epoch has a number for {monitor}: the training diverged; a lower learning rate may help"
-        )
+        raise DataError(f"no epoch has a number for {monitor}: the training diverged; a lower learning rate may help")
     return int(values.idxmin() if _mode(monitor) == "min" else values.idxmax())
 
 
@@ -353,7 +444,22 @@ def finished(folder):
     -------
     bool
     """
-    return (Path(folder) / FINISHED).is_file()
+    return all((Path(folder) / name).is_file() for name in (FINISHED, BEST))
+
+
+def begun(folder):
+    """Return whether a training in a folder left an epoch, finished or not, whole or damaged.
+
+    Parameters
+    ----------
+    folder : path-like
+        The folder that was given to `fit`.
+
+    Returns
+    -------
+    bool
+    """
+    return bool(_backups(Path(folder))) or any((Path(folder) / name).exists() for name in (BEST, FINISHED))
 
 
 def read_history(folder):
@@ -367,8 +473,40 @@ def read_history(folder):
     Returns
     -------
     pandas.DataFrame
-        One row per epoch: `epoch`, and each metric for training and (`val_…`) validation.
+        One row per epoch: `epoch`, and each metric for training and (`val_…`) validation. If `history.csv` is
+        damaged, its copy is read, or what is whole of both.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no epoch is done.
+    data.DataError
+        If the history and its copy are damaged.
     """
-    history = pd.read_csv(Path(folder) / "history.csv")
-    # an epoch that was logged but not yet backed up when the training was killed is there twice
-    return history.drop_duplicates("epoch", keep="last").reset_index(drop=True)
+    folder, found, problems = Path(folder), [], []
+    for path in (folder / HISTORY, folder / BACKUP / HISTORY, folder / FINISHED):
+        if path.is_file():
+            try:
+                found.append(_whole_rows(path))
+            except DataError as error:
+                problems.append(str(error))
+    if found:
+        return max(found, key=len)
+    if problems:
+        raise DataError(". ".join(problems))
+    raise FileNotFoundError(f"no training has finished an epoch in {folder}: {folder / HISTORY} is missing")
+
+
+def _whole_rows(path):
+    """Read the epochs of a history up to the first line that is cut or overwritten."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = list(itertools.takewhile(lambda line: line.endswith(b"\n") and b"\0" not in line, lines))
+    if len(whole) < 2:
+        raise DataError(f"{path} is damaged ({'no whole line' if lines else 'the file is empty'})")
+    try:
+        history = pd.read_csv(io.BytesIO(b"".join(whole)))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error})") from error
+    if "epoch" not in history or list(history["epoch"]) != list(range(len(history))):
+        raise DataError(f"{path} is damaged (expected one line for each epoch, from 0 on)")
+    return history

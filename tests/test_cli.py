@@ -11,12 +11,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 
-from nuclei_utils import cli, data, download, export, models, predict, recipes, training
+from nuclei_utils import cli, data, download, export, models, predict
 from nuclei_utils.commands import predict as predicting
-from nuclei_utils.commands import train as learning
-from tests.interruption import PullThePlug
 
 
 @pytest.fixture
@@ -186,14 +183,6 @@ def write_masks(folder, labels):
         cv2.imwrite(str(folder / f"{number}.png"), (labels == number) * np.uint8(255))
 
 
-def own_images(folder, count=5):
-    for number in range(count):
-        labels = three_nuclei(number)
-        write_picture(folder / "images" / f"cell{number}.png", labels)
-        export_labels(folder / "labels" / f"cell{number}.png", labels)
-    return folder
-
-
 def export_labels(path, labels):
     path.parent.mkdir(parents=True, exist_ok=True)
     export.write_labels(path, labels)
@@ -201,137 +190,6 @@ def export_labels(path, labels):
 
 def run(*words):
     return cli.main([str(word) for word in words])
-
-
-# train
-
-
-@pytest.fixture
-def eager(monkeypatch):
-    """For a few tiny batches, compiling would take longer than training."""
-    compile_model = training.compile_model
-
-    def compile_eagerly(model, *arguments, **words):
-        compile_model(model, *arguments, **words)
-        model.run_eagerly = True
-        return model
-
-    monkeypatch.setattr(training, "compile_model", compile_eagerly)
-
-
-@pytest.fixture
-def quick(monkeypatch, eager):
-    """Train a tiny network on a few pixels; return what makes a training stop as Ctrl-C does."""
-    masks = tf.cast(tf.random.stateless_uniform((4, 16, 16, 1), (0, 0)) > 0.5, tf.float32)
-    batches = tf.data.Dataset.from_tensors((tf.repeat(masks, 3, axis=-1), masks))
-    monkeypatch.setattr(learning, "_batches", lambda *_: (batches, batches))
-    monkeypatch.setattr(recipes, "build", lambda *_: models.unet(filters=2, depth=1))
-    plain = training.callbacks
-    epochs = []
-
-    def callbacks(*arguments):
-        return [*plain(*arguments), *(PullThePlug(epoch) for epoch in epochs)]
-
-    monkeypatch.setattr(training, "callbacks", callbacks)
-    return epochs
-
-
-def train_words(tmp_path, *more):
-    if not (tmp_path / "mine").exists():
-        own_images(tmp_path / "mine")
-    return [
-        "train",
-        "--model",
-        "unet",
-        "--epochs",
-        2,
-        "--data",
-        tmp_path / "mine",
-        "--out",
-        tmp_path / "m.keras",
-        *more,
-    ]
-
-
-@pytest.mark.usefixtures("eager")
-def test_train_writes_a_model_its_history_and_its_curves(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(learning, "CROPS", 4)
-    monkeypatch.setattr(learning, "BATCH", {64: 4})
-    monkeypatch.setattr(learning, "FILTERS", {"unet": 4})
-    words = ["--size", 64, "--channels", 0.5, "--epochs", 1, "--data", own_images(tmp_path / "mine")]
-    assert run("train", "--model", "unet", *words, "--out", tmp_path / "m.keras") == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"mine", "m.keras", "m_history.csv", "m_curves.png"}
-    assert predicting.load_model(tmp_path / "m.keras").layers[1].filters == 2
-    assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0]
-    assert data.read_image(tmp_path / "m_curves.png").shape[0] > 100
-    output = capsys.readouterr()
-    assert output.out.splitlines()[0] == "trained on 4 images for 1 epochs, validated on 1 images"
-    assert "val_dice" in output.err, "progress goes to stderr"
-
-
-def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(tmp_path, quick, capsys):
-    quick.append(1)
-    assert run(*train_words(tmp_path)) == 1
-    error = capsys.readouterr().err
-    assert f"interrupted after 1 of 2 epochs; the best so far is in {tmp_path / 'm.keras'}" in error
-    assert error.rstrip().endswith(f"--out {tmp_path / 'm.keras'} --resume")
-    assert len(pd.read_csv(tmp_path / "m_history.csv")) == 1
-    assert (tmp_path / "m_curves.png").is_file()
-    predicting.load_model(tmp_path / "m.keras")
-
-    assert run(*train_words(tmp_path)) == 1, "it is not thrown away"
-    assert "broken off after 1 epochs: go on with --resume" in capsys.readouterr().err
-    assert run(*train_words(tmp_path, "--resume", "--seed", 1)) == 1
-    assert "was begun with other --seed: 0, not 1" in capsys.readouterr().err
-
-    quick.clear()
-    assert run(*train_words(tmp_path, "--resume")) == 0
-    assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0, 1]
-    assert not (tmp_path / "m.training").exists()
-
-
-def test_ctrl_c_in_the_first_epoch_leaves_nothing(tmp_path, quick, capsys):
-    quick.append(0)
-    assert run(*train_words(tmp_path)) == 1
-    assert "nothing to keep" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"mine"}
-
-
-@pytest.mark.usefixtures("quick")
-def test_train_replaces_no_model_and_no_foreign_folder(tmp_path, capsys):
-    (tmp_path / "m.keras").write_text("hours of work")
-    assert run(*train_words(tmp_path)) == 1
-    assert run(*train_words(tmp_path, "--resume")) == 1
-    assert capsys.readouterr().err.count("is there already") == 2
-    assert (tmp_path / "m.keras").read_text() == "hours of work"
-    (tmp_path / "m.keras").unlink()
-    (tmp_path / "m.training").mkdir()
-    (tmp_path / "m.training" / "notes.txt").touch()
-    assert run(*train_words(tmp_path)) == 1
-    assert "is in the way" in capsys.readouterr().err
-    assert (tmp_path / "m.training" / "notes.txt").exists()
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_pretrained_encoder_rests_in_the_first_half(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "pretrained", lambda: "imagenet")
-    thawed = []
-    monkeypatch.setattr(models, "train_encoder", lambda model, blocks: thawed.append(blocks))
-    words = train_words(tmp_path)
-    words[2] = "mobilenet_unet"
-    assert run(*words) == 0
-    assert thawed == [recipes.FINE_TUNED_BLOCKS]
-    assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0, 1]
-
-
-def test_a_fifth_is_validated_on_and_the_seed_chooses_it(tmp_path):
-    sides = [learning._records(own_images(tmp_path / "mine", 10), seed) for seed in (0, 0, 1)]
-    names = [[[record.id for record in side] for side in both] for both in sides]
-    assert [len(side) for side in names[0]] == [8, 2]
-    assert not set(names[0][0]) & set(names[0][1])
-    assert names[0] == names[1] != names[2]
-    with pytest.raises(data.DataError, match="at least two are needed"):
-        learning._records(own_images(tmp_path / "one", 1), 0)
 
 
 # predict

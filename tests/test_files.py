@@ -1,11 +1,15 @@
 """Files are whole or not there, also where two processes write the same one."""
 
+import errno
+import os
+import signal
+import stat
 import subprocess
 import sys
 
 import pytest
 
-from nuclei_utils.files import remove_older, written_whole
+from nuclei_utils.files import locked, remove_older, remove_unfinished, written_whole
 
 
 def test_a_file_is_put_in_place_when_it_is_whole(tmp_path):
@@ -51,6 +55,95 @@ def test_two_writers_in_one_process_do_not_clash(tmp_path):
     assert path.read_text() == "outer"
 
 
+def write(path, content=b"new"):
+    with written_whole(path) as aside:
+        aside.write_bytes(content)
+
+
+def test_a_file_is_on_the_disk_before_its_name_changes(tmp_path, monkeypatch):
+    """After a power cut a name must not lead to a file without content; then the name itself must be on the disk."""
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    synced = []
+    sync = os.fsync
+
+    def watch(descriptor):
+        status = os.fstat(descriptor)
+        synced.append(("folder" if stat.S_ISDIR(status.st_mode) else status.st_size, path.read_bytes()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    write(path, b"all of it")
+    assert synced[0] == (9, b"old")
+    assert synced[1:] in ([("folder", b"all of it")], [])  # Windows syncs no folders
+
+
+def test_a_drive_that_cannot_sync_folders_is_no_error(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write(tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+
+
+def test_a_full_disk_is_named_by_the_file_that_was_asked_for(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write(tmp_path / "a.json", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(tmp_path / "a.json")
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission_is_named_by_the_file(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError) as caught:
+        write(tmp_path / "a.json")
+    assert caught.value.filename == str(tmp_path / "a.json")
+
+
+def test_an_error_of_the_disk_is_named_by_the_file(tmp_path):
+    def fail(aside):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(aside))
+
+    with pytest.raises(PermissionError) as caught, written_whole(tmp_path / "a.json") as aside:
+        fail(aside)
+    assert caught.value.filename == str(tmp_path / "a.json")
+
+
+def test_an_error_of_another_file_stays_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, written_whole(tmp_path / "a.json"):
+        (tmp_path / "source.json").read_text()
+    assert caught.value.filename == str(tmp_path / "source.json")
+
+
+@pytest.mark.parametrize("use", [write, lambda path: locked(path, "busy").__enter__()])
+def test_a_file_in_place_of_a_folder_is_named(tmp_path, use):
+    (tmp_path / "notes").touch()
+    with pytest.raises(NotADirectoryError) as caught:
+        use(tmp_path / "notes" / "a.json")
+    assert caught.value.filename == str(tmp_path / "notes")
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OSError) as caught:
+        write(tmp_path / "a.json")
+    assert caught.value.filename == str(tmp_path / "a.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 WRITER = """
 import sys
 from nuclei_utils.files import written_whole
@@ -72,6 +165,113 @@ def test_two_processes_do_not_clash(tmp_path):
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen <= {"a" * 10_000, "b" * 10_000}
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from nuclei_utils.files import {name}
+with {name}({arguments}) as aside:
+    if aside:
+        aside.write_text("half")
+    print("inside", flush=True)
+    time.sleep(600)
+"""
+
+
+def begin(folder, name, *arguments):
+    """Start a process that comes into one of the blocks of the module and stays there."""
+    code = KILLED.format(name=name, arguments=", ".join(map(repr, arguments)))
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "inside\n"
+    return process
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """Return a function that starts a process, lets something be checked meanwhile, and kills the process."""
+
+    def run(*arguments, meanwhile=lambda: None):
+        with begin(tmp_path, *arguments) as process:
+            try:
+                meanwhile()
+            finally:
+                process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.weights.json"])
+def test_what_a_killed_process_was_about_to_write_can_be_removed(tmp_path, killed, name):
+    path = tmp_path / name
+    path.write_text("old")
+    kept = {".a-notes.json", ".b-1-0a1b2c3d.json", ".a-1-0a1b2c3d.csv", "a-1-0a1b2c3d.json"}
+    for other in kept:
+        (tmp_path / other).touch()
+    killed("written_whole", name)
+    assert len(list(tmp_path.iterdir())) == len(kept) + 2
+    remove_unfinished(path)
+    assert {path.name for path in tmp_path.iterdir()} == {name, *kept}
+    assert path.read_text() == "old"
+
+
+def test_a_lock_keeps_other_processes_out_and_dies_with_its_process(tmp_path, killed):
+    path = tmp_path / "new folder" / "lock"
+
+    def refused():
+        with pytest.raises(BlockingIOError, match=r"^busy$"), locked(path, "busy"):
+            pytest.fail("two in one block")
+
+    killed("locked", "new folder/lock", "busy", meanwhile=refused)
+    with locked(path, "busy"):
+        assert path.exists()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_holds_within_one_process_and_ends_with_its_block(tmp_path):
+    path = tmp_path / "lock"
+    for _ in range(2):
+        with locked(path, "busy"), pytest.raises(BlockingIOError), locked(path, "busy"):
+            pytest.fail("two in one block")
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), locked(path, "busy"):
+        1 / 0  # noqa: B018
+    with locked(path, "busy"):
+        pass
+
+
+COUNTER = """
+from pathlib import Path
+from nuclei_utils.files import locked
+done = 0
+while done < 200:
+    try:
+        with locked("lock", "busy"):
+            number = int(Path("number").read_text())
+            Path("number").write_text(str(number + 1))
+            done += 1
+    except BlockingIOError:
+        pass
+"""
+
+
+def test_no_two_processes_hold_a_lock_that_is_made_and_removed(tmp_path):
+    (tmp_path / "number").write_text("0")
+    counters = [subprocess.Popen([sys.executable, "-c", COUNTER], cwd=tmp_path) for _ in range(3)]
+    assert [counter.wait() for counter in counters] == [0, 0, 0]
+    assert (tmp_path / "number").read_text() == "600"
+
+
+def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "lock", "busy"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_older_ones_of_the_same_name_are_removed(tmp_path):

@@ -1,14 +1,19 @@
+import shutil
+
+import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 from nuclei_utils import data, models, recipes, training
+from tests.interruption import batches, damage, small_model, train
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Networks and crops so small that training takes seconds; the way through the code stays the same."""
     monkeypatch.setattr(recipes, "SIZE", 32)
-    monkeypatch.setattr(recipes, "BATCH", 4)
+    monkeypatch.setattr(recipes, "BATCH", 16)
     monkeypatch.setattr(recipes, "FILTERS", 2)
     monkeypatch.setenv("NUCLEI_DATA", "sample")
     monkeypatch.setenv("NUCLEI_PROFILE", "smoke")
@@ -39,10 +44,7 @@ def test_a_network_is_trained_once_and_then_loaded(capsys):
     assert list(history["epoch"]) == list(same["epoch"]) == [0, 1]
     image = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
     np.testing.assert_allclose(model(image), again(image), atol=1e-6)
-
-
-def test_what_is_watched_is_recorded_before_training_and_after_each_epoch():
-    recipes.load_or_train("unet")
+    # what is watched is recorded before training and after each epoch
     frames = recipes.recorded(recipes.folder("unet"))
     watched = recipes.watched()
     assert len(frames) == 1 + training.profile().epochs
@@ -79,7 +81,7 @@ def test_a_pretrained_encoder_rests_and_is_then_fine_tuned(tmp_path, monkeypatch
         return real(model, train, validation, folder, *arguments, **words)
 
     monkeypatch.setattr(training, "fit", fit)
-    images = [record.image for record in recipes.watched()]
+    images = [recipes.watched()[0].image[:64, :64]]
     model, history = recipes.train("mobilenet_unet", tmp_path / "run", watch=images)
     assert [bool(phase) for phase in phases] == [False, True]
     assert list(history["epoch"]) == [0, 1]
@@ -98,10 +100,142 @@ def test_without_pretrained_weights_it_says_so(capsys):
 
 @pytest.mark.usefixtures("no_download")
 def test_a_training_begun_with_pretrained_weights_does_not_go_on_without(tmp_path, monkeypatch):
-    (tmp_path / "run" / "frozen").mkdir(parents=True)
+    place = tmp_path / "run" / "frozen"
+    place.mkdir(parents=True)
+    (place / "best.keras").touch()
     monkeypatch.setattr(recipes, "build", lambda *_: None)
     with pytest.raises(FileNotFoundError, match=r"begun with pretrained weights.*NUCLEI_MOBILENET_WEIGHTS"):
         recipes.train("mobilenet_unet", tmp_path / "run")
+
+
+# Two phases, one after the other
+
+
+class Kill(keras.callbacks.Callback):
+    """Break off in one of the epochs of all phases."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.left = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.left -= 1
+
+
+@pytest.fixture
+def two_phases(monkeypatch, tmp_path):
+    """Return a function that trains in two phases of two epochs each, broken off in an epoch if one is named."""
+    monkeypatch.setattr(models, "train_encoder", lambda model, blocks: None)
+    plain = training.callbacks
+
+    def run(folder=tmp_path / "run", kill=None):
+        extra = [] if kill is None else [Kill(kill)]
+        monkeypatch.setattr(training, "callbacks", lambda *arguments: [*extra, *plain(*arguments)])
+        recipes.fit("mobilenet_unet", small_model(), batches(), batches(), folder, 4, "imagenet", verbose=0)
+        return recipes.load(folder)[1]
+
+    return run
+
+
+UNDISTURBED = []  # the history of a training, once it was made
+
+
+@pytest.fixture
+def undisturbed(two_phases, tmp_path):
+    """History of a training in two phases that nothing disturbs."""
+    if not UNDISTURBED:
+        UNDISTURBED.append(two_phases(tmp_path / "straight"))
+    return UNDISTURBED[0]
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_two_phases_go_on_as_if_nothing_had_happened(two_phases, undisturbed, epoch):
+    with pytest.raises(KeyboardInterrupt):
+        two_phases(kill=epoch)
+    pd.testing.assert_frame_equal(two_phases(), undisturbed, rtol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["missing", "zeros"])
+@pytest.mark.parametrize("name", ["best.keras", "finished", "history.csv"])
+def test_a_second_phase_that_has_a_backup_needs_no_model_of_the_first(two_phases, undisturbed, tmp_path, name, how):
+    with pytest.raises(KeyboardInterrupt):
+        two_phases(kill=3)
+    damage(tmp_path / "run" / "frozen" / name, how)
+    pd.testing.assert_frame_equal(two_phases(), undisturbed, rtol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "zeros"])
+def test_a_second_phase_without_a_backup_needs_the_model_of_the_first(two_phases, tmp_path, how):
+    with pytest.raises(KeyboardInterrupt):
+        two_phases(kill=2)
+    damage(tmp_path / "run" / "frozen" / "best.keras", how)
+    with pytest.raises(data.DataError) as caught:
+        two_phases()
+    assert str(tmp_path / "run" / "frozen" / "best.keras") in str(caught.value)
+
+
+# Damaged and unsuitable files
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a finished training of a few weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, epochs=2)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "zeros"])
+def test_a_damaged_network_is_named(trained, tmp_path, how):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    damage(folder / "best.keras", how)
+    with pytest.raises(data.DataError) as caught:
+        recipes.load(folder)
+    assert str(folder / "best.keras") in str(caught.value)
+
+
+def test_a_network_without_its_file_is_not_taken_for_trained(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "best.keras").unlink()
+    with pytest.raises(FileNotFoundError, match="no finished training"):
+        recipes.load(folder)
+    assert list(train(folder, epochs=1)[1]["epoch"]) == [0]
+
+
+def test_a_finished_training_is_replaced_with_its_first_phase(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(trained, folder / "frozen")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "batches", stop)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train("unet", folder)
+    assert not training.begun(folder)
+    assert not training.begun(folder / "frozen")
+
+
+def test_images_without_a_nucleus_are_refused(tmp_path):
+    records = recipes.watched()
+    empty = [record._replace(labels=np.zeros_like(record.labels)) for record in records]
+    recipes.check_nuclei([*empty, records[0]], "train on")
+    for wrong in (empty, [*empty, records[0]], [*records, empty[0]]):
+        with pytest.raises(data.DataError, match="nucleus"):
+            recipes.fine_tune(None, wrong[-3:], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_other_weights_is_named(tmp_path, monkeypatch):
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]).save_weights(tmp_path / "other.weights.h5")
+    monkeypatch.setenv(models.WEIGHTS, str(tmp_path / "other.weights.h5"))
+    with pytest.raises(data.DataError) as caught:
+        recipes.pretrained()
+    assert str(tmp_path / "other.weights.h5") in str(caught.value)
 
 
 def test_random_encoders_are_trained_and_pretrained_ones_rest(monkeypatch):

@@ -5,15 +5,17 @@ import json
 import shlex
 import shutil
 import sys
+import warnings
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from nuclei_utils import data, models, pipeline, plots, recipes, training
 from nuclei_utils.data import DataError
-from nuclei_utils.files import written_whole
+from nuclei_utils.files import locked, remove_unfinished, written_whole
 
 FILTERS = {"unet": 32, "mobilenet_unet": 16, "unet_plus_plus": 32, "instance_unet": 16}
 """Feature maps of each network at full size with `--channels 1`."""
@@ -25,6 +27,8 @@ BATCH = {64: 16, 128: 16, 256: 8}
 """Crops in a batch, by their size: what four gigabytes of memory are enough for."""
 VALIDATED = 256
 """Largest height and width, pixels, of the middle of an image that is validated."""
+SETTINGS = "settings.json"
+"""File in the folder of a training: the options that the training was begun with."""
 SHARE = 0.2
 """Share of one's own images that are validated on, and not trained on."""
 
@@ -47,12 +51,31 @@ def run(arguments):
     ------
     data.DataError
         If there is a model or an unfinished training already, the training to go on with was begun in another way,
-        or the images cannot be read.
+        the images cannot be read or hold no nucleus, or the memory is not enough.
+    BlockingIOError
+        If another process trains the same model.
+    OSError
+        If a file cannot be written.
     """
     out, folder = arguments.out, arguments.out.with_suffix(".training")
+    busy = f"another process is training {out}: wait for its end, or name another model with --out"
+    with locked(out.with_name(f".{folder.name}.lock"), busy):
+        try:
+            return _train(arguments, out, folder)
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            reason, *_ = str(error).split("\n")
+            raise DataError(
+                f"out of memory or disk space ({reason}). Use fewer or smaller images in --data, a "
+                f"smaller --size or --channels 0.5, or make space on the disk of {folder}"
+            ) from error
+
+
+def _train(arguments, out, folder):
     _check_places(out, folder, arguments.resume)
     with contextlib.redirect_stdout(sys.stderr):  # where Keras shows its progress
         train, validation = _records(arguments.data, arguments.seed)
+        recipes.check_nuclei(train, "train on")
+        recipes.check_nuclei(validation, "validate on")
         weights = recipes.pretrained() if arguments.model in PRETRAINED else None
         _check_settings(folder, _settings(arguments, weights, train, validation))
         try:
@@ -60,7 +83,7 @@ def run(arguments):
         except KeyboardInterrupt:
             return _interrupted(arguments, folder)
     history = _write(arguments.model, out, folder)
-    shutil.rmtree(folder)
+    _remove(folder)
     best = history.loc[training.best_epoch(history, _monitor(arguments.model))]
     print(f"trained on {len(train)} images for {len(history)} epochs, validated on {len(validation)} images")
     print(f"best epoch: {best['epoch'] + 1:.0f}, validation Dice {best['val_dice']:.3f}")
@@ -70,22 +93,31 @@ def run(arguments):
 
 def _check_places(out, folder, resume):
     """Refuse to lose a model or a training; remove what a training left that was stopped in its first epoch."""
-    if folder.exists() and not (folder / "settings.json").is_file():
-        raise DataError(f"{folder} is in the way, and no training of this command: name another model with --out")
-    done = _epochs(folder)
-    if done and not resume:
-        raise DataError(
-            f"{folder} holds a training that was broken off after {done} epochs: go on with --resume, or delete it "
-            f"(and {out}, its best so far) to start anew"
-        )
-    if done:
+    if _parts(folder):
+        if not resume:
+            raise DataError(
+                f"{folder} holds a training that was broken off: go on with --resume, or delete it (and {out}, its "
+                "best so far) to start anew"
+            )
         return
     if out.exists():
         why = "its training came to its end" if resume else "it would be replaced"
         raise DataError(f"{out} is there already, and {why}: name another model with --out, or delete it")
-    shutil.rmtree(folder, ignore_errors=True)
+    settings = folder / SETTINGS
+    remove_unfinished(settings)
+    if folder.exists() and not settings.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is in the way, and no training of this command: name another model with --out")
+    _remove(folder)
     if resume:
         print(f"there is nothing to go on with in {folder}: a new training begins", file=sys.stderr)
+
+
+def _remove(folder):
+    """Remove a training at once: a process that is killed meanwhile leaves no part of the folder under its name."""
+    if folder.exists():
+        hidden = folder.with_name(f".{folder.name}")
+        shutil.rmtree(hidden, ignore_errors=True)  # of a process that was killed here
+        shutil.rmtree(folder.rename(hidden))
 
 
 def _records(path, seed):
@@ -118,12 +150,19 @@ def _settings(arguments, weights, train, validation):
 
 def _check_settings(folder, settings):
     """Keep the settings of a new training; refuse to go on with others."""
-    path = folder / "settings.json"
-    if not path.is_file():
+    path = folder / SETTINGS
+    try:
+        before = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError) as error:
+        if _parts(folder):
+            state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+            warnings.warn(
+                f"{path} is {state}, so that the options of this command cannot be compared with those of before",
+                stacklevel=2,
+            )
         with written_whole(path) as aside:
             aside.write_text(json.dumps(settings, indent=1))
         return
-    before = json.loads(path.read_text())
     for name, value in settings.items():
         if before.get(name) != value:
             found = f"{before.get(name)}, not {value}" if name.startswith("--") else "not those of now"
@@ -166,27 +205,21 @@ def _dice(name):
 
 
 def _parts(folder):
-    """Folders of the phases that have finished an epoch, in their order."""
-    logs = [folder / "frozen" / "history.csv", folder / "history.csv"]
-    return [log.parent for log in logs if log.is_file() and log.stat().st_size]
-
-
-def _epochs(folder):
-    return sum(len(training.read_history(part)) for part in _parts(folder))
+    """Folders of the phases that have left an epoch, in their order."""
+    return [part for part in (folder / "frozen", folder) if training.begun(part)]
 
 
 def _interrupted(arguments, folder):
     """Keep the best so far, and say how to go on."""
-    done = _epochs(folder)
-    if done:
-        _write(arguments.model, arguments.out, folder)
+    if _parts(folder):
+        history = _write(arguments.model, arguments.out, folder)
         words = [*arguments.words, *([] if arguments.resume else ["--resume"])]
         message = (
-            f"interrupted after {done} of {arguments.epochs} epochs; the best so far is in {arguments.out}. "
+            f"interrupted after {len(history)} of {arguments.epochs} epochs; the best so far is in {arguments.out}. "
             f"To go on: python -m nuclei_utils {shlex.join(words)}"
         )
     else:
-        shutil.rmtree(folder)
+        _remove(folder)
         message = "interrupted in the first epoch, so that there is nothing to keep"
     print(f"nuclei-utils train: {message}", file=sys.stderr)
     return 1
@@ -195,15 +228,17 @@ def _interrupted(arguments, folder):
 def _write(name, out, folder):
     """Write the best model so far, the history and its picture; return the history, the mask's Dice as `val_dice`."""
     column = _dice(name)
-    parts = [part for part in _parts(folder) if (part / "best.keras").is_file()]
+    histories = {part: training.read_history(part) for part in _parts(folder)}
+    parts = [part for part in histories if (part / training.BEST).is_file()]
     if not parts:
         raise DataError(f"{folder} has no whole model yet: go on with --resume")
-    best = max(parts, key=lambda part: training.read_history(part)[f"val_{column}"].max())
+    best = max(parts, key=lambda part: histories[part][f"val_{column}"].max()) / training.BEST
+    training.check_whole(best)
     # without the optimizer's memory, which is twice as large as the network
-    model = keras.models.load_model(best / "best.keras", compile=False)
+    model = keras.models.load_model(best, compile=False)
     if isinstance(model, models.DeepSupervision):
         model = models.accurate_mode(model)
-    history = pd.concat([training.read_history(part) for part in _parts(folder)], ignore_index=True)
+    history = pd.concat(histories.values(), ignore_index=True)
     history["epoch"] = range(len(history))
     model_file, history_file, curves_file = _files(out)
     with written_whole(model_file) as aside:
