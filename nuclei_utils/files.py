@@ -1,5 +1,7 @@
-"""Files that are whole or not there, whatever interrupts the writing; and what newer ones leave behind."""
+"""Files that are whole or not there, whatever interrupts the writing; and locks, and what newer files leave behind."""
 
+import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -7,10 +9,22 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
+
+TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+"""What the system says of a lock that another process holds; other errors say that the file system has no locks."""
+
 
 @contextmanager
 def written_whole(path):
     """Write a file aside, and move it to its place when it is whole; a file that was there stays until then.
+
+    The file reaches the disk before its name changes. A power cut leaves the old file or the new file.
 
     Parameters
     ----------
@@ -22,15 +36,109 @@ def written_whole(path):
     pathlib.Path
         Where to write: a hidden name of its own in the same folder, with the same ending. If the block fails, it is
         removed again.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, for example on a full disk. The error names `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     # a number of the process alone is not enough: processes on two machines, or two threads, may share one
     aside = path.with_name(f".{path.stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield aside
+        _sync(aside, os.O_RDWR)
         aside.replace(path)
+        if os.name != "nt":  # Windows opens no folders
+            with contextlib.suppress(OSError):  # some network drives do not sync folders; the file itself is safe
+                _sync(path.parent, os.O_RDONLY)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(aside)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
+        aside.unlink(missing_ok=True)
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
+
+
+def _sync(path, flags):
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path, message):
+    """Keep other processes out of a block of code. The lock ends with the process, even if the process is killed.
+
+    On a file system without locks, the block runs without a lock.
+
+    Parameters
+    ----------
+    path : path-like
+        Of the lock file. The block that holds the lock removes the file at its end.
+    message : str
+        Of the error if the lock is taken.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process, or another part of this process, holds the lock.
+    OSError
+        If the lock file cannot be made. The error names the file.
+    """
+    path = Path(path)
+    _make_folder(path.parent)
+    file = _lock(path, message)
+    try:
+        yield
+    finally:
+        if fcntl:  # while the lock is held, so that nobody else can hold this file
+            path.unlink(missing_ok=True)
+        file.close()
+        if not fcntl:  # Windows removes no open file
+            with contextlib.suppress(PermissionError):  # another process has opened it already
+                path.unlink(missing_ok=True)
+
+
+def _lock(path, message):
+    """Open a lock file and lock it; the lock ends when the file is closed."""
+    while True:
+        file = path.open("ab")
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno in TAKEN:
+                file.close()
+                raise BlockingIOError(message) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # the process that held the lock removed this file: make a new file
+
+
+def remove_unfinished(path):
+    """Remove what killed processes left of a file that `written_whole` was about to write.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Of the file. No other process may be writing the file now.
+    """
+    for aside in path.parent.glob(f".{glob.escape(path.stem)}-*-{'[0-9a-f]' * 8}{path.suffix}"):
         aside.unlink(missing_ok=True)
 
 
