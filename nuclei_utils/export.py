@@ -125,10 +125,9 @@ def csv_bytes(table, header=True):
     Returns
     -------
     bytes
-        UTF-8. Bytes of file names that are not valid in UTF-8 are written as escape sequences.
+        UTF-8.
     """
-    text = table.to_csv(index=False, header=header, lineterminator="\n")
-    return text.encode("utf-8", "backslashreplace")
+    return table.to_csv(index=False, header=header, lineterminator="\n").encode()
 
 
 # Pictures

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nuclei_utils import data, export, models, predict  # noqa: F401 - a file may hold the classes of `models`
-from nuclei_utils.commands.tables import Tables, names_in_tables
+from nuclei_utils.commands.tables import Tables, in_unicode, names_in_tables
 from nuclei_utils.data import DataError
 from nuclei_utils.files import locked, remove_unfinished, written_whole
 
@@ -378,11 +378,11 @@ def _one(path, model, tables, is_measured, arguments):
         agreement = predict.agreement(model, image, label_map, views=arguments.views)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    name = path.stem
+    name = in_unicode(path.stem)
     table = export.nuclei_table(raw, label_map, name, arguments.pixel_size)
     # The rows come first. So a file without rows is never of this command, and no run needs to overwrite it.
     with contextlib.nullcontext() if is_measured else tables.added(table, export.submission({name: label_map})):
-        _write_files(_files(name, arguments.out), image, label_map, is_measured, arguments.format)
+        _write_files(_files(path.stem, arguments.out), image, label_map, is_measured, arguments.format)
     return Result(len(table), agreement)
 
 

@@ -104,8 +104,13 @@ class Tables:
             raise
 
 
+def in_unicode(name):
+    """Return a name of a file with its bytes that are not valid in UTF-8 as escape sequences, as tables need it."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def names_in_tables(names):
-    """Return how the tables spell names of images, which is not the same for all names.
+    """Return how the tables spell names of files, which is not the same for all names.
 
     Parameters
     ----------
@@ -115,7 +120,7 @@ def names_in_tables(names):
     -------
     list of str
     """
-    text = export.csv_bytes(pd.DataFrame({"image": names}), header=False).decode()
+    text = export.csv_bytes(pd.DataFrame({"image": [in_unicode(name) for name in names]}), header=False).decode()
     return [row[0] for row in csv.reader(io.StringIO(text, newline=""))]
 
 
