@@ -59,7 +59,8 @@ def probabilities(model, images, multiple=MULTIPLE):
     Raises
     ------
     data.DataError
-        If the network gives a map of another size than the image, or values that are not numbers.
+        If the network cannot take the size of an image, or gives a map of another size, or values that are not
+        numbers.
     MemoryError
         If TensorFlow cannot allocate the memory for an image.
     """
@@ -420,6 +421,11 @@ def _compiled(model, frozen=False):
             return compiled(batch)
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryError(error.message) from error
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise data.DataError(
+                f"the network {model.name!r} fails on images of {batch.shape[1]} x {batch.shape[2]} pixels: {reason}"
+            ) from error
 
     return run
 

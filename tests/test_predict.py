@@ -122,6 +122,14 @@ def test_maps_of_another_size_or_without_numbers_are_refused(output, message, pr
         predicted(model, noise(32, 64))
 
 
+@pytest.mark.parametrize("prepared", [lambda model: model, predict.freeze])
+def test_a_size_that_the_network_cannot_take_is_named(prepared):
+    network = prepared(models.unet(filters=1, depth=6))  # takes multiples of 64
+    assert predict.maps(network, noise(64, 64))["mask"].shape == (64, 64)
+    with pytest.raises(data.DataError, match="96 x 64"):
+        predict.maps(network, noise(96, 64))
+
+
 class TakesAllMemory(layers.Layer):
     def call(self, inputs):
         return ops.max(ops.tile(inputs, (1, 1, 1, 2**40)), axis=-1, keepdims=True)
