@@ -62,6 +62,7 @@ examples:
                                                                      outlines for QuPath and for ImageJ as well
   python -m nuclei_utils predict photos --out result --model mine.keras
                                                                      with a network that 'train' wrote
+  python -m nuclei_utils predict photos --out result --resume        go on after an interruption, or add new images
 
 Images may have any size: grey, RGB or RGBA, 8 or 16 bits, PNG, JPEG, TIFF or BMP, nuclei bright or dark. Of a folder
 without images, those of the competition's layout, NAME/images/*.png, are taken.
@@ -75,6 +76,13 @@ Written, for each image:
 and for all images:
   nuclei.csv        one row for each nucleus: place, size, shape, colour
   submission.csv    run lengths, as the 2018 Data Science Bowl wants them
+  predict_settings.json  the options that the results depend on
+
+The tables grow with each image. If a run ends early (Ctrl-C, a full disk, the machine goes down), all finished images
+are in the tables, and the same command with --resume does the rest. --resume skips finished images and keeps all rows,
+so it also adds new images to a folder of results; the options must be those of the first run.
+No file that exists is overwritten. --replace overwrites the results of the images that are named, and keeps the rows
+of other images. With both options, finished images are skipped, and only the others are replaced.
 
 An image that cannot be read is named on stderr, the others are done, and the exit status is 1. An image is named, too,
 whose nuclei change when it is mirrored and made smaller: do not trust its result before you have seen the overlay.
@@ -114,6 +122,9 @@ def main(argv=None):
         Exit status: 0 done, 1 failed, in whole or in part, with a message on stderr. Wrong usage raises
         `SystemExit(2)`, as argparse does.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # notebooks have other streams
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
     arguments = _parser().parse_args(argv)
     arguments.words = sys.argv[1:] if argv is None else argv
     with warnings.catch_warnings():
@@ -162,7 +173,7 @@ def _add_data(commands):
         help="where stage1_train.zip and stage1_test.zip are (default: the Broad Bioimage Benchmark Collection)",
     )
     command.add_argument(
-        "--dest", metavar="DIR", help="where the folders go (default: dsb2018 in NUCLEI_HOME, see below)"
+        "--dest", type=_folder, metavar="DIR", help="where the folders go (default: dsb2018 in NUCLEI_HOME, see below)"
     )
     command.add_argument(
         "--fixes",
@@ -265,7 +276,20 @@ def _add_predict(commands):
         help="look at each image so many times, mirrored and turned, and take the mean: better, and as much slower "
         "(default: 1)",
     )
-    command.set_defaults(run=_predict, interrupted="the tables hold the images that were done")
+    command.add_argument(
+        "--max-pixels",
+        type=_whole_number,
+        metavar="N",
+        help="refuse images of more pixels (height times width) before they fill the memory",
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="skip the images that are finished, and add the others to the tables"
+    )
+    command.add_argument("--replace", action="store_true", help="overwrite the results of these images")
+    command.set_defaults(
+        run=_predict,
+        interrupted="the tables hold the images that are done; the same command with --resume does the others",
+    )
 
 
 def _add_evaluate(commands):
@@ -282,6 +306,14 @@ def _add_evaluate(commands):
     )
     command.add_argument("--json", action="store_true", help="print JSON, with the scores of each image")
     command.set_defaults(run=_evaluate, interrupted="nothing was written")
+
+
+def _folder(text):
+    try:
+        Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such user") from error
+    return text
 
 
 def _model_file(text):

@@ -48,7 +48,7 @@ def export_onnx(model, path):
     _check_installed("tf2onnx")
     signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
     with written_whole(path) as aside:
-        _with_open_sizes(model).export(aside, format="onnx", verbose=False, input_signature=signature)
+        with_open_sizes(model).export(aside, format="onnx", verbose=False, input_signature=signature)
 
 
 def export_litert(model, path, size=256, precision="float32", images=None):
@@ -114,9 +114,23 @@ def window(image, size):
     return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
 
 
-def _with_open_sizes(model):
-    # Keras 3.15 cannot trace UpSampling2D by interpolation for sizes that are open, on TensorFlow: it compares them
-    # with zero (keras-team/keras#22079). The layers that stand in for it compute the same; the weights are shared.
+def with_open_sizes(model):
+    """Make a network that TensorFlow can compile once for images of all sizes.
+
+    Keras 3.15 cannot trace `UpSampling2D` with interpolation for open sizes, because it compares them with zero
+    (keras-team/keras#22079). Layers that compute the same replace these layers.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    keras.Model
+        The model itself if it has no such layers; else a copy that shares its weights.
+    """
+    if not any(map(_interpolates, model.layers)):
+        return model
     return keras.models.clone_model(
         model,
         clone_function=lambda layer: _Enlarge(name=layer.name) if _interpolates(layer) else layer,
@@ -293,7 +307,7 @@ def compare(model, files, images, labels, size=256, rounds=3, threads=None):
 
 
 def _compiled(model, size):
-    # not predict_on_batch: once it has seen several sizes it compiles for all, which fails (see `_with_open_sizes`)
+    # not predict_on_batch: once it has seen several sizes it compiles for all, which fails (see `with_open_sizes`)
     signature = [tf.TensorSpec((1, size, size, 3), tf.float32)]
     function = tf.function(lambda batch: model(batch, training=False), input_signature=signature)
     return lambda batch: {name: values.numpy() for name, values in function(batch).items()}

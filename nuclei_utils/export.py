@@ -110,7 +110,24 @@ def write_table(path, table):
         Such as several of `nuclei_table` in one (`pandas.concat`).
     """
     with written_whole(path) as aside:
-        table.to_csv(aside, index=False, encoding="utf-8", lineterminator="\n")
+        aside.write_bytes(csv_bytes(table))
+
+
+def csv_bytes(table, header=True):
+    """Return a table as the content of a CSV file: the format of `write_table`.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    header : bool
+        Whether the line of column names comes first.
+
+    Returns
+    -------
+    bytes
+        UTF-8.
+    """
+    return table.to_csv(index=False, header=header, lineterminator="\n").encode()
 
 
 # Pictures
@@ -203,7 +220,7 @@ def write_overlay(path, image, labels):
         strip = plots.overlay(image[rows], labels[rows])[above : above + STRIP]
         picture.paste(Image.fromarray(strip), (0, top))
     with written_whole(path) as aside:
-        picture.save(aside)
+        picture.save(aside, compress_level=1)  # of PNG: a quarter of the time, for files that are a sixth larger
 
 
 def read_labels(path):

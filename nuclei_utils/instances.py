@@ -29,6 +29,8 @@ MARKER_THRESHOLD = 0.5
 (`split_by_boundary`)."""
 SMALLEST = 25
 """Area of the smallest nucleus, pixels: what is smaller is taken for dirt."""
+FILL_ROUNDS, FILL_STEPS = 32, 8
+"""How often `_levelled` looks whether its fill goes on, and the steps between two looks."""
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
 """The IoU that a match must exceed, from lenient to strict, as in the competition: 0.50, 0.55 … 0.95."""
@@ -97,8 +99,24 @@ def _peaks(landscape, rise):
     """Mark the peaks that rise by more than this above the saddle to a higher one (h-maxima)."""
     if not rise > 0:
         raise ValueError(f"rise must be above 0, found {rise}")
-    levelled = reconstruction(landscape - np.float32(rise), landscape, footprint=_CROSS)
-    return local_maxima(levelled, connectivity=1)
+    return local_maxima(_levelled(landscape, np.float32(rise)), connectivity=1)
+
+
+def _levelled(landscape, rise):
+    """Cut peaks off and fill from there: the grayscale reconstruction of a landscape that is 0 or above.
+
+    The fill spreads by one pixel a step. Nuclei are small, so that this takes far fewer operations than sorting all
+    pixels, which `skimage.morphology.reconstruction` does. Large regions are left to that function.
+    """
+    # a peak that is lower than the rise is not above the background: 0 is the same as any value below
+    levelled = np.maximum(landscape - rise, 0)
+    for _ in range(FILL_ROUNDS):
+        before = levelled
+        for _ in range(FILL_STEPS):
+            levelled = np.minimum(cv2.dilate(levelled, _CROSS.astype(np.uint8)), landscape)
+        if np.array_equal(levelled, before):
+            return levelled
+    return reconstruction(levelled, landscape, footprint=_CROSS)
 
 
 # From a network's maps to nuclei

@@ -1,6 +1,7 @@
 """From images of any size to probabilities and label maps: whole or in tiles; and a record of how a network learns."""
 
 import functools
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from nuclei_utils.files import written_whole
 MULTIPLE = 32
 """Heights and widths that every network of the course takes are multiples of it."""
 TILE = 512
-"""Height and width of a tile, pixels."""
+"""Height and width of a tile, pixels. A side of up to one and a half tiles is not cut: two tiles would cost more."""
 OVERLAP = 128
 """How far neighbouring tiles overlap, pixels."""
 BLOCK = 512
@@ -42,7 +43,7 @@ def probabilities(model, images, multiple=MULTIPLE):
 
     Parameters
     ----------
-    model : keras.Model
+    model : keras.Model or Frozen
         Takes (batch, H, W, 3) in [0, 1], gives (batch, H, W, 1); its input shape leaves H and W open, or is that of
         the padded images. Of several outputs for the same mask (U-Net++) the mean is taken, of a dictionary of
         outputs (`models.instance_unet`) that of the name "mask".
@@ -54,26 +55,34 @@ def probabilities(model, images, multiple=MULTIPLE):
     Returns
     -------
     list of float32 array (H, W) in [0, 1]
+
+    Raises
+    ------
+    data.DataError
+        If the network cannot take the size of an image, or gives a map of another size, or values that are not
+        numbers.
+    MemoryError
+        If TensorFlow cannot allocate the memory for an image.
     """
     found = []
     for image in tqdm(images, "predicting", unit="image", leave=False, disable=len(images) < 10):
         height, width = image.shape[:2]
         padded = preprocess.pad_to_multiple(preprocess.normalize(image), multiple)
-        found.append(_called(model, padded[None])["mask"][0, :height, :width])
+        found.append(_run(model, padded[None])["mask"][0, :height, :width])
     return found
 
 
 def maps(model, image, tile=TILE, overlap=OVERLAP, views=1, batch=1, progress=False):
     """Predict all maps of one image of any size: in tiles if it is larger than one.
 
-    Neighbouring tiles overlap, and fade into each other along a raised cosine, so that no seam is left. An image no
-    larger than a tile goes through as a whole. The result is that of the whole image but for what a network sees
-    beyond the overlap: by default, the maps of the network that comes with the package differ by less than 0.001 on
-    average and 0.1 anywhere (a test measures it).
+    Neighbouring tiles overlap, and fade into each other along a raised cosine, so that no seam is left. An image of up
+    to one and a half tiles along each side goes through as a whole. The result is that of the whole image but for what
+    a network sees beyond the overlap: by default, the maps of the network that comes with the package differ by less
+    than 0.001 on average and 0.1 anywhere (a test measures it).
 
     Parameters
     ----------
-    model : keras.Model
+    model : keras.Model or Frozen
         As for `probabilities`. If it takes one size only, that is the size of the tiles.
     image : uint8 array (H, W, 3)
         RGB.
@@ -98,6 +107,8 @@ def maps(model, image, tile=TILE, overlap=OVERLAP, views=1, batch=1, progress=Fa
     ------
     ValueError
         If the image is no uint8 array (H, W, 3), or tile, overlap or views are none of those above.
+    data.DataError, MemoryError
+        As for `probabilities`.
     """
     whole = {}
     bottom = 0
@@ -148,8 +159,8 @@ def labels(
 
     Raises
     ------
-    ValueError
-        As for `maps`; if the margin is more than half a block.
+    ValueError, data.DataError, MemoryError
+        As for `maps`; ValueError also if the margin is more than half a block.
     """
     if not 0 <= 2 * margin <= block:
         raise ValueError(f"a margin lies between 0 and half a block, found {margin} for a block of {block} pixels")
@@ -167,7 +178,7 @@ def agreement(model, image, found=None, **settings):
 
     Parameters
     ----------
-    model : keras.Model
+    model : keras.Model or Frozen
         As for `labels`.
     image : uint8 array (H, W, 3)
         RGB. Of an image larger than `LARGEST_CHECK` its middle is looked at.
@@ -184,8 +195,8 @@ def agreement(model, image, found=None, **settings):
 
     Raises
     ------
-    ValueError
-        As for `labels`; if the label map has not the shape of the image.
+    ValueError, data.DataError, MemoryError
+        As for `labels`; ValueError also if the label map has not the shape of the image.
     """
     if found is not None and found.shape != image.shape[:2]:
         raise ValueError(
@@ -247,18 +258,20 @@ def _bands(model, image, ends, tile, overlap, views, batch, progress, wanted=Non
     height, width = image.shape[:2]
     padded = [-(-side // MULTIPLE) * MULTIPLE for side in (height, width)]
     # a network may take one size only
-    size = [fixed or min(tile, side) for fixed, side in zip(model.input_shape[1:3], padded, strict=True)]
+    longest = tile + tile // 2
+    size = [
+        fixed or (side if side <= longest else tile) for fixed, side in zip(model.input_shape[1:3], padded, strict=True)
+    ]
     fades = [min(overlap, length // 2) for length in size]
     tops, lefts = (_starts(*axis) for axis in zip(padded, size, fades, strict=True))
     down, across = (_weights(*axis) for axis in zip((tops, lefts), size, fades, strict=True))
-    run = functools.partial(_called if len(tops) == len(lefts) == 1 else _compiled, model)
     canvas = {}
     with tqdm(total=len(tops) * len(lefts), desc="predicting", unit="tile", leave=False, disable=not progress) as bar:
         for row, top in enumerate(tops):
             for first in range(0, len(lefts), batch):
                 columns = range(first, min(first + batch, len(lefts)))
                 tiles = np.stack([_cut(image, ends, top, lefts[column], size) for column in columns])
-                for name, found in _mean_over_views(run, tiles, views).items():
+                for name, found in _mean_over_views(model, tiles, views).items():
                     if wanted and name not in wanted:
                         continue
                     if name not in canvas:
@@ -305,45 +318,119 @@ def _cut(image, ends, top, left, size):
     return preprocess.pad_to(preprocess.stretch(part, *ends), size)
 
 
-def _mean_over_views(run, tiles, views):
+def _mean_over_views(model, tiles, views):
     total = {}
     for turns, mirrored in VIEWS[:views]:
         view = np.rot90(tiles, turns, axes=(1, 2))
-        found = run(np.ascontiguousarray(view[:, :, ::-1] if mirrored else view))
+        found = _run(model, np.ascontiguousarray(view[:, :, ::-1] if mirrored else view))
         for name, one in found.items():
             back = np.rot90(one[:, :, ::-1] if mirrored else one, -turns, axes=(1, 2))
             total[name] = total[name] + back if name in total else back
     return {name: one / np.float32(views) for name, one in total.items()}
 
 
-def _called(model, batch):
-    # calling the model rather than model.predict: images differ in size, and predict would compile for each
-    return _named(model(batch, training=False))
+# The network
 
 
-def _compiled(model, batch):
-    # compiled, the network is twice as quick, and forgets what it needs no longer
-    return _named(_for_size(model, *batch.shape[1:3]).predict_on_batch(batch))
+class Frozen(NamedTuple):
+    """A network that is compiled for images of any size, with the weights that it had at that time (`freeze`).
 
-
-@functools.lru_cache(maxsize=4)
-def _for_size(model, height, width):
-    """Wrap a network for images of one size, which keeps its compiled function.
-
-    The network's own would be compiled for any size as soon as it has met two, which UpSampling2D cannot bear (seen
-    with Keras 3.15).
+    Attributes
+    ----------
+    name : str
+    input_shape : tuple of int or None
+        (batch, H, W, 3).
+    function : callable
+        Maps a float32 array (batch, H, W, 3) to what the network gives for it.
     """
-    image = keras.Input((height, width, 3))
-    return keras.Model(image, model(image))
+
+    name: str
+    input_shape: tuple
+    function: Callable
 
 
-def _named(output):
-    """Return what a network gives as arrays (batch, H, W) by name."""
+def freeze(model):
+    """Compile a network for many predictions with the same weights.
+
+    TensorFlow computes a frozen network faster: it knows the weights, and merges batch normalisation into the
+    convolutions. Changes to the weights of the model do not reach the frozen network.
+
+    Parameters
+    ----------
+    model : keras.Model
+        As for `probabilities`.
+
+    Returns
+    -------
+    Frozen
+        For `probabilities`, `maps`, `labels` and `agreement`. Their results are those of the model but for rounding.
+    """
+    return Frozen(model.name, model.input_shape, _compiled(model, frozen=True))
+
+
+def _run(model, batch):
+    """Return the maps that a network gives for a batch (N, H, W, 3): arrays (N, H, W) by name."""
+    output = (model.function if isinstance(model, Frozen) else _function(model))(batch)
     if isinstance(output, list):  # deep supervision
         output = ops.mean(ops.stack(output), axis=0)
     if not isinstance(output, dict):
         output = {"mask": output}
-    return {name: np.asarray(ops.convert_to_numpy(one))[..., 0] for name, one in output.items()}
+    maps = {name: ops.convert_to_numpy(one) for name, one in output.items()}
+    for name, one in maps.items():
+        if one.shape != (*batch.shape[:3], 1):
+            raise data.DataError(
+                f"the network {model.name!r} gives the map {name!r} of shape {one.shape} for images of shape "
+                f"{batch.shape}, expected {(*batch.shape[:3], 1)}: use a network that gives one value for each pixel"
+            )
+        if not np.isfinite(one).all():
+            raise data.DataError(
+                f"the network {model.name!r} gives values that are not numbers (NaN or infinity) in the map {name!r}: "
+                "its training failed, or its file is damaged; use another network"
+            )
+    return {name: one[..., 0] for name, one in maps.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _function(model):
+    """Return a model as a compiled function; the function follows changes of the weights."""
+    return _compiled(model)
+
+
+def _compiled(model, frozen=False):
+    call = functools.partial(model, training=False)
+    if keras.backend.backend() != "tensorflow":
+        return call
+
+    import tensorflow as tf
+
+    from nuclei_utils import deploy
+
+    network = deploy.with_open_sizes(model)
+    groups = network.trainable_variables, network.non_trainable_variables
+    # values of NumPy become constants of the compiled function
+    weights = [[ops.convert_to_numpy(one) for one in group] for group in groups] if frozen else None
+
+    def predict(batch):
+        return network.stateless_call(*weights, batch, training=False)[0] if frozen else network(batch, training=False)
+
+    compiled = tf.function(predict, input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), tf.float32)])
+    try:
+        compiled.get_concrete_function()
+    except (TypeError, ValueError, NotImplementedError):  # a layer must know the size beforehand
+        compiled = call
+
+    def run(batch):
+        try:
+            return compiled(batch)
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError(error.message) from error
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise data.DataError(
+                f"the network {model.name!r} fails on images of {batch.shape[1]} x {batch.shape[2]} pixels: {reason}"
+            ) from error
+
+    return run
 
 
 # Blocks

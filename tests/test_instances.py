@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
+from skimage.morphology import local_maxima, reconstruction
 
 from nuclei_utils import instances, labels
 
@@ -180,6 +181,25 @@ def test_rise_and_marker_threshold_decide_what_is_cut():
     boundary = np.where(labels.boundary(truth), 0.4, 0)
     found = [instances.split_by_boundary(mask, boundary, marker_threshold=t).max() for t in (0.59, 0.61)]
     assert found == [1, 2]
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 32])
+@quick
+@given(
+    arrays(np.float32, st.tuples(st.integers(3, 24), st.integers(3, 24)), elements=st.sampled_from(np.arange(9) / 8)),
+    st.sampled_from([0.01, 0.125, 0.25, 0.6, 1]),
+)
+def test_distance_cuts_as_the_reconstruction_of_scikit_image_says(rounds, distance, rise):
+    """The definition of h-maxima, by a function that is slower."""
+    mask = distance > 0.2
+    landscape = np.where(mask, distance, 0).astype(np.float32)
+    cross = ndimage.generate_binary_structure(2, 1)
+    levelled = reconstruction(landscape - np.float32(rise), landscape, footprint=cross)
+    expected = instances.grow(local_maxima(levelled, connectivity=1), mask, -landscape, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instances, "FILL_ROUNDS", rounds)
+        found = instances.split_by_distance(mask, distance, 0.5, rise, 2)
+    assert np.array_equal(found, expected)
 
 
 def test_mask_threshold_is_exclusive():

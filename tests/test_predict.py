@@ -4,7 +4,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 from nuclei_utils import data, instances, metrics, models, predict, preprocess, synthetic
 
@@ -43,6 +43,107 @@ def test_several_outputs_are_averaged():
     (found,) = predict.probabilities(model, [image], multiple=16)
     (expected,) = predict.probabilities(models.accurate_mode(model), [image], multiple=16)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_predictions_follow_the_weights_of_the_model_and_a_frozen_network_keeps_its_own():
+    image = noise(40, 50)
+    model = models.unet((None, None, 3), filters=2, depth=2)
+    frozen = predict.freeze(model)
+    (before,) = predict.probabilities(model, [image])
+    np.testing.assert_allclose(predict.probabilities(frozen, [image])[0], before, atol=1e-5)
+    model.set_weights([2 * one for one in model.get_weights()])
+    (after,) = predict.probabilities(model, [image])
+    assert np.abs(after - before).max() > 0.01
+    np.testing.assert_allclose(predict.probabilities(frozen, [image])[0], before, atol=1e-5)
+
+
+def outputs_by_name(output):
+    if isinstance(output, dict):
+        return output
+    return {"mask": np.mean(output, axis=0) if isinstance(output, list) else output}
+
+
+NETWORKS = {
+    "unet": lambda: models.unet(filters=2, depth=2),
+    "unet_plus_plus": lambda: models.unet_plus_plus(filters=2, depth=2),
+    "mobilenet_unet": lambda: models.mobilenet_unet(weights=None, filters=2),
+    "instance_unet": lambda: models.instance_unet(weights=None, filters=2),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_and_frozen_networks_give_what_the_model_gives(name):
+    model = NETWORKS[name]()
+    for image in (noise(64, 96), noise(96, 32)):  # compiled for the first size, it takes the other as well
+        expected = outputs_by_name(model(preprocess.normalize(image)[None], training=False))
+        for network in (model, predict.freeze(model)):
+            found = predict.maps(network, image)
+            assert found.keys() == expected.keys()
+            for key, one in found.items():
+                np.testing.assert_allclose(one, np.asarray(expected[key])[0, ..., 0], atol=1e-5)
+
+
+class KnowsItsSize(layers.Layer):
+    """A layer that cannot be compiled for open sizes."""
+
+    def call(self, inputs):
+        if None in inputs.shape[1:3]:
+            raise ValueError("the size must be known")
+        return inputs[..., :1]
+
+    def compute_output_shape(self, shape):
+        return (*shape[:3], 1)
+
+
+@pytest.mark.parametrize("prepared", [lambda model: model, predict.freeze])
+def test_a_network_that_cannot_be_compiled_for_all_sizes_is_used_as_it_is(prepared):
+    image = keras.Input((None, None, 3))
+    network = prepared(keras.Model(image, KnowsItsSize()(image)))
+    for size in [(40, 50), (64, 96)]:
+        np.testing.assert_allclose(
+            predict.maps(network, noise(*size))["mask"], preprocess.normalize(noise(*size))[..., 0], atol=1e-6
+        )
+
+
+def half(image):
+    return layers.AveragePooling2D(2)(image[..., :1])
+
+
+def not_a_number(image):
+    return layers.Activation(lambda x: x / 0.0 - x / 0.0)(image[..., :1])
+
+
+@pytest.mark.parametrize(("output", "message"), [(half, r"\(1, 16, 32, 1\)"), (not_a_number, "NaN")])
+@pytest.mark.parametrize("predicted", [predict.maps, predict.labels, predict.agreement])
+def test_maps_of_another_size_or_without_numbers_are_refused(output, message, predicted):
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, output(image), name="odd")
+    with pytest.raises(data.DataError, match=f"'odd'.*{message}"):
+        predicted(model, noise(32, 64))
+
+
+@pytest.mark.parametrize("prepared", [lambda model: model, predict.freeze])
+def test_a_size_that_the_network_cannot_take_is_named(prepared):
+    network = prepared(models.unet(filters=1, depth=6))  # takes multiples of 64
+    assert predict.maps(network, noise(64, 64))["mask"].shape == (64, 64)
+    with pytest.raises(data.DataError, match="96 x 64"):
+        predict.maps(network, noise(96, 64))
+
+
+class TakesAllMemory(layers.Layer):
+    def call(self, inputs):
+        return ops.max(ops.tile(inputs, (1, 1, 1, 2**40)), axis=-1, keepdims=True)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:3], 1)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="what TensorFlow says of memory")
+@pytest.mark.parametrize("prepared", [lambda model: model, predict.freeze])
+def test_too_little_memory_for_the_network_is_a_memory_error(prepared):
+    image = keras.Input((None, None, 3))
+    with pytest.raises(MemoryError):
+        predict.maps(prepared(keras.Model(image, TakesAllMemory()(image))), noise(32, 32))
 
 
 def test_recorder_keeps_what_was_predicted_before_a_break(tmp_path):
@@ -116,6 +217,14 @@ def test_overlap_hides_that_a_tile_ends(red):
     seams = [np.abs(predict.maps(model, image, 64, overlap)["mask"] - whole).max() for overlap in (0, 32)]
     assert seams[0] > 0.1
     assert seams[1] < 0.002
+
+
+def test_a_side_of_one_and_a_half_tiles_is_not_cut():
+    model = convolution(np.full((3, 3), 1 / 9, np.float32))
+    for size, is_whole in [((96, 96), True), ((50, 90), True), ((97, 40), False)]:
+        (whole,) = predict.probabilities(model, [noise(*size)])
+        found = predict.maps(model, noise(*size), tile=64, overlap=0)["mask"]
+        assert np.allclose(found, whole, atol=1e-5) == is_whole
 
 
 def test_all_maps_of_a_network_come_back(three_maps):
@@ -341,9 +450,9 @@ def test_included_network_keeps_its_score_on_the_sample(split, score, dice):
 
 def test_tolerance_of_tiles_is_as_stated():
     """What the docstring of `maps` says of the network that comes with the package."""
-    model, image = predict.default_model(), synthetic.draw("fluorescence_small", size=(160, 640))[0]
+    model, image = predict.default_model(), synthetic.draw("fluorescence_small", size=(160, 928))[0]
     tiled = predict.maps(model, image)
-    whole = predict.maps(model, image, tile=640)
+    whole = predict.maps(model, image, tile=928)
     for name, one in whole.items():
         error = np.abs(tiled[name] - one)
         assert error.mean() < 0.001

@@ -1,30 +1,63 @@
 """Find the nuclei in images from the shell: label maps, pictures and tables, one image after the other."""
 
+import contextlib
+import errno
+import hashlib
+import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import keras
-import pandas as pd
-from PIL import Image
+import numpy as np
 from tqdm import tqdm
 
 from nuclei_utils import data, export, models, predict  # noqa: F401 - a file may hold the classes of `models`
+from nuclei_utils.commands.tables import Tables, in_unicode, names_in_tables
 from nuclei_utils.data import DataError
+from nuclei_utils.files import locked, remove_unfinished, written_whole
 
 TRUSTED = 0.5
 """Agreement (`predict.agreement`) below which an image is said not to be trusted."""
 LARGE = 2048
 """Height or width, pixels, above which an image has a progress bar of its own."""
+SETTINGS = "predict_settings.json"
+"""The file in the folder of results that says with which options they were made."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Errors of writing that will happen with each further image: the run stops."""
+LISTED = 5
+"""Files that a message lists; of more files it gives the number."""
 
 
 class Result(NamedTuple):
-    """What was found in one image, but for its pixels."""
+    """What is reported of one image."""
 
-    table: pd.DataFrame
-    submission: pd.DataFrame
+    nuclei: int
     agreement: float
+
+
+class Plan(NamedTuple):
+    """What is there of the images of this run before the run begins, by the name of the image.
+
+    Attributes
+    ----------
+    measured : dict of str to int
+        Images with rows in the tables that stay, and their numbers of nuclei.
+    finished : set of str
+        Those of them that have all files as well: they are skipped.
+    outdated : set of str
+        Names in the tables of which the rows go, because the results are replaced.
+    others : set of str
+        Names in the tables of which the rows stay: those of other images among them.
+    """
+
+    measured: dict
+    finished: set
+    outdated: set
+    others: set
 
 
 def run(arguments):
@@ -33,44 +66,81 @@ def run(arguments):
     Parameters
     ----------
     arguments : argparse.Namespace
-        `images`, `out`, `model`, `pixel_size`, `format`, `views`.
+        `images`, `out`, `model`, `pixel_size`, `format`, `views`, `max_pixels`, `resume`, `replace`.
 
     Returns
     -------
     int
-        0, or 1 where an image could not be read or written.
+        0, or 1 if an image could not be read or written.
 
     Raises
     ------
     data.DataError
-        If two images have one name, an image would be overwritten, or the model cannot be loaded.
+        If two images have the same name, a file would be overwritten, or the model cannot be loaded or used.
+    OSError
+        If no results can be written at all. The error names the file.
     """
-    Image.MAX_IMAGE_PIXELS = None  # a guard against pictures from strangers; whole slides are larger
     paths, empty = _images(arguments.images)
     _check_names(paths, arguments)
     for folder in empty:
         _complain(f"{folder} holds no image: expected PNG, JPEG, TIFF or BMP, or <id>/images/<id>.png")
     if not paths:
         return 1
-    model = load_model(arguments.model) if arguments.model else predict.default_model()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    results, broken = {}, 0
-    try:
-        # disable=None: no bar where nobody watches
-        for path in tqdm(paths, "finding nuclei", unit="image", disable=None if len(paths) > 1 else True):
-            try:
-                result = _one(path, model, arguments)
-            except (DataError, OSError) as error:
-                broken += 1
-                _complain(error)
-                continue
-            results[path.stem] = result
-            _report(path.stem, result)
-    finally:  # interrupted, too: what is done is kept
-        _write_tables(results, arguments.out)
-    nuclei = sum(len(result.table) for result in results.values())
-    print(f"{len(results)} of {len(paths)} images, {nuclei:,} nuclei: {arguments.out}")
+    out = arguments.out
+    busy = f"another `nuclei-utils predict` is writing into {out}: wait for its end, or name another folder with --out"
+    with locked(out / ".predict.lock", busy):
+        tables = Tables(out, _columns(arguments.pixel_size))
+        plan = _plan(paths, tables, arguments)
+        model = _network(arguments.model)
+        settings = _settings(arguments)
+        if plan.others:
+            _check_settings(out, settings)
+        tables.drop(plan.outdated)
+        _write_settings(out, settings)
+        broken = _predict_all(paths, model, tables, plan, arguments)
     return 1 if broken or empty else 0
+
+
+def _predict_all(paths, model, tables, plan, arguments):
+    """Predict the images that are not finished; return how many could not be read or written."""
+    if plan.finished:
+        print(f"{len(plan.finished)} of {len(paths)} images were finished before")
+    nuclei = sum(plan.measured[name] for name in plan.finished)
+    done, broken = len(plan.finished), 0
+    left = [path for path in paths if path.stem not in plan.finished]
+    # disable=None: no bar where nobody watches
+    for path in tqdm(left, "finding nuclei", unit="image", disable=None if len(left) > 1 else True):
+        try:
+            result = _one(path, model, tables, path.stem in plan.measured, arguments)
+        except MemoryError as error:
+            broken += 1
+            _complain(f"{path} does not fit into memory ({_first_line(error)}): cut the image into pieces")
+        except cv2.error as error:
+            if error.code != cv2.Error.StsNoMem:
+                raise
+            broken += 1
+            _complain(f"{path} does not fit into memory ({error.err}): cut the image into pieces")
+        except (DataError, OSError) as error:
+            if getattr(error, "errno", None) in NO_ROOM:
+                raise DataError(
+                    f"{error}: the results of {path} could not be written. {done} of {len(paths)} images are done and "
+                    "in the tables. Make room, then the same command with --resume goes on"
+                ) from error
+            broken += 1
+            _complain(error)
+        else:
+            done += 1
+            nuclei += result.nuclei
+            _report(path.stem, result)
+    print(f"{done} of {len(paths)} images, {nuclei:,} nuclei: {arguments.out}")
+    return broken
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+# The network
 
 
 def load_model(path):
@@ -114,6 +184,21 @@ def load_model(path):
     return model
 
 
+def _network(path):
+    """Load a network, and see that it works: a network of another kind is refused before any image is read."""
+    model = predict.freeze(load_model(path) if path else predict.default_model())
+    try:
+        predict.maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    except Exception as error:  # the layers of a stranger's network can fail in any way
+        if not path:
+            raise
+        raise DataError(f"{path} cannot be used: {_first_line(error)}") from error
+    return model
+
+
+# What is there before the run
+
+
 def _images(given):
     """Return the image files that the words of the command line mean, each once, and the folders that hold none."""
     paths, empty = {}, []
@@ -122,7 +207,8 @@ def _images(given):
         if not found:
             empty.append(place)
         for path in found:
-            paths.setdefault(path.resolve(), path)
+            # not Path.resolve, which fails on links in a circle: reading such a file names it
+            paths.setdefault(os.path.realpath(path), path)
     return list(paths.values()), empty
 
 
@@ -133,70 +219,201 @@ def _in_folder(folder):
 
 
 def _check_names(paths, arguments):
-    """Refuse what would be overwritten, before any work."""
+    """Refuse images whose results would have the same names, or would be taken for images."""
+    out = os.path.realpath(arguments.out)
     for place in arguments.images:
-        if place.is_dir() and place.resolve() == arguments.out.resolve():
+        if place.is_dir() and os.path.realpath(place) == out:
             raise DataError(
                 f"{place} is to be read and written: name another folder with --out, so that results are not "
                 "taken for images the next time"
             )
     names = {}
-    inputs = {path.resolve() for path in paths}
+    inputs = {os.path.realpath(path) for path in paths}
     for path in paths:
         # names that differ in case alone are one on Windows and macOS
         other = names.setdefault(path.stem.casefold(), path)
         if other is not path:
             raise DataError(f"{other} and {path} would give results of one name: rename one, or predict one at a time")
-        for file in _files(path.stem, arguments.out):
-            if file.resolve() in inputs:
+        for file in _files(path.stem, arguments.out).values():
+            if os.path.realpath(file) in inputs:
                 raise DataError(
                     f"{file} is one of the images, and would be overwritten: name another folder with --out"
                 )
 
 
 def _files(name, out):
-    return [out / f"{name}_{what}" for what in ("labels.png", "labels.tif", "mask.png", "overlay.png")]
+    """Return all files that can be results of an image, by their kind."""
+    return {
+        "png": out / f"{name}_labels.png",
+        "tif": out / f"{name}_labels.tif",
+        "mask": out / f"{name}_mask.png",
+        "overlay": out / f"{name}_overlay.png",
+        "geojson": out / f"{name}.geojson",
+        "rois": out / f"{name}_rois.zip",
+    }
 
 
-def _one(path, model, arguments):
-    """Find the nuclei of one image, and write its files."""
-    name = path.stem
-    labels_png, labels_tif, mask_file, overlay_file = _files(name, arguments.out)
+def _plan(paths, tables, arguments):
+    """Look at what is there. Refuse what would be overwritten, before any work."""
+    names = [path.stem for path in paths]
+    there = {
+        name: [kind for kind, file in _files(name, arguments.out).items() if os.path.lexists(file)] for name in names
+    }
+    if not (arguments.resume or arguments.replace):
+        _refuse_existing([*tables.existing, *_listed(there, arguments.out)])
+        return Plan({}, set(), set(), set())
+    complete = tables.repair()
+    spelt = dict(zip(names, names_in_tables(names), strict=True))
+    measured = {name: complete[spelt[name]] for name in names if spelt[name] in complete} if arguments.resume else {}
+    new = {name: kinds for name, kinds in there.items() if name not in measured}
+    if arguments.replace:
+        _refuse_stale(new, arguments)
+    else:
+        _refuse_existing(_listed(new, arguments.out))
+    needed = {"mask", "overlay", *arguments.format}
+    finished = {name for name in measured if needed <= {*there[name]} and {"png", "tif"} & {*there[name]}}
+    _remove_unfinished([name for name in names if spelt[name] in complete and name not in finished], arguments.out)
+    outdated = {spelt[name] for name in new} & complete.keys()
+    return Plan(measured, finished, outdated, complete.keys() - outdated)
+
+
+def _remove_unfinished(names, out):
+    """Remove the files that a killed process was about to write."""
+    hidden = [file.name for file in out.iterdir() if file.name.startswith(".")]
+    for name in names:
+        for file in _files(name, out).values():
+            if any(
+                each.startswith(f".{file.stem}-") for each in hidden
+            ):  # seldom, and cheaper than a look at all files
+                remove_unfinished(file)
+
+
+def _listed(kinds, out):
+    return [_files(name, out)[kind] for name, several in kinds.items() for kind in several]
+
+
+def _refuse_existing(files):
+    if files:
+        more = f" and {len(files) - LISTED:,} more" if len(files) > LISTED else ""
+        raise DataError(
+            f"{', '.join(map(str, files[:LISTED]))}{more} would be overwritten: name another folder with --out, go on "
+            "with a run that was broken off or add images with --resume, or replace the results with --replace"
+        )
+
+
+def _refuse_stale(there, arguments):
+    """Refuse to leave old results of an image beside the new ones: this command removes no files."""
+    written = {"png", "mask", "overlay", *arguments.format}
+    for name, kinds in there.items():
+        for kind in kinds:
+            if kind not in written:
+                raise DataError(
+                    f"{_files(name, arguments.out)[kind]} would stay beside the new results of the image, but is not "
+                    "replaced: move or delete the file"
+                )
+
+
+def _columns(pixel_size):
+    nothing = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.int32)
+    return export.nuclei_table(*nothing, "", pixel_size).columns
+
+
+def _settings(arguments):
+    """Return what the results depend on."""
+    model = arguments.model
+    return {
+        "--model": hashlib.sha256(model.read_bytes()).hexdigest() if model else "included",
+        "--pixel-size": arguments.pixel_size,
+        "--views": arguments.views,
+        "--format": sorted(set(arguments.format)),
+    }
+
+
+def _check_settings(out, settings):
+    """Refuse to add results to those that were made in another way."""
+    path = out / SETTINGS
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        before = {}
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): name another folder with --out") from error
+    for name, value in settings.items():
+        if name not in before or before[name] != value:
+            found = "another network" if name == "--model" else f"{before.get(name)}, not {value}"
+            raise DataError(
+                f"the tables in {out} hold images that were predicted with other {name}: {found}. Use the same "
+                "options, or name another folder with --out"
+            )
+
+
+def _write_settings(out, settings):
+    with written_whole(out / SETTINGS) as aside:
+        aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+# One image
+
+
+def _read(path, max_pixels):
+    """Return an image as it is in the file, for measurements, and as 8-bit RGB."""
     image = data.read_image(path)
+    if max_pixels and image.shape[0] * image.shape[1] > max_pixels:
+        raise DataError(f"{path}: found {image.shape[:2]} (height, width), more than {max_pixels:,} pixels")
+    return image, image
+
+
+def _one(path, model, tables, is_measured, arguments):
+    """Find the nuclei of one image, measure them, and write the results."""
+    raw, image = _read(path, arguments.max_pixels)
+    if "rois" in arguments.format and max(image.shape) > export.WIDEST_FOR_IMAGEJ:
+        raise DataError(
+            f"{path}: an image of {image.shape[:2]} (height, width) is too large for ImageJ's ROIs, which reach to "
+            f"{export.WIDEST_FOR_IMAGEJ} pixels: write --format geojson, or cut the image"
+        )
     # a bar of its own where one image takes long, and somebody watches
     progress = sys.stderr.isatty() and max(image.shape) > LARGE
-    labels = predict.labels(model, image, views=arguments.views, progress=progress)
-    agreement = predict.agreement(model, image, labels, views=arguments.views)
-    few = labels.max(initial=0) <= export.HIGHEST_IN_16_BITS
-    export.write_labels(labels_png if few else labels_tif, labels)
-    # what an earlier run left would be another answer to the same question
-    (labels_tif if few else labels_png).unlink(missing_ok=True)
-    export.write_mask(mask_file, labels)
-    export.write_overlay(overlay_file, image, labels)
-    for other in ("geojson", "rois"):
-        if other not in arguments.format:
-            _outlines(name, other, arguments.out).unlink(missing_ok=True)
-    if "geojson" in arguments.format:
-        export.write_geojson(_outlines(name, "geojson", arguments.out), labels)
-    if "rois" in arguments.format:
-        _write_rois(_outlines(name, "rois", arguments.out), labels)
-    table = export.nuclei_table(image, labels, name, arguments.pixel_size)
-    return Result(table, export.submission({name: labels}), agreement)
+    try:
+        label_map = predict.labels(model, image, views=arguments.views, progress=progress)
+        agreement = predict.agreement(model, image, label_map, views=arguments.views)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    name = in_unicode(path.stem)
+    table = export.nuclei_table(raw, label_map, name, arguments.pixel_size)
+    # The rows come first. So a file without rows is never of this command, and no run needs to overwrite it.
+    with contextlib.nullcontext() if is_measured else tables.added(table, export.submission({name: label_map})):
+        _write_files(_files(path.stem, arguments.out), image, label_map, is_measured, arguments.format)
+    return Result(len(table), agreement)
 
 
-def _outlines(name, kind, out):
-    return out / {"geojson": f"{name}.geojson", "rois": f"{name}_rois.zip"}[kind]
-
-
-def _write_rois(path, labels):
-    if max(labels.shape) > export.WIDEST_FOR_IMAGEJ:
-        raise DataError(f"{path} cannot hold an image of {labels.shape} pixels: write --format geojson, or cut it")
-    export.write_rois(path, labels)
+def _write_files(files, image, label_map, is_measured, formats):
+    """Write all files of one image; if one cannot be written, remove the others again."""
+    kind, other = ("png", "tif") if label_map.max(initial=0) <= export.HIGHEST_IN_16_BITS else ("tif", "png")
+    if os.path.lexists(files[other]):
+        raise DataError(f"{files[other]} is another label map of the image: move or delete the file")
+    writers = {
+        kind: lambda file: export.write_labels(file, label_map),
+        "mask": lambda file: export.write_mask(file, label_map),
+        "overlay": lambda file: export.write_overlay(file, image, label_map),
+        "geojson": lambda file: export.write_geojson(file, label_map),
+        "rois": lambda file: export.write_rois(file, label_map),
+    }
+    written = []
+    try:
+        for each in (kind, "mask", "overlay", *sorted(set(formats))):
+            # a killed run wrote the rows and some of the files: these files stay
+            if not (is_measured and os.path.lexists(files[each])):
+                writers[each](files[each])
+                written.append(files[each])
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _report(name, result):
     agreement = "" if math.isnan(result.agreement) else f"  agreement {result.agreement:.2f}"
-    tqdm.write(f"{name}  {len(result.table):,} nuclei{agreement}", file=sys.stdout)
+    tqdm.write(f"{name}  {result.nuclei:,} nuclei{agreement}", file=sys.stdout)
     if math.isnan(result.agreement):
         _complain(f"{name}: no nucleus was found; if there are some, do not trust this result")
     elif result.agreement < TRUSTED:
@@ -208,16 +425,3 @@ def _report(name, result):
 
 def _complain(message):
     tqdm.write(f"nuclei-utils predict: {message}", file=sys.stderr)
-
-
-def _write_tables(results, out):
-    """Write the tables of all images, if any was read."""
-    if not results:
-        return
-    export.write_table(out / "nuclei.csv", _joined([result.table for result in results.values()]))
-    export.write_submission(out / "submission.csv", _joined([result.submission for result in results.values()]))
-
-
-def _joined(tables):
-    # an empty table has columns, but they have no type of their own
-    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
