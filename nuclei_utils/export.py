@@ -5,7 +5,6 @@ its centre is at (0.5, 0.5). So the centroids of the table lie in the middle of 
 """
 
 import json
-from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -18,8 +17,9 @@ from scipy import ndimage
 from skimage.measure import regionprops_table
 
 from nuclei_utils import plots
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 from nuclei_utils.files import written_whole
+from nuclei_utils.io import read_labels  # noqa: F401 - reads what `write_labels` writes
 from nuclei_utils.labels import checked, decode_rle, encode_labels
 
 CLASS = {"name": "Nucleus", "color": [int(value) for value in plots.rgb(plots.ORANGE)]}  # as QuPath shows it
@@ -204,56 +204,6 @@ def write_overlay(path, image, labels):
         picture.paste(Image.fromarray(strip), (0, top))
     with written_whole(path) as aside:
         picture.save(aside)
-
-
-def read_labels(path):
-    """Read a label map from a grey PNG or TIFF, whoever wrote it.
-
-    Parameters
-    ----------
-    path : path-like
-        8- or 16-bit PNG, or TIFF of up to 32 bits. A mask of 0 and 255 is read as one nucleus with the label 255.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map with the file's own labels, gaps and all.
-
-    Raises
-    ------
-    data.DataError
-        If the file is missing or broken, has colours or several pages, or holds fractions or negative numbers.
-    """
-    path = Path(path)
-    pixels = _pixels(path)
-    if pixels.ndim != 2:
-        found = f"pixels of shape {pixels.shape}"
-    elif pixels.dtype.kind not in "biu":
-        found = f"pixels of type {pixels.dtype}"
-    elif pixels.size and (pixels.min() < 0 or pixels.max() > np.iinfo(np.int32).max):
-        found = f"values from {pixels.min()} to {pixels.max()}"
-    else:
-        return pixels.astype(np.int32)
-    raise DataError(
-        f"{path}: found {found}, expected a label map, one grey channel of whole numbers from 0 up: save it as 16-bit "
-        "PNG or TIFF"
-    )
-
-
-def _pixels(path):
-    """Read a file's pixels as they stand: `data.read_image` would scale them."""
-    try:
-        content = BytesIO(path.read_bytes())
-        if path.suffix.lower() != ".png":
-            return tifffile.imread(content)
-        with Image.open(content) as picture:  # cuts 16-bit colours down to 8 bits, but not 16-bit grey
-            return np.array(picture)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: check its name") from error
-    except Exception as error:  # a broken byte can trip a decoder anywhere
-        raise DataError(
-            f"{path} cannot be read as a label map ({error}): expected PNG or TIFF; write it again"
-        ) from error
 
 
 # Outlines

@@ -215,7 +215,7 @@ def test_unreadable_label_maps_are_named(tmp_path, image, label_map):
     Image.fromarray(image).save(tmp_path / "colours.png")
     refused("colours.png", r"found pixels of shape \(40, 60, 3\)")
     tifffile.imwrite(tmp_path / "stack.tif", np.stack([label_map] * 5).astype(np.uint16), photometric="minisblack")
-    refused("stack.tif", r"found pixels of shape \(5, 40, 60\)")
+    refused("stack.tif", "found 5 pages")
     tifffile.imwrite(tmp_path / "fractions.tif", (label_map / 2).astype(np.float32))
     refused("fractions.tif", "found pixels of type float32")
     tifffile.imwrite(tmp_path / "negative.tif", (label_map - 1).astype(np.int16))
