@@ -4,6 +4,7 @@ All files are opened here. Only PNG, JPEG, TIFF and BMP are opened, whatever the
 start another program. The size of an image is checked before its pixels are decoded.
 """
 
+import logging
 import stat
 import struct
 import threading
@@ -47,6 +48,7 @@ _LOSSY = (6, 7, 33003, 33004, 33005, 34712, 34892, 34933, 34934, 50001, 50002)  
 _EXIF_ORIENTATION = 274  # the number of the tag in EXIF and in TIFF
 
 _pillow_limit = threading.Lock()
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # the message of a refusal is enough
 
 
 class _Refusal(Exception):
@@ -375,7 +377,10 @@ def _decode_by_pillow(content, max_pixels, purpose):
             if purpose == _LABELS and kind == "PNG" and pixels.dtype == np.uint8 and content[24] in (1, 2, 4):
                 pixels = pixels // (255 // (2 ** content[24] - 1))
             return _Decoded(_turned(pixels, orientation), is_palette, is_lossy)
-    return _Decoded(_turned(_decode_by_opencv(content), orientation), is_palette, is_lossy)
+    pixels = _decode_by_opencv(content)
+    if content[25] in (0, 4) and pixels.ndim == 3:  # grey, or grey + alpha, which OpenCV makes colours of
+        pixels = pixels[..., [0, 3]] if pixels.shape[2] == 4 else pixels[..., 0]
+    return _Decoded(_turned(pixels, orientation), is_palette, is_lossy)
 
 
 def _palette_size(picture):
