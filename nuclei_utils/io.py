@@ -1,7 +1,7 @@
 """Read image files, masks and label maps: the pixels are right, or the file is refused with the reason.
 
-All files are opened here. Only PNG, JPEG, TIFF and BMP are opened, whatever the name of a file says, so that no file can
-start another program. The size of an image is checked before its pixels are decoded.
+All files are opened here. Only PNG, JPEG, TIFF and BMP are opened, whatever the name of a file says, so that no file
+can start another program. The size of an image is checked before its pixels are decoded.
 """
 
 import logging
@@ -251,8 +251,8 @@ def read_labels(path):
 def _check_lossless(path, decoded, purpose):
     if decoded.is_lossy:
         raise DataError(
-            f"{path}: found a compression with losses, such as JPEG, which changes the numbers of {purpose}: save it as "
-            "PNG or TIFF"
+            f"{path}: found a compression with losses, such as JPEG, which changes the numbers of {purpose}: save it "
+            "as PNG or TIFF"
         )
 
 
@@ -561,4 +561,6 @@ def _check_deflated(page, content):
         unpacker = zlib.decompressobj()
         length = len(unpacker.decompress(content[offset : offset + count], whole + 1))
         if not needed <= length <= whole:
-            raise ValueError(f"a strip or tile unpacks to {length:,} bytes or more, not to the {needed:,} of its pixels")
+            raise ValueError(
+                f"a strip or tile unpacks to {length:,} bytes or more, not to the {needed:,} of its pixels"
+            )
