@@ -55,8 +55,9 @@ def nuclei_table(image, labels, name, pixel_size=None):
 
     Parameters
     ----------
-    image : uint8 array (H, W, 3)
-        RGB, as `data.read_image` gives it.
+    image : uint8 or uint16 array (H, W, 1) or (H, W, 3)
+        Grey or RGB. Give the values of the file (`data.read_raw`): the values that networks see (`data.read_image`) are
+        scaled by a factor that differs between 16-bit images.
     labels : int array (H, W)
         Label map.
     name : str
@@ -70,9 +71,9 @@ def nuclei_table(image, labels, name, pixel_size=None):
         One row per nucleus, in the order of the labels, with the columns `image`, `label`, `area`, `centroid_x`,
         `centroid_y`, `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`, `major_axis` and `minor_axis` (of the
         ellipse with the same second moments), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area,
-        0..1), `mean_red`, `mean_green`, `mean_blue` (0..255) and `unit`. Areas, lengths and positions are in pixels
-        (`unit` is "pixel"), or in micrometres and their squares where `pixel_size` is given ("micrometre", spelt out
-        so that no spreadsheet garbles it).
+        0..1), `mean_red`, `mean_green`, `mean_blue` (in the units of `image`; all three are equal if the image is
+        grey) and `unit`. Areas, lengths and positions are in pixels (`unit` is "pixel"), or in micrometres and their
+        squares where `pixel_size` is given ("micrometre", spelt out so that no spreadsheet garbles it).
 
     Raises
     ------
@@ -80,14 +81,16 @@ def nuclei_table(image, labels, name, pixel_size=None):
         If `labels` is no label map, the shapes do not agree, or `pixel_size` is not a positive number.
     """
     image, labels = np.asarray(image), checked(labels)
-    if image.shape != (*labels.shape, 3):
+    if image.shape not in ((*labels.shape, 1), (*labels.shape, 3)):
         raise ValueError(
-            f"{name}: expected an image {(*labels.shape, 3)} for labels {labels.shape}, found {image.shape}"
+            f"{name}: expected an image {(*labels.shape, 3)} or {(*labels.shape, 1)} for labels {labels.shape}, found "
+            f"{image.shape}"
         )
     if pixel_size is not None and not 0 < pixel_size < np.inf:
         raise ValueError(f"expected micrometres per pixel above 0, found a pixel size of {pixel_size}")
     properties = dict.fromkeys(column.split("-")[0] for column in _MEASURES)
-    table = pd.DataFrame(regionprops_table(labels, image, properties=properties)).rename(columns=_MEASURES)
+    colours = np.broadcast_to(image, (*labels.shape, 3))
+    table = pd.DataFrame(regionprops_table(labels, colours, properties=properties)).rename(columns=_MEASURES)
     table[["bbox_width", "bbox_height"]] -= table[["bbox_left", "bbox_top"]].to_numpy()
     table[["centroid_x", "centroid_y"]] += 0.5  # scikit-image counts from the centre of the first pixel
     table["area"] = table["area"].astype(int)

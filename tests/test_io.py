@@ -241,14 +241,71 @@ def test_image_is_read_as_8_bit_rgb(tmp_path, name, save, expected):
         ([0, 0, 0], [0, 0, 0]),
     ],
 )
-def test_16_bits_are_scaled_by_the_bits_in_use(tmp_path, values, expected):
+def test_16_bits_are_scaled_to_the_brightest_part(tmp_path, values, expected):
     opencv(np.array([values], np.uint16))(tmp_path / "image.png")
     assert data.read_image(tmp_path / "image.png")[0, :, 0].tolist() == expected
 
 
-def test_alpha_does_not_count_as_a_bit_in_use(tmp_path):
+def test_alpha_does_not_count_for_the_scale(tmp_path):
     opencv(np.dstack([COLOUR16 // 16, np.full(SIZE, 65535, np.uint16)]))(tmp_path / "image.png")
     np.testing.assert_allclose(data.read_image(tmp_path / "image.png"), COLOUR.astype(int), atol=1)
+
+
+def drawn_16_bits(side, nuclei, radius):
+    """Draw nuclei of different brightness, as a 12-bit camera sees them, on a dark ground with noise."""
+    rng = np.random.default_rng(0)
+    image, y, x = rng.poisson(200, (side, side)), *np.ogrid[:side, :side]
+    inside = np.zeros((side, side), bool)
+    for _ in range(nuclei):
+        top, left = rng.integers(radius, side - radius, 2)
+        disk = (y - top) ** 2 + (x - left) ** 2 <= radius**2
+        image[disk] = rng.normal(rng.uniform(900, 1800), 40, np.count_nonzero(disk))
+        inside |= disk
+    return image.astype(np.uint16)[..., None], inside, rng
+
+
+@pytest.mark.parametrize("hot", [1, 25])
+@pytest.mark.parametrize("value", [4095, 65535])
+@pytest.mark.parametrize(("side", "nuclei", "radius"), [(128, 8, 8), (256, 11, 10), (256, 1, 5)])
+def test_hot_pixels_do_not_cost_grey_levels(side, nuclei, radius, value, hot):
+    image, inside, rng = drawn_16_bits(side, nuclei, radius)
+    clean = io.to_rgb8(image)
+    image.flat[rng.choice(np.flatnonzero(~inside), hot, replace=False)] = value
+    spoilt = io.to_rgb8(image)
+    assert len(np.unique(spoilt[inside])) >= 0.9 * len(np.unique(clean[inside])) > 10
+    np.testing.assert_allclose(spoilt[inside].astype(int), clean[inside], atol=6)
+
+
+def test_nuclei_on_a_thousandth_of_an_image_stay_visible():
+    image, inside, _ = drawn_16_bits(512, 1, 9)
+    assert inside.mean() < 0.001
+    seen = io.to_rgb8(image)
+    assert seen[inside].mean() > 200
+    assert seen[~inside].mean() < 50
+
+
+def test_one_grey_value_more_does_not_change_what_a_network_sees():
+    image, inside, _ = drawn_16_bits(128, 8, 8)
+    image[inside] = np.clip(image[inside], 0, 2047)
+    image[10:20, 10:20] = 2047
+    one_more = image.copy()
+    one_more[10:20, 10:20] = 2048
+    np.testing.assert_allclose(io.to_rgb8(one_more).astype(int), io.to_rgb8(image), atol=1)
+
+
+@pytest.mark.parametrize("shape", [(3000, 40), (1, 1), (1, 7), (7, 1), (1024, 3), (1025, 3), (2050, 3)])
+def test_the_scale_does_not_depend_on_how_the_image_is_measured(shape, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 4000, (*shape, 3)).astype(np.uint16)
+    at_once = io.to_rgb8(image)
+    for rows in (1, 2, 1024, 10**6):
+        monkeypatch.setattr(io, "_STRIP", rows)
+        if rows > 2 or shape[0] < 100:
+            np.testing.assert_array_equal(io.to_rgb8(image), at_once)
+
+
+def test_8_bits_stay_as_they_are():
+    np.testing.assert_array_equal(io.to_rgb8(COLOUR), COLOUR)
+    np.testing.assert_array_equal(io.to_rgb8(GREY[..., None]), as_rgb(GREY))
 
 
 def stains(count):
