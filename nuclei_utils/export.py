@@ -5,6 +5,7 @@ its centre is at (0.5, 0.5). So the centroids of the table lie in the middle of 
 """
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -18,14 +19,15 @@ from skimage.measure import regionprops_table
 
 from nuclei_utils import plots
 from nuclei_utils.errors import DataError
-from nuclei_utils.files import written_whole
-from nuclei_utils.io import read_labels  # noqa: F401 - reads what `write_labels` writes
+from nuclei_utils.files import printable, written_whole
+from nuclei_utils.io import MAX_PIXELS, read_labels  # noqa: F401 - reads what `write_labels` writes
 from nuclei_utils.labels import checked, decode_rle, encode_labels
 
 CLASS = {"name": "Nucleus", "color": [int(value) for value in plots.rgb(plots.ORANGE)]}  # as QuPath shows it
 LOSSLESS = (".png", ".tif", ".tiff")  # endings
 HIGHEST_IN_16_BITS = 2**16 - 1
 WIDEST_FOR_IMAGEJ = 60535  # its ROI files hold 16-bit positions, of which the last 5,000 stand for negative ones
+FORMULA = r"[=+\-@\t\r\n]"  # how a text begins that spreadsheets calculate
 STRIP = 1024  # rows of an overlay that are drawn at a time
 
 _MEASURES = {
@@ -61,7 +63,7 @@ def nuclei_table(image, labels, name, pixel_size=None):
     labels : int array (H, W)
         Label map.
     name : str
-        Name of the image, for the first column.
+        Name of the image, for the first column. Bytes that are not UTF-8 are escaped (`files.printable`).
     pixel_size : float, optional
         Micrometres per pixel, the same in both directions.
 
@@ -99,12 +101,15 @@ def nuclei_table(image, labels, name, pixel_size=None):
         table[lengths] = table[lengths] * pixel_size
         table["area"] = table["area"] * pixel_size**2
     table = table[list(_MEASURES.values())]
-    table.insert(0, "image", name)
+    table.insert(0, "image", printable(name))
     return table.assign(unit="pixel" if pixel_size is None else "micrometre")
 
 
 def write_table(path, table):
     """Write a table as CSV: UTF-8, commas, a first line of column names, numbers in full.
+
+    Spreadsheets calculate a text that begins with =, +, -, @, a tab or a new line. Such a text, which may be the name
+    of a file, is written with an apostrophe before it.
 
     Parameters
     ----------
@@ -112,8 +117,20 @@ def write_table(path, table):
     table : pandas.DataFrame
         Such as several of `nuclei_table` in one (`pandas.concat`).
     """
+    texts = table.select_dtypes(["object", "string"]).columns
+    table = table.assign(**{column: table[column].map(_as_text) for column in texts})
     with written_whole(path) as aside:
         table.to_csv(aside, index=False, encoding="utf-8", lineterminator="\n")
+
+
+def _as_text(cell):
+    """Put an apostrophe before a text that a spreadsheet would calculate, or would take for such a text."""
+    return f"'{cell}" if isinstance(cell, str) and re.match(f"'*{FORMULA}", cell) else cell
+
+
+def _from_text(cell):
+    """Undo `_as_text`."""
+    return cell[1:] if re.match(f"'+{FORMULA}", cell) else cell
 
 
 # Pictures
@@ -336,12 +353,19 @@ def submission(labels_by_name):
     pandas.DataFrame
         Columns `ImageId` and `EncodedPixels`, one row per nucleus; an image without any has one row with "".
     """
-    rows = [(name, code) for name, labels in labels_by_name.items() for code in encode_labels(labels).values() or [""]]
+    rows = [
+        (printable(name), code)
+        for name, labels in labels_by_name.items()
+        for code in encode_labels(labels).values() or [""]
+    ]
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=object)
 
 
 def write_submission(path, table):
     """Write the table of `submission`, or several in one, as the CSV file that the competition takes.
+
+    The competition's own ids are hexadecimal numbers, which are written as they are. Of other names, those that a
+    spreadsheet would calculate get an apostrophe, as in `write_table`; `read_submission` takes it away again.
 
     Parameters
     ----------
@@ -417,8 +441,13 @@ def read_solution(path):
     for name, rows in table.groupby("ImageId", sort=False):
         sizes = list(zip(rows["Height"].str.strip(), rows["Width"].str.strip(), strict=True))
         for line, size in zip(rows.index, sizes, strict=True):
-            if not all(number.isdecimal() and int(number) for number in size):
+            if not all(number.isdecimal() and len(number) < 10 and int(number) for number in size):
                 raise DataError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
+            if int(size[0]) * int(size[1]) > MAX_PIXELS:
+                raise DataError(
+                    f"{path}, line {line}: found an image of {size[0]} x {size[1]} pixels, more than the limit of "
+                    f"{MAX_PIXELS:,}: check Height and Width"
+                )
             if size != sizes[0]:
                 raise DataError(
                     f"{path}, line {line}: {name!r} has the size {size} here, {sizes[0]} in line {rows.index[0]} "
@@ -433,7 +462,13 @@ def _read_codes(path, needed):
     try:
         # empty lines are kept, so that the lines count as they do in an editor; an empty code stays ""
         table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
+            path,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            index_col=False,
+            encoding="utf-8-sig",
+            compression=None,  # whatever the ending of the name
         )
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: check its name") from error
@@ -450,7 +485,7 @@ def _read_codes(path, needed):
     nameless = table.index[table["ImageId"] == ""]
     if len(nameless):
         raise DataError(f"{path}, line {nameless[0]}: ImageId is empty, expected the name of an image")
-    return table
+    return table.assign(ImageId=table["ImageId"].map(_from_text))
 
 
 def _paint(codes, shape, path):

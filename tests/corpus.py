@@ -503,11 +503,19 @@ def _masks_good():
 
 def _truncated():
     files = {
-        "grey.png": png(GREY), "deep.png": png(COLOUR16, 16), "plain.tif": tiff(COLOUR), "deep.tif": tiff(GREY16),
-        "strips.tif": tiff(GREY, rows=3), "deflate.tif": tiff(COLOUR16, compression=8),
-        "lzw.tif": tiff(GREY, compression=5), "tiles.tif": tiff(COLOUR, tile=16),
-        "big.tif": tiff(GREY16, big=True), "grey.bmp": bmp(GREY), "runs.bmp": bmp(GREY, compression=1, body=rle(GREY)), "photo.jpg": pillow(SMOOTH, "JPEG"),
-    }  # fmt: skip
+        "grey.png": png(GREY),
+        "deep.png": png(COLOUR16, 16),
+        "plain.tif": tiff(COLOUR),
+        "deep.tif": tiff(GREY16),
+        "strips.tif": tiff(GREY, rows=3),
+        "deflate.tif": tiff(COLOUR16, compression=8),
+        "lzw.tif": tiff(GREY, compression=5),
+        "tiles.tif": tiff(COLOUR, tile=16),
+        "big.tif": tiff(GREY16, big=True),
+        "grey.bmp": bmp(GREY),
+        "runs.bmp": bmp(GREY, compression=1, body=rle(GREY)),
+        "photo.jpg": pillow(SMOOTH, "JPEG"),
+    }
     for (name, file), share in itertools.product(files.items(), (0, 5, 30, 60, 90)):
         yield Case("cut short", f"{share}_{name}", content(file[: len(file) * share // 100]), Refused("read|missing"))
 

@@ -138,6 +138,54 @@ def test_table_comes_back(tmp_path, image, label_map):
     pd.testing.assert_frame_equal(found, table.reset_index(drop=True), check_dtype=False, rtol=1e-14)
 
 
+NAMES = [
+    "@SUM(A1)",
+    "=1+1",
+    "+a",
+    "-5",
+    "\tx",
+    "'=a",
+    "''@b",
+    "'quoted",
+    "a=b",
+    "a-5",
+    "007",
+    "NA",
+    'say "hi", you',
+    "",
+]
+
+
+def test_names_are_no_formulas_in_a_spreadsheet(tmp_path, image, label_map):
+    table = pd.concat([export.nuclei_table(image, label_map, name) for name in NAMES])
+    export.write_table(tmp_path / "nuclei.csv", table)
+    written = pd.read_csv(tmp_path / "nuclei.csv", dtype=str, keep_default_na=False)
+    assert not written.map(lambda cell: cell[:1] in tuple("=+-@\t\r\n") and cell != "").any(axis=None)
+    assert {"'@SUM(A1)", "'-5", "a=b", "a-5", "007"} <= set(written["image"])
+    np.testing.assert_allclose(written["bbox_left"].astype(float), table["bbox_left"])
+
+
+def test_names_of_a_submission_come_back_as_they_were(tmp_path, label_map):
+    label_maps = {name: label_map for name in NAMES if name}
+    export.write_submission(tmp_path / "s.csv", export.submission(label_maps))
+    found = export.read_submission(tmp_path / "s.csv", dict.fromkeys(label_maps, label_map.shape))
+    assert list(found) == list(label_maps)
+
+
+def test_ids_of_the_competition_are_written_as_they_are(tmp_path, label_map):
+    name = "0a1b2c3d" * 8
+    export.write_submission(tmp_path / "s.csv", export.submission({name: label_map > 0}))
+    assert (tmp_path / "s.csv").read_text().splitlines()[1].startswith(f"{name},")
+
+
+def test_a_name_that_is_not_utf_8_does_not_lose_the_table(tmp_path, image, label_map):
+    name = b"cell\xff".decode(errors="surrogateescape")
+    export.write_table(tmp_path / "nuclei.csv", export.nuclei_table(image, label_map, name))
+    export.write_submission(tmp_path / "s.csv", export.submission({name: label_map}))
+    for file in ("nuclei.csv", "s.csv"):
+        assert "cell\\udcff" in (tmp_path / file).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("pixel_size", [0, -0.5, np.inf, np.nan])
 def test_table_refuses_a_pixel_size_that_is_none(image, label_map, pixel_size):
     with pytest.raises(ValueError, match="pixel size"):
@@ -428,6 +476,8 @@ def test_broken_submission_is_named_with_its_line(tmp_path, content, message):
         ("a,1 1,3.0,4\n", r"line 2: Height and Width must be whole numbers"),
         ("a,1 1,0,4\n", r"line 2: Height and Width must be whole numbers"),
         ("a,x,3,4\n", "line 2: run-length code must be whole numbers"),
+        ("a,1 1,1000000,1000000\n", "line 2: found an image of 1000000 x 1000000 pixels, more than the limit"),
+        (f"a,1 1,{'9' * 5000},1\n", "line 2: Height and Width must be whole numbers"),
     ],
 )
 def test_broken_solution_is_named_with_its_line(tmp_path, rows, message):
@@ -436,6 +486,13 @@ def test_broken_solution_is_named_with_its_line(tmp_path, rows, message):
         export.read_solution(tmp_path / "s.csv")
     with pytest.raises(DataError, match=r"none\.csv is missing"):
         export.read_solution(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("name", ["truth.zip", "truth.gz", "truth.csv"])
+def test_what_is_no_table_is_refused_whatever_its_ending(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\3\4\xff\xfe\0\0")
+    with pytest.raises(DataError, match=f"{name} cannot be read as a table|{name}, line 1"):
+        export.read_solution(tmp_path / name)
 
 
 def test_table_of_a_spreadsheet_is_read(tmp_path):
