@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from nuclei_utils.errors import DataError, LabelWarning
-from nuclei_utils.files import remove_older, written_whole
+from nuclei_utils.files import printable, remove_older, written_whole
 from nuclei_utils.io import read_image, read_labels, read_mask, read_raw, to_rgb8  # noqa: F401 - as data.read_raw
 from nuclei_utils.labels import merge_masks
 
@@ -61,8 +61,30 @@ def home():
     working directory (Colab, an empty folder).
     """
     if folder := os.environ.get("NUCLEI_HOME"):
-        return Path(folder).expanduser().resolve()
+        return expanded(folder).resolve()
     return (_REPOSITORY or Path.cwd()) / "data"
+
+
+def expanded(path):
+    """Return a path with `~` and `~user` replaced by the folder of the user.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    DataError
+        If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: there is no user of this name: write the path in full") from error
 
 
 def _asset(name):
@@ -272,13 +294,14 @@ def _merge_folder(masks_folder, shape):
     found = []
     for path, mask, under in zip(files, masks, hidden, strict=True):
         if not mask.any():
-            found.append({"file": str(path), "problem": "empty mask, left out", "pixels": 0})
+            problem = "empty mask, left out"
         elif under == np.count_nonzero(mask):
-            found.append({"file": str(path), "problem": "wholly under other masks, left out", "pixels": int(under)})
+            problem = "wholly under other masks, left out"
         elif under:
-            found.append(
-                {"file": str(path), "problem": f"{under} pixels given to a smaller mask", "pixels": int(under)}
-            )
+            problem = f"{under} pixels given to a smaller mask"
+        else:
+            continue
+        found.append({"file": printable(str(path)), "problem": problem, "pixels": int(under)})
     return labels, found
 
 
@@ -346,8 +369,8 @@ def read_folder(path):
     Raises
     ------
     DataError
-        If the folder has neither layout, an image has no labels, labels have no image, or a file cannot be read or
-        is of the wrong size.
+        If the folder has neither layout, an image has no labels, labels have no image, no image has a nucleus, or a
+        file cannot be read or is of the wrong size.
 
     Warns
     -----
@@ -357,10 +380,22 @@ def read_folder(path):
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path} is no folder: name one that holds labelled images")
+    records = _read_fields(path)
+    if not any(record.labels.any() for record in records):
+        raise DataError(
+            f"{path}: found no nucleus in the labels of its {len(records)} images, expected 0 for background and 1..N "
+            "for nuclei: check the label maps"
+        )
+    return records
+
+
+def _read_fields(path):
     with ThreadPoolExecutor() as pool:
         if (path / "images").is_dir() and (path / "labels").is_dir():
             return list(pool.map(_read_pair, *_pairs(path / "images", path / "labels")))
-        found = sorted(place for place in path.iterdir() if (place / "images").is_dir())
+        found = sorted(
+            place for place in path.iterdir() if any((place / part).is_dir() for part in ("images", "masks"))
+        )
         if not found:
             raise DataError(
                 f"{path} holds no labelled images: expected images/ and labels/ with files of the same names, or "
@@ -510,15 +545,24 @@ def state(name):
             for entry in sorted(os.scandir(part), key=lambda entry: entry.name):
                 status = entry.stat()
                 line = f"{image_id}/{part.name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n"
-                digest.update(line.encode())
+                digest.update(os.fsencode(line))  # names need not be UTF-8
     return digest.hexdigest()[:16]
 
 
 def _merged(name, wanted):
-    """Label maps by id, of those that are wanted, and the table of problems; from the cache where it still holds."""
+    """Return label maps by id, of those that are wanted, and the table of problems; from the cache if it is whole."""
     cache = home() / "cache" / f"{name}-{state(name)}.npz"
-    if not cache.is_file():
-        _write_merged(cache, name)
+    if cache.is_file():
+        try:
+            return _read_merged(cache, wanted)
+        except Exception as error:  # a broken byte can trip a decoder anywhere
+            warnings.warn(f"{cache} is damaged ({error}): the file is deleted and written again", stacklevel=3)
+            cache.unlink(missing_ok=True)
+    _write_merged(cache, name)
+    return _read_merged(cache, wanted)
+
+
+def _read_merged(cache, wanted):
     with cache.open("rb") as opened, np.load(opened) as file:
         label_maps = {image_id: file[image_id].astype(np.int32) for image_id in wanted}
         table = pd.DataFrame({column: file[f"problems.{column}"] for column in ("id", "file", "problem", "pixels")})

@@ -165,6 +165,12 @@ def test_home_is_the_variable_the_repository_or_the_working_directory(monkeypatc
     assert data.home() == tmp_path / "data"
 
 
+def test_an_unknown_user_is_named(monkeypatch):
+    monkeypatch.setenv("NUCLEI_HOME", "~nosuchuser/nuclei")
+    with pytest.raises(data.DataError, match="~nosuchuser"):
+        data.home()
+
+
 @pytest.mark.usefixtures("no_environment")
 def test_current_is_the_best_that_is_there(monkeypatch, tmp_path):
     monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
@@ -511,6 +517,34 @@ def test_broken_mask_stops_load_by_name_and_is_not_cached(real):
     assert len(data.load("stage1")) == 3
 
 
+@pytest.mark.parametrize("damage", ["half", "nothing", "zeros", "text", "middle"])
+def test_a_damaged_cache_is_named_and_made_again(real, merges, damage):
+    first = data.load("stage1")
+    (cache,) = (real / "cache").iterdir()
+    content = cache.read_bytes()
+    middle = bytearray(content)
+    middle[60:90] = bytes(30)
+    damaged = {"half": content[:200], "nothing": b"", "zeros": bytes(500), "text": b"no archive", "middle": middle}
+    cache.write_bytes(damaged[damage])
+    with pytest.warns(UserWarning, match=re.escape(str(cache))):
+        second = data.load("stage1")
+    assert len(merges) == 6
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+    data.load("stage1")
+    assert len(merges) == 6, "the cache is whole again"
+
+
+def test_names_that_are_not_utf_8_are_no_hindrance(real):
+    masks = real / "dsb2018" / "stage1_train" / "a" / "masks"
+    try:
+        (masks / "1.png").rename(masks / b"1\xff.png".decode(errors="surrogateescape"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    assert data.load("stage1")[0].labels.max() == 2
+    assert data.problems("stage1").set_index("id").loc["a", "file"] == r"1\udcff.png"
+
+
 def test_wrong_size_stops_load_by_name(real):
     wrong = real / "dsb2018" / "stage1_train" / "c" / "masks" / "2.png"
     pillow(GREY[:5])(wrong)
@@ -561,6 +595,27 @@ def test_a_folder_in_the_layout_of_the_competition(tmp_path):
     assert np.array_equal(data.read_masks(tmp_path / "a" / "masks"), two_squares())
     with pytest.raises(data.DataError, match="holds no masks"):
         data.read_masks(tmp_path / "notes")
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_field_that_lacks_its_images_or_masks_is_named(tmp_path, part):
+    for name in ("a", "b"):
+        for folder in ("images", "masks"):
+            (tmp_path / name / folder).mkdir(parents=True)
+            pillow(NUCLEUS)(tmp_path / name / folder / "1.png")
+    shutil.rmtree(tmp_path / "b" / part)
+    with pytest.raises(data.DataError, match=re.escape(str(tmp_path / "b" / part))):
+        data.read_folder(tmp_path)
+
+
+def test_labels_that_are_all_empty_are_refused(tmp_path):
+    own_folder(tmp_path)
+    for name in "ab":
+        pillow(two_squares() * 0)(tmp_path / "labels" / f"{name}.png")
+    with pytest.raises(data.DataError, match=f"{re.escape(str(tmp_path))}: found no nucleus"):
+        data.read_folder(tmp_path)
+    pillow(two_squares())(tmp_path / "labels" / "a.png")
+    assert len(data.read_folder(tmp_path)) == 2, "one image without nuclei is as good as any"
 
 
 def test_a_folder_that_does_not_fit_says_why(tmp_path):
