@@ -117,10 +117,27 @@ def write_table(path, table):
     table : pandas.DataFrame
         Such as several of `nuclei_table` in one (`pandas.concat`).
     """
+    with written_whole(path) as aside:
+        aside.write_bytes(csv_bytes(table))
+
+
+def csv_bytes(table, header=True):
+    """Return a table as the content of a CSV file: the format of `write_table`.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    header : bool
+        Whether the line of column names comes first.
+
+    Returns
+    -------
+    bytes
+        UTF-8.
+    """
     texts = table.select_dtypes(["object", "string"]).columns
     table = table.assign(**{column: table[column].map(_as_text) for column in texts})
-    with written_whole(path) as aside:
-        table.to_csv(aside, index=False, encoding="utf-8", lineterminator="\n")
+    return table.to_csv(index=False, header=header, lineterminator="\n").encode()
 
 
 def _as_text(cell):

@@ -31,11 +31,12 @@ BRIGHTEST = 0.0005
 _IMAGE, _MASK, _LABELS = "an image", "a mask", "a label map"  # what a file is read as
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders of TIFF, then of BigTIFF
 _BIG_ENDIAN_BIGTIFF = _TIFF_MARKS[3]  # Pillow cannot read it
-_PNG_END = b"IEND\xaeB`\x82"  # with its checksum, which is the same in every file
 _MAX_BYTES_PER_PIXEL = 16  # limits the size of a file: four channels of 32 bits
 _MAX_HEADER_BYTES = 2**26
 _MAX_RLE_PIXELS = 2**24  # Pillow decodes run lengths of BMP files in Python, which is slow
 _MAX_SCANS = 100  # passes over a progressive JPEG; cameras and programs write about 10
+_JPEG_PIXELS_PER_BYTE = 600  # at most: a block of 64 pixels takes a bit or more
+_TIFF_GROWTH = {5: 4000, 7: 1800, 8: 1100, 32773: 64, 32946: 1100}  # most bytes that one byte can unpack to
 _PILLOW_WARNS = 2**26  # pixels; Pillow has its own limit above this number
 _STRIP = 1024  # rows of an image that are measured at a time
 _HOT = 4  # a 16-bit pixel is hot if it is so many times brighter than the median around it
@@ -144,7 +145,7 @@ def to_rgb8(raw):
         factor = 255 / max(_brightest(raw), 255)
         table = np.minimum(np.round(np.arange(2**16) * factor), 255).astype(np.uint8)
         raw = table[raw]
-    return np.repeat(raw, 3, axis=2) if raw.shape[2] == 1 else raw
+    return cv2.cvtColor(raw, cv2.COLOR_GRAY2RGB) if raw.shape[2] == 1 else raw
 
 
 def _brightest(raw):
@@ -362,25 +363,42 @@ def _decode_by_pillow(content, max_pixels, purpose):
         elif kind == "PNG":
             if (frames := getattr(picture, "n_frames", 1)) > 1:
                 raise _Refusal(f"found {frames} frames, expected one image; save each as a file of its own")
-            if _PNG_END not in content:
-                raise ValueError("the file is cut short")
-        elif content.count(b"\xff\xda") > _MAX_SCANS:
-            raise _Refusal(f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save it again")
+            _check_png(content)
+        else:
+            _check_jpeg(content, picture)
         colours = _palette_size(picture)
         _load(picture)  # raises an error if the pixels are cut short, which OpenCV may overlook
         if colours is not None and np.array(picture).max() >= colours:
             raise _Refusal(f"its palette has {colours} colours, fewer than its pixels use: export it again")
-        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in picture.info else 1
         is_palette, is_lossy = colours is not None, kind in ("JPEG", "MPO")
-        if not is_deep:
+        if not is_deep or picture.mode == "I;16":
             pixels = _plain(picture)
             if purpose == _LABELS and kind == "PNG" and pixels.dtype == np.uint8 and content[24] in (1, 2, 4):
                 pixels = pixels // (255 // (2 ** content[24] - 1))
             return _Decoded(_turned(pixels, orientation), is_palette, is_lossy)
     pixels = _decode_by_opencv(content)
-    if content[25] in (0, 4) and pixels.ndim == 3:  # grey, or grey + alpha, which OpenCV makes colours of
-        pixels = pixels[..., [0, 3]] if pixels.shape[2] == 4 else pixels[..., 0]
+    if content[25] == 4:  # grey + alpha, which OpenCV makes colours of
+        pixels = pixels[..., [0, 3]]
     return _Decoded(_turned(pixels, orientation), is_palette, is_lossy)
+
+
+def _check_jpeg(content, picture):
+    """Refuse a JPEG file that lacks pixels, or takes long to decode."""
+    if content.count(b"\xff\xda") > _MAX_SCANS:
+        raise _Refusal(f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save it again")
+    if picture.width * picture.height > _JPEG_PIXELS_PER_BYTE * len(content):
+        raise ValueError("the file is cut short")
+
+
+def _check_png(content):
+    """Refuse a PNG file that lacks chunks: decoders may take long over such a file, or overlook the fault."""
+    start, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, start)
+        if start + 12 + length > len(content):
+            raise ValueError("the file is cut short")
+        start += 12 + length
 
 
 def _palette_size(picture):
@@ -393,7 +411,7 @@ def _palette_size(picture):
 
 def _plain(picture):
     """Return the pixels of a picture that Pillow has loaded, as grey, RGB, or either with alpha."""
-    if picture.mode in ("L", "LA", "RGB", "RGBA", "F", "I", "1"):
+    if picture.mode in ("L", "LA", "RGB", "RGBA", "F", "I", "I;16", "1"):
         pixels = np.array(picture)
         return np.uint8(255) * pixels if pixels.dtype == bool else pixels
     return np.array(picture.convert("RGB"))
@@ -508,7 +526,8 @@ def _check_strips(page, bits, size):
     if sum(counts) > 10 * size + _MAX_HEADER_BYTES:
         raise _Refusal("its strips or tiles lie over each other: export it again")
     row = (page.imagewidth * bits * page.samplesperpixel + 7) // 8
-    if page.compression == _NO_COMPRESSION and sum(counts) < row * page.imagelength:
+    growth = 1 if page.compression == _NO_COMPRESSION else _TIFF_GROWTH.get(page.compression, np.inf)
+    if row * page.imagelength > growth * sum(counts):
         raise ValueError("the file is cut short")
 
 

@@ -751,7 +751,12 @@ def _huge():
         yield case(f"lzw_{side}.tif", content(tiff(GREY, compression=5, tags={256: (4, [side]), 257: (4, [side])})))
         yield case(f"header_{side}.bmp", content(bmp(GREY, size=(side, side))))
         yield case(f"runs_{side}.bmp", content(bmp(GREY, compression=1, body=rle(GREY), size=(side, side))))
-    for side in (40_000, 65_500):
+    # below the limit of pixels, but too few bytes
+    tall = {256: (4, [30_000]), 257: (4, [30_000]), 278: (4, [30_000])}
+    for compression in (5, 7, 8, 32773):
+        file = tiff(GREY, compression=compression if compression != 7 else 5, tags=tall | {259: (3, [compression])})
+        yield case(f"compression_{compression}_of_few_bytes.tif", content(file))
+    for side in (30_000, 40_000, 65_500):
         yield case(f"header_{side}.jpg", content(jpeg_of_size(side, side)))
     yield case("wide_runs.bmp", content(bmp(GREY, compression=1, body=b"\0\0" * 300, size=(300, 3_000_000))))
     yield case("scans.jpg", content(jpeg_of_many_scans(5_000)))
