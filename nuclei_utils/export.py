@@ -5,7 +5,7 @@ its centre is at (0.5, 0.5). So the centroids of the table lie in the middle of 
 """
 
 import json
-from io import BytesIO
+import re
 from pathlib import Path
 
 import cv2
@@ -18,14 +18,16 @@ from scipy import ndimage
 from skimage.measure import regionprops_table
 
 from nuclei_utils import plots
-from nuclei_utils.data import DataError
-from nuclei_utils.files import written_whole
+from nuclei_utils.errors import DataError
+from nuclei_utils.files import printable, written_whole
+from nuclei_utils.io import MAX_PIXELS, read_labels  # noqa: F401 - reads what `write_labels` writes
 from nuclei_utils.labels import checked, decode_rle, encode_labels
 
 CLASS = {"name": "Nucleus", "color": [int(value) for value in plots.rgb(plots.ORANGE)]}  # as QuPath shows it
 LOSSLESS = (".png", ".tif", ".tiff")  # endings
 HIGHEST_IN_16_BITS = 2**16 - 1
 WIDEST_FOR_IMAGEJ = 60535  # its ROI files hold 16-bit positions, of which the last 5,000 stand for negative ones
+FORMULA = r"[=+\-@\t\r\n]"  # how a text begins that spreadsheets calculate
 STRIP = 1024  # rows of an overlay that are drawn at a time
 
 _MEASURES = {
@@ -55,12 +57,13 @@ def nuclei_table(image, labels, name, pixel_size=None):
 
     Parameters
     ----------
-    image : uint8 array (H, W, 3)
-        RGB, as `data.read_image` gives it.
+    image : uint8 or uint16 array (H, W, 1) or (H, W, 3)
+        Grey or RGB. Give the values of the file (`data.read_raw`): the values that networks see (`data.read_image`) are
+        scaled by a factor that differs between 16-bit images.
     labels : int array (H, W)
         Label map.
     name : str
-        Name of the image, for the first column.
+        Name of the image, for the first column. Bytes that are not UTF-8 are escaped (`files.printable`).
     pixel_size : float, optional
         Micrometres per pixel, the same in both directions.
 
@@ -70,9 +73,9 @@ def nuclei_table(image, labels, name, pixel_size=None):
         One row per nucleus, in the order of the labels, with the columns `image`, `label`, `area`, `centroid_x`,
         `centroid_y`, `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`, `major_axis` and `minor_axis` (of the
         ellipse with the same second moments), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area,
-        0..1), `mean_red`, `mean_green`, `mean_blue` (0..255) and `unit`. Areas, lengths and positions are in pixels
-        (`unit` is "pixel"), or in micrometres and their squares where `pixel_size` is given ("micrometre", spelt out
-        so that no spreadsheet garbles it).
+        0..1), `mean_red`, `mean_green`, `mean_blue` (in the units of `image`; all three are equal if the image is
+        grey) and `unit`. Areas, lengths and positions are in pixels (`unit` is "pixel"), or in micrometres and their
+        squares where `pixel_size` is given ("micrometre", spelt out so that no spreadsheet garbles it).
 
     Raises
     ------
@@ -80,14 +83,16 @@ def nuclei_table(image, labels, name, pixel_size=None):
         If `labels` is no label map, the shapes do not agree, or `pixel_size` is not a positive number.
     """
     image, labels = np.asarray(image), checked(labels)
-    if image.shape != (*labels.shape, 3):
+    if image.shape not in ((*labels.shape, 1), (*labels.shape, 3)):
         raise ValueError(
-            f"{name}: expected an image {(*labels.shape, 3)} for labels {labels.shape}, found {image.shape}"
+            f"{name}: expected an image {(*labels.shape, 3)} or {(*labels.shape, 1)} for labels {labels.shape}, found "
+            f"{image.shape}"
         )
     if pixel_size is not None and not 0 < pixel_size < np.inf:
         raise ValueError(f"expected micrometres per pixel above 0, found a pixel size of {pixel_size}")
     properties = dict.fromkeys(column.split("-")[0] for column in _MEASURES)
-    table = pd.DataFrame(regionprops_table(labels, image, properties=properties)).rename(columns=_MEASURES)
+    colours = np.broadcast_to(image, (*labels.shape, 3))
+    table = pd.DataFrame(regionprops_table(labels, colours, properties=properties)).rename(columns=_MEASURES)
     table[["bbox_width", "bbox_height"]] -= table[["bbox_left", "bbox_top"]].to_numpy()
     table[["centroid_x", "centroid_y"]] += 0.5  # scikit-image counts from the centre of the first pixel
     table["area"] = table["area"].astype(int)
@@ -96,12 +101,15 @@ def nuclei_table(image, labels, name, pixel_size=None):
         table[lengths] = table[lengths] * pixel_size
         table["area"] = table["area"] * pixel_size**2
     table = table[list(_MEASURES.values())]
-    table.insert(0, "image", name)
+    table.insert(0, "image", printable(name))
     return table.assign(unit="pixel" if pixel_size is None else "micrometre")
 
 
 def write_table(path, table):
     """Write a table as CSV: UTF-8, commas, a first line of column names, numbers in full.
+
+    Spreadsheets calculate a text that begins with =, +, -, @, a tab or a new line. Such a text, which may be the name
+    of a file, is written with an apostrophe before it.
 
     Parameters
     ----------
@@ -127,7 +135,19 @@ def csv_bytes(table, header=True):
     bytes
         UTF-8.
     """
+    texts = table.select_dtypes(["object", "string"]).columns
+    table = table.assign(**{column: table[column].map(_as_text) for column in texts})
     return table.to_csv(index=False, header=header, lineterminator="\n").encode()
+
+
+def _as_text(cell):
+    """Put an apostrophe before a text that a spreadsheet would calculate, or would take for such a text."""
+    return f"'{cell}" if isinstance(cell, str) and re.match(f"'*{FORMULA}", cell) else cell
+
+
+def _from_text(cell):
+    """Undo `_as_text`."""
+    return cell[1:] if re.match(f"'+{FORMULA}", cell) else cell
 
 
 # Pictures
@@ -221,56 +241,6 @@ def write_overlay(path, image, labels):
         picture.paste(Image.fromarray(strip), (0, top))
     with written_whole(path) as aside:
         picture.save(aside, compress_level=1)  # of PNG: a quarter of the time, for files that are a sixth larger
-
-
-def read_labels(path):
-    """Read a label map from a grey PNG or TIFF, whoever wrote it.
-
-    Parameters
-    ----------
-    path : path-like
-        8- or 16-bit PNG, or TIFF of up to 32 bits. A mask of 0 and 255 is read as one nucleus with the label 255.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map with the file's own labels, gaps and all.
-
-    Raises
-    ------
-    data.DataError
-        If the file is missing or broken, has colours or several pages, or holds fractions or negative numbers.
-    """
-    path = Path(path)
-    pixels = _pixels(path)
-    if pixels.ndim != 2:
-        found = f"pixels of shape {pixels.shape}"
-    elif pixels.dtype.kind not in "biu":
-        found = f"pixels of type {pixels.dtype}"
-    elif pixels.size and (pixels.min() < 0 or pixels.max() > np.iinfo(np.int32).max):
-        found = f"values from {pixels.min()} to {pixels.max()}"
-    else:
-        return pixels.astype(np.int32)
-    raise DataError(
-        f"{path}: found {found}, expected a label map, one grey channel of whole numbers from 0 up: save it as 16-bit "
-        "PNG or TIFF"
-    )
-
-
-def _pixels(path):
-    """Read a file's pixels as they stand: `data.read_image` would scale them."""
-    try:
-        content = BytesIO(path.read_bytes())
-        if path.suffix.lower() != ".png":
-            return tifffile.imread(content)
-        with Image.open(content) as picture:  # cuts 16-bit colours down to 8 bits, but not 16-bit grey
-            return np.array(picture)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: check its name") from error
-    except Exception as error:  # a broken byte can trip a decoder anywhere
-        raise DataError(
-            f"{path} cannot be read as a label map ({error}): expected PNG or TIFF; write it again"
-        ) from error
 
 
 # Outlines
@@ -400,12 +370,19 @@ def submission(labels_by_name):
     pandas.DataFrame
         Columns `ImageId` and `EncodedPixels`, one row per nucleus; an image without any has one row with "".
     """
-    rows = [(name, code) for name, labels in labels_by_name.items() for code in encode_labels(labels).values() or [""]]
+    rows = [
+        (printable(name), code)
+        for name, labels in labels_by_name.items()
+        for code in encode_labels(labels).values() or [""]
+    ]
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=object)
 
 
 def write_submission(path, table):
     """Write the table of `submission`, or several in one, as the CSV file that the competition takes.
+
+    The competition's own ids are hexadecimal numbers, which are written as they are. Of other names, those that a
+    spreadsheet would calculate get an apostrophe, as in `write_table`; `read_submission` takes it away again.
 
     Parameters
     ----------
@@ -481,8 +458,13 @@ def read_solution(path):
     for name, rows in table.groupby("ImageId", sort=False):
         sizes = list(zip(rows["Height"].str.strip(), rows["Width"].str.strip(), strict=True))
         for line, size in zip(rows.index, sizes, strict=True):
-            if not all(number.isdecimal() and int(number) for number in size):
+            if not all(number.isdecimal() and len(number) < 10 and int(number) for number in size):
                 raise DataError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
+            if int(size[0]) * int(size[1]) > MAX_PIXELS:
+                raise DataError(
+                    f"{path}, line {line}: found an image of {size[0]} x {size[1]} pixels, more than the limit of "
+                    f"{MAX_PIXELS:,}: check Height and Width"
+                )
             if size != sizes[0]:
                 raise DataError(
                     f"{path}, line {line}: {name!r} has the size {size} here, {sizes[0]} in line {rows.index[0]} "
@@ -497,7 +479,13 @@ def _read_codes(path, needed):
     try:
         # empty lines are kept, so that the lines count as they do in an editor; an empty code stays ""
         table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
+            path,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            index_col=False,
+            encoding="utf-8-sig",
+            compression=None,  # whatever the ending of the name
         )
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: check its name") from error
@@ -514,7 +502,7 @@ def _read_codes(path, needed):
     nameless = table.index[table["ImageId"] == ""]
     if len(nameless):
         raise DataError(f"{path}, line {nameless[0]}: ImageId is empty, expected the name of an image")
-    return table
+    return table.assign(ImageId=table["ImageId"].map(_from_text))
 
 
 def _paint(codes, shape, path):

@@ -160,3 +160,18 @@ def remove_older(path):
             shutil.rmtree(older, ignore_errors=True)  # another process may be about the same
         else:
             older.unlink(missing_ok=True)
+
+
+def printable(name):
+    r"""Return the name of a file as text that can be written as UTF-8.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    str
+        The name; bytes that are not UTF-8 become escapes such as `\udcff`.
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from nuclei_utils import cli, data, download, export
 
@@ -286,3 +287,43 @@ def test_a_mask_in_place_of_a_label_map_is_named(results, tmp_path, capsys):
         export_labels(tmp_path / "truth" / f"{name}.png", (three_nuclei() > 0) * 255)
     assert run("evaluate", results, "--truth", tmp_path / "truth") == 0
     assert capsys.readouterr().err.count("is it a mask?") == 2
+
+
+def test_a_label_map_that_is_named_in_another_way_is_not_left_out(results, tmp_path, capsys):
+    truth = write_truth("%s_labels.png", tmp_path)
+    write_picture(truth / "a.png", three_nuclei())  # the image itself is no obstacle
+    assert run("evaluate", results, "--truth", truth) == 0
+    (truth / "b_labels.png").rename(truth / "b.png")
+    for words in ((results, "--truth", truth), (truth, "--truth", results)):
+        assert run("evaluate", *words) == 1
+        assert "found b.png, but no b_labels" in capsys.readouterr().err
+
+
+def palette_png(path, labels):
+    picture = Image.fromarray(labels.astype(np.uint8), "L").convert("P")
+    picture.putpalette([value for number in range(256) for value in (number, 255 - number, 9)])
+    picture.save(path)
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (palette_png, "palette"),
+        (lambda path, labels: Image.fromarray(labels.astype(np.uint8)).save(path, "JPEG"), "JPEG"),
+        (lambda path, labels: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "is no image"),
+    ],
+    ids=["palette", "jpeg", "postscript"],
+)
+def test_label_maps_that_would_be_misread_are_refused(save, message, results, tmp_path, capsys):
+    truth = write_truth("%s.png", tmp_path)
+    save(truth / "a.png", three_nuclei())
+    assert run("evaluate", results, "--truth", truth) == 1
+    error = capsys.readouterr().err
+    assert "a.png" in error
+    assert message in error
+
+
+def test_a_solution_of_images_that_fit_into_no_memory_is_refused(results, tmp_path, capsys):
+    (tmp_path / "solution.csv").write_text("ImageId,EncodedPixels,Height,Width\na,1 1,1000000,1000000\n")
+    assert run("evaluate", results, "--truth", tmp_path / "solution.csv") == 1
+    assert "solution.csv, line 2" in capsys.readouterr().err

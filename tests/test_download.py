@@ -1,11 +1,16 @@
 """Tests of `nuclei_utils.download`: tiny archives, a server on this machine, and every kind of mishap."""
 
+import contextlib
+import errno
 import io
+import os
 import stat
 import threading
+import time
 import warnings
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,9 +178,12 @@ def test_another_fingerprint_warns_and_goes_on(source, dest):
 
 
 BROKEN = {
-    "truncated mask": ({"b/masks/0.png": png()[:-30]}, r"stage1_train\.zip/b/masks/0\.png: does not decode"),
-    "truncated image": ({"b/images/b.png": png()[:40]}, r"b/images/b\.png: does not decode"),
-    "no picture": ({"b/masks/0.png": b"<html>"}, r"b/masks/0\.png: does not decode"),
+    "truncated mask": (
+        {"b/masks/0.png": png()[:-30]},
+        r"stage1_train\.zip/b/masks/0\.png (is no image|cannot be read)",
+    ),
+    "truncated image": ({"b/images/b.png": png()[:40]}, r"b/images/b\.png (is no image|cannot be read)"),
+    "no picture": ({"b/masks/0.png": b"<html>"}, r"b/masks/0\.png (is no image|cannot be read)"),
     "mask of another size": ({"b/masks/0.png": png(9, 6)}, r"b/masks/0\.png: 6 x 9 pixels, its image has 6 x 8"),
     "a mask too many": ({"b/masks/9.png": png()}, r"3 images and 7 masks, expected 3 images and 6 masks"),
     "two images": ({"b/images/c.png": png()}, r"stage1_train\.zip/b: 2 images, expected 1"),
@@ -303,6 +311,32 @@ def test_half_an_archive_is_refused(source, dest):
         download.fetch(source, dest)
 
 
+@pytest.mark.parametrize("start", [0, 200])
+def test_an_archive_that_lacks_bytes_in_the_middle_is_named(source, dest, start):
+    path = source / f"{TRAIN}.zip"
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + content[start + 20 :])
+    with pytest.raises(data.DataError, match=r"stage1_train\.zip: .*download it again"):
+        download.fetch(source, dest)
+    assert path.exists(), "the archives of a folder are the reader's own"
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_named_with_the_file(source, dest, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(data.DataError, match=r"stage1_train\.zip/\S+\.png cannot be written|\.png cannot be written"):
+        download.fetch(source, dest)
+
+
+def test_an_unknown_user_is_named(source):
+    for options in ((source, "~nosuchuser/x"), ("~nosuchuser/x", source)):
+        with pytest.raises(data.DataError, match="~nosuchuser"):
+            download.fetch(*options)
+
+
 # From a server
 
 
@@ -335,7 +369,15 @@ class Handler(SimpleHTTPRequestHandler):
         if server.breaks > 0:
             server.breaks -= 1
             body = body[: len(body) // 2]
+        if server.drips:
+            with contextlib.suppress(OSError):  # nobody listens any more
+                for number in range(len(body)):
+                    self.wfile.write(body[number : number + 1])
+                    self.wfile.flush()
+                    time.sleep(0.01)
+            return None
         self.wfile.write(body)
+        return None
 
     def log_message(self, *_arguments):
         pass
@@ -346,7 +388,7 @@ def server(source):
     """Return a server of the source folder; `ranges`, `breaks` and `answers` are its knobs, `requests` its log."""
 
     class Server(ThreadingHTTPServer):
-        ranges, breaks, requests = True, 0, []
+        ranges, breaks, drips, requests = True, 0, False, []
         url = property(lambda self: f"http://127.0.0.1:{self.server_port}/")
 
     server = Server(("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=source))
@@ -433,6 +475,39 @@ def test_a_server_that_stays_busy_is_not_called_a_wrong_address(server, dest):
     ):
         download.fetch(server.url, dest)
     assert len(server.requests) == 3
+
+
+def test_a_server_that_drips_is_given_up_and_what_arrived_is_kept(server, dest, monkeypatch):
+    server.drips = True
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.1)
+    with pytest.raises(data.DataError, match=r"bytes arrived in .*bytes are kept in .*stage1_train\.zip\.part"):
+        download.fetch(server.url, dest)
+    assert len(server.requests) == 3
+    server.drips = False
+    download.fetch(server.url, dest)
+    assert contents(dest / TRAIN) == train_files()
+
+
+def test_a_full_disk_does_not_cost_the_download(server, source, dest, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(data.DataError, match="cannot be written") as caught:
+            download.fetch(server.url, dest)
+    assert "removed" not in str(caught.value)
+    assert (dest / f"{TRAIN}.zip").exists()
+    download.fetch(server.url, dest)
+    assert len(server.requests) == 2, "the archive was not fetched again"
+
+
+def test_an_archive_that_lacks_bytes_is_removed_and_fetched_again(server, source, dest):
+    path = source / f"{TRAIN}.zip"
+    good = path.read_bytes()
+    path.write_bytes(good[:200] + good[220:])
+    with pytest.raises(data.DataError, match=r"stage1_train\.zip was removed; run the same command again"):
+        download.fetch(server.url, dest)
+    path.write_bytes(good)
+    download.fetch(server.url, dest)
+    assert contents(dest / TRAIN) == train_files()
 
 
 def test_no_server(source, dest):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from nuclei_utils import data, export, instances, metrics
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 
 LABEL_MAPS = (".png", ".tif", ".tiff")
 SEMANTIC = ("dice", "iou", "precision", "recall")
@@ -70,7 +70,7 @@ def label_maps(place):
     Raises
     ------
     data.DataError
-        If there are none, or two of one name.
+        If there are none, two of one name, or files named in both ways.
     """
     if place.is_file():
         return export.read_solution(place)
@@ -78,8 +78,7 @@ def label_maps(place):
         raise DataError(f"{place} is missing: expected a folder of label maps or masks, or a solution CSV")
     folder = place / "labels" if (place / "labels").is_dir() else place
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in LABEL_MAPS and file.name[0] != ".")
-    # where predict wrote, masks and overlays lie beside the label maps
-    files = [file for file in files if file.stem.endswith("_labels")] or files
+    files = _named_labels(folder, files) or files
     found = {}
     for file in files:
         other = found.setdefault(file.stem.removesuffix("_labels"), file)
@@ -91,6 +90,20 @@ def label_maps(place):
             f"{place} holds no label maps: expected NAME_labels.png, NAME.png (or .tif), or NAME/masks/*.png"
         )
     return found
+
+
+def _named_labels(folder, files):
+    """Return the files NAME_labels, if there are any; refuse other files that do not belong to one of them."""
+    labels = [file for file in files if file.stem.endswith("_labels")]
+    names = {file.stem.removesuffix("_labels") for file in labels}
+    for file in set(files) - set(labels) if labels else ():
+        # `predict` writes masks and overlays beside the label maps; the image may lie there, too
+        if not names & {file.stem, file.stem.removesuffix("_mask"), file.stem.removesuffix("_overlay")}:
+            raise DataError(
+                f"{folder}: found {file.name}, but no {file.stem}_labels, while other files are named NAME_labels: "
+                f"rename it to {file.stem}_labels{file.suffix} if it is a label map, or move it away"
+            )
+    return labels
 
 
 def read(source):

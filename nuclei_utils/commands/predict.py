@@ -7,18 +7,16 @@ import json
 import math
 import os
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import keras
 import numpy as np
 from tqdm import tqdm
 
-from nuclei_utils import data, export, models, predict  # noqa: F401 - a file may hold the classes of `models`
-from nuclei_utils.commands.tables import Tables, in_unicode, names_in_tables
+from nuclei_utils import data, export, io, predict, saving
+from nuclei_utils.commands.tables import Tables, names_in_tables
 from nuclei_utils.data import DataError
-from nuclei_utils.files import locked, remove_unfinished, written_whole
+from nuclei_utils.files import locked, printable, remove_unfinished, written_whole
 
 TRUSTED = 0.5
 """Agreement (`predict.agreement`) below which an image is said not to be trusted."""
@@ -144,12 +142,12 @@ def _first_line(error):
 
 
 def load_model(path):
-    """Load a model file that may come from anywhere: in Keras' safe mode, which runs no code from the file.
+    """Load a network that finds nuclei from a file that may come from anybody.
 
     Parameters
     ----------
     path : path-like
-        A `.keras` file. Older formats have no safe mode.
+        A `.keras` file, checked by `saving.load_model`.
 
     Returns
     -------
@@ -159,18 +157,9 @@ def load_model(path):
     Raises
     ------
     data.DataError
-        If the file is missing or broken, holds code, or a network that makes something else of images.
+        As from `saving.load_model`; if the network makes something else of images.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} is missing: name a model, such as `nuclei-utils train` writes")
-    if path.suffix != ".keras":
-        raise DataError(f"{path}: found a {path.suffix or 'nameless'} file, expected .keras, which has a safe mode")
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # a broken byte can trip it anywhere, and code is refused by a ValueError like any other
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"{path} cannot be loaded as a Keras model, in safe mode: {reason}") from error
+    model = saving.load_model(path)
     shapes = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
     outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
     fits = len(shapes) == 1 and all(len(shape) == 4 for shape in (*shapes, *outputs))
@@ -357,10 +346,8 @@ def _write_settings(out, settings):
 
 def _read(path, max_pixels):
     """Return an image as it is in the file, for measurements, and as 8-bit RGB."""
-    image = data.read_image(path)
-    if max_pixels and image.shape[0] * image.shape[1] > max_pixels:
-        raise DataError(f"{path}: found {image.shape[:2]} (height, width), more than {max_pixels:,} pixels")
-    return image, image
+    raw = io.read_raw(path, max_pixels or io.MAX_PIXELS)
+    return raw, io.to_rgb8(raw)
 
 
 def _one(path, model, tables, is_measured, arguments):
@@ -378,7 +365,7 @@ def _one(path, model, tables, is_measured, arguments):
         agreement = predict.agreement(model, image, label_map, views=arguments.views)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    name = in_unicode(path.stem)
+    name = printable(path.stem)
     table = export.nuclei_table(raw, label_map, name, arguments.pixel_size)
     # The rows come first. So a file without rows is never of this command, and no run needs to overwrite it.
     with contextlib.nullcontext() if is_measured else tables.added(table, export.submission({name: label_map})):

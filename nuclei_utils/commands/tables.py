@@ -10,7 +10,7 @@ import pandas as pd
 
 from nuclei_utils import export
 from nuclei_utils.data import DataError
-from nuclei_utils.files import remove_unfinished, written_whole
+from nuclei_utils.files import printable, remove_unfinished, written_whole
 
 
 class Tables:
@@ -104,11 +104,6 @@ class Tables:
             raise
 
 
-def in_unicode(name):
-    """Return a name of a file with its bytes that are not valid in UTF-8 as escape sequences, as tables need it."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def names_in_tables(names):
     """Return how the tables spell names of files, which is not the same for all names.
 
@@ -120,7 +115,7 @@ def names_in_tables(names):
     -------
     list of str
     """
-    text = export.csv_bytes(pd.DataFrame({"image": [in_unicode(name) for name in names]}), header=False).decode()
+    text = export.csv_bytes(pd.DataFrame({"image": [printable(name) for name in names]}), header=False).decode()
     return [row[0] for row in csv.reader(io.StringIO(text, newline=""))]
 
 
