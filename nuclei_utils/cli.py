@@ -280,7 +280,7 @@ def _add_predict(commands):
         "--max-pixels",
         type=_whole_number,
         metavar="N",
-        help="refuse images of more pixels (height times width) before they fill the memory",
+        help="refuse images of more pixels, height times width (default: 1,000,000,000)",
     )
     command.add_argument(
         "--resume", action="store_true", help="skip the images that are finished, and add the others to the tables"
