@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFile
 
 from nuclei_utils import data, io
 from tests import corpus
@@ -157,9 +157,9 @@ def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
         raise MemoryError
 
     pillow(COLOUR)(tmp_path / "a.png")
-    for place in (Image.Image, io):
+    for place, name in ((ImageFile.ImageFile, "load"), (io, "to_rgb8")):
         with monkeypatch.context() as patch:
-            patch.setattr(place, "getexif" if place is Image.Image else "to_rgb8", no_memory)
+            patch.setattr(place, name, no_memory)
             with pytest.raises(data.DataError, match=r"a\.png.*memory"):
                 data.read_image(tmp_path / "a.png")
 
