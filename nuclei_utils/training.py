@@ -239,6 +239,9 @@ def _epoch(path):
 def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto", monitor="val_dice"):
     """Train a compiled model; a training that was killed goes on after its last whole epoch.
 
+    After a break, random crops and changes begin again with those of the first epoch. The result is therefore close to
+    that of a training without a break, and not equal.
+
     Parameters
     ----------
     model : keras.Model
