@@ -6,6 +6,7 @@ whether or not the real data are there.
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # a busy machine is no fault of the code
@@ -18,11 +19,11 @@ os.environ.update(
     TF_CPP_MIN_LOG_LEVEL="3",
 )
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # the workers share the cores: more threads would only stand in each other's way
+# the workers share the cores: more threads would only stand in each other's way
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", OMP_NUM_THREADS="1")
 
+NETWORKS = tuple(f"notebooks/0{number}_" for number in range(3, 7))
 CELL_TIMEOUT = 300  # seconds; nbval's own 2000 would let a dead kernel hold up a run for half an hour
 
 
@@ -31,6 +32,24 @@ def pytest_configure(config):
     if (config.option.nbval or config.option.nbval_lax) and config.option.nbval_kernel_name is None:
         config.option.nbval_current_env = True
     config.option.nbval_cell_timeout = min(config.option.nbval_cell_timeout, CELL_TIMEOUT)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Keep a file on one worker; and notebooks 03 to 06, because the last takes the networks that the others train."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "networks" if file.startswith(NETWORKS) else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Let notebooks start before unit tests: they take longest."""
+    items.sort(key=lambda item: item.path.suffix != ".ipynb")
 
 
 def pytest_collectstart(collector):

@@ -2,7 +2,7 @@
 
 import csv
 import errno
-import io
+import io as streams
 import os
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import cli, data, export, models, predict
+from nuclei_utils import cli, data, export, io, models, predict
 from nuclei_utils.commands import predict as predicting
 from nuclei_utils.commands.tables import Tables, names_in_tables
 from nuclei_utils.files import locked, printable
@@ -48,7 +48,10 @@ def write_picture(path, labels=None):
 def bright_is_nucleus():
     """A network whose mask is the red channel."""
     image = keras.Input((None, None, 3))
-    return keras.Model(image, image[..., :1], name="bright")
+    red = keras.layers.Conv2D(1, 1, use_bias=False)
+    model = keras.Model(image, red(image), name="bright")
+    red.set_weights([np.array([1, 0, 0], np.float32).reshape(1, 1, 3, 1)])
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -255,10 +258,10 @@ def test_two_runs_do_not_write_into_one_folder_at_once(folder, tmp_path, capsys)
 
 def test_ctrl_c_keeps_what_is_done_and_resume_does_the_rest(folder, tmp_path, monkeypatch, capsys):
     assert run("predict", folder, "--out", tmp_path / "whole") == 0
-    for moment in ("read_image", "write_overlay"):
+    for moment in ("read_raw", "write_overlay"):
         out = tmp_path / moment
         with monkeypatch.context() as patch:
-            module = data if moment == "read_image" else export
+            module = io if moment == "read_raw" else export
             whole = getattr(module, moment)
             patch.setattr(module, moment, failing(whole, KeyboardInterrupt, lambda path: path.stem[0] == "b"))
             assert run("predict", folder, "--out", out) == 1
@@ -277,7 +280,7 @@ def test_resume_skips_what_is_finished_and_adds_new_images(folder, tmp_path, mon
     assert run("predict", folder / "a.png", "--out", tmp_path / "out") == 0
     (tmp_path / "out" / "a_labels.png").write_text("corrected by hand")
     asked = []
-    monkeypatch.setattr(data, "read_image", failing(data.read_image, AssertionError, lambda path: asked.append(path)))
+    monkeypatch.setattr(io, "read_raw", failing(io.read_raw, AssertionError, lambda path: asked.append(path)))
     assert run("predict", folder, "--out", tmp_path / "out", "--resume") == 0
     assert [path.stem for path in asked] == ["b", "c"]
     assert (tmp_path / "out" / "a_labels.png").read_text() == "corrected by hand"
@@ -289,7 +292,7 @@ def test_resume_after_an_interrupted_replacement(folder, tmp_path, monkeypatch):
     assert run("predict", folder, "--out", tmp_path / "out") == 0
     before = contents(tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_image", failing(data.read_image, KeyboardInterrupt, lambda path: path.stem == "b"))
+        patch.setattr(io, "read_raw", failing(io.read_raw, KeyboardInterrupt, lambda path: path.stem == "b"))
         assert run("predict", folder, "--out", tmp_path / "out", "--replace") == 1
     assert pd.read_csv(tmp_path / "out" / "nuclei.csv")["image"].tolist() == ["a"] * 3
     assert run("predict", folder, "--out", tmp_path / "out", "--replace", "--resume") == 0
@@ -432,7 +435,7 @@ def test_one_broken_image_does_not_stop_the_rest(tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 9 GiB")])
 def test_an_image_that_does_not_fit_into_memory_is_named(folder, tmp_path, monkeypatch, capsys, error):
-    monkeypatch.setattr(data, "read_image", failing(data.read_image, error, lambda path: path.stem == "b"))
+    monkeypatch.setattr(io, "read_raw", failing(io.read_raw, error, lambda path: path.stem == "b"))
     assert run("predict", folder, "--out", tmp_path / "out") == 1
     (line,) = complaints(capsys)
     assert str(folder / "b.png") in line
@@ -457,7 +460,7 @@ def test_any_name_in_any_terminal(folder, tmp_path, monkeypatch, name):
         shutil.copy(folder / "a.png", folder / f"{name}.png")
     except OSError:
         pytest.skip("this file system takes no such name")
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    terminal = streams.TextIOWrapper(streams.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
     assert run("predict", folder, tmp_path / f"missing {name}.png", "--out", tmp_path / "out") == 1

@@ -238,7 +238,7 @@ def test_a_seed_that_no_generator_takes_is_wrong_usage(words, seed, capsys):
 
 
 @pytest.mark.parametrize(
-    ("count", "nuclei", "message"), [(1, 3, "at least two are needed"), (5, 0, "none of the 4 images to train on")]
+    ("count", "nuclei", "message"), [(1, 3, "at least two are needed"), (5, 0, "found no nucleus")]
 )
 def test_images_that_teach_nothing_are_refused(tmp_path, words, count, nuclei, message, capsys):
     words[words.index("--data") + 1] = own_images(tmp_path / "bad", count, nuclei)

@@ -96,8 +96,13 @@ def test_one_address_everywhere():
 
 
 def test_readme_example_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    opening, helpers = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    # what it does, with less of it
-    exec(code.replace("20", "1").replace("at_least=32", "at_least=1").replace("filters=16", "filters=2"), {})
+    # the same with less training
+    helpers = helpers.replace("20", "1").replace("at_least=32", "at_least=1").replace("filters=16", "filters=2")
+    names = {}
+    exec(helpers, names)
+    names["model"].save("mine.keras")
+    exec(opening, names)
+    assert names["model"].name == "unet"
     assert "fluorescence_small" in capsys.readouterr().out
