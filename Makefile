@@ -40,8 +40,7 @@ test: ## everything that must pass: ruff, unit tests, every notebook cell by cel
 	@rm -f build/times.txt
 	@$(MAKE) --no-print-directory setup
 	@tools/timed.sh ruff sh -c '$(BIN)/ruff check . && $(BIN)/ruff format --check .'
-	@tools/timed.sh "unit tests" $(BIN)/python -m pytest --numprocesses=auto
-	@tools/timed.sh notebooks $(BIN)/python -m pytest --numprocesses=auto --nbval notebooks
+	@tools/timed.sh tests $(BIN)/python -m pytest --numprocesses=auto --nbval tests notebooks
 	@cat build/times.txt
 
 test-versions: ## the same tests with the oldest libraries, Colab's and the newest (SETS="colab oldest", PYTHONS=3.12 or first)

@@ -129,6 +129,7 @@ def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
             metrics.Dice(),
         ],
     )
+    _build_optimizer(model)
     return model
 
 
@@ -157,7 +158,13 @@ def compile_instances(model, steps, learning_rate=INSTANCE_RATE):
         },
         metrics={"mask": [metrics.Dice()], "boundary": [metrics.Dice()]},
     )
+    _build_optimizer(model)
     return model
+
+
+def _build_optimizer(model):
+    """Make the variables of the optimizer now: TensorFlow traces a first training step that makes variables twice."""
+    model.optimizer.build(model.trainable_variables)
 
 
 def callbacks(folder, patience=10, history=None, monitor="val_dice"):
