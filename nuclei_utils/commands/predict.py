@@ -251,8 +251,8 @@ def _plan(paths, tables, arguments):
     if not (arguments.resume or arguments.replace):
         _refuse_existing([*tables.existing, *_listed(there, arguments.out)])
         return Plan({}, set(), set(), set())
-    complete = tables.repair()
     spelt = dict(zip(names, names_in_tables(names), strict=True))
+    complete = tables.repair(spelt.values() if arguments.replace else ())
     measured = {name: complete[spelt[name]] for name in names if spelt[name] in complete} if arguments.resume else {}
     new = {name: kinds for name, kinds in there.items() if name not in measured}
     if arguments.replace:
