@@ -19,7 +19,7 @@ import h5py
 import keras
 
 from nuclei_utils import losses, metrics, models  # noqa: F401 - registers the classes that a file may name
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 
 LAYERS = {
     "Activation",

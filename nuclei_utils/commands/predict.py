@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nuclei_utils import data, export, io, predict, saving
 from nuclei_utils.commands.tables import Tables, names_in_tables
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 from nuclei_utils.files import locked, printable, remove_unfinished, written_whole
 
 TRUSTED = 0.5

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pandas as pd
 
 from nuclei_utils import export
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 from nuclei_utils.files import printable, remove_unfinished, written_whole
 
 
