@@ -122,7 +122,8 @@ def _predict_all(paths, model, tables, plan, arguments):
             if getattr(error, "errno", None) in NO_ROOM:
                 raise DataError(
                     f"{error}: the results of {path} could not be written. {done} of {len(paths)} images are done and "
-                    "in the tables. Make room, then the same command with --resume goes on"
+                    "in the tables. Make room, or allow writing in the folder; the same command with --resume then "
+                    "goes on"
                 ) from error
             broken += 1
             _complain(error)
