@@ -63,7 +63,7 @@ class Tables:
         complete = {name: number for name, number in coded.items() if number == measured[name]}
         changed = sorted((measured.keys() | coded.keys()) - complete.keys() - {*names[-1:], *replaced})
         if changed:
-            more = f" and {len(changed) - 1:,} other images" if len(changed) > 1 else ""
+            more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
             raise DataError(
                 f"{nuclei} and {submission.name} do not hold the same nuclei of {printable(changed[0])}{more}: rows or "
                 "a file were removed or changed. Put them back, move both tables away, or name another folder with "
