@@ -132,7 +132,7 @@ def main(argv=None):
         try:
             return arguments.run(arguments)
         except (ValueError, OSError) as error:
-            from nuclei_utils.data import DataError
+            from nuclei_utils.errors import DataError
 
             if not isinstance(error, DataError | OSError):
                 raise  # a mistake in the program: its traceback is what helps
@@ -253,7 +253,7 @@ def _add_predict(commands):
         "--model",
         type=Path,
         metavar="FILE",
-        help="a .keras file, loaded in safe mode (default: the network that comes with the package)",
+        help="a .keras file, which is checked before it is loaded (default: the network that comes with the package)",
     )
     command.add_argument(
         "--pixel-size",

@@ -182,7 +182,7 @@ def splits(name):
     Returns
     -------
     pandas.DataFrame
-        Columns `id`, `kind` (one of `KINDS`), `group` (fields of one specimen share a group) and `split` (one of
+        Columns `id`, `kind` (one of `KINDS`), `group` (near-duplicates share a group) and `split` (one of
         `SPLITS`). The real set's corrected version leaves out the images that the correction removes.
     """
     table = pd.read_csv(_asset(f"splits/{'sample' if _known(name) == 'sample' else 'stage1_train'}.csv"), dtype=str)

@@ -35,6 +35,8 @@ _MAX_BYTES_PER_PIXEL = 16  # limits the size of a file: four channels of 32 bits
 _MAX_HEADER_BYTES = 2**26
 _MAX_RLE_PIXELS = 2**24  # Pillow decodes run lengths of BMP files in Python, which is slow
 _MAX_SCANS = 100  # passes over a progressive JPEG; cameras and programs write about 10
+_PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_UNPACKED_AT_ONCE = 2**20  # bytes
 _JPEG_PIXELS_PER_BYTE = 600  # at most: a block of 64 pixels takes a bit or more
 _TIFF_GROWTH = {5: 4000, 7: 1800, 8: 1100, 32773: 64, 32946: 1100}  # most bytes that one byte can unpack to
 _PILLOW_WARNS = 2**26  # pixels; Pillow has its own limit above this number
@@ -392,13 +394,34 @@ def _check_jpeg(content, picture):
 
 
 def _check_png(content):
-    """Refuse a PNG file that lacks chunks: decoders may take long over such a file, or overlook the fault."""
-    start, kind = 8, b""
+    """Refuse a PNG file that lacks chunks or pixels: decoders take long over it, or fill in 0 in silence."""
+    start, kind, pixels = 8, b"", []
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", content, start)
         if start + 12 + length > len(content):
             raise ValueError("the file is cut short")
+        if kind == b"IDAT":
+            pixels.append(memoryview(content)[start + 8 : start + 8 + length])
         start += 12 + length
+    missing, unpacker = _png_bytes(content), zlib.decompressobj()
+    for part in pixels:
+        while missing > 0 and (found := unpacker.decompress(part, _UNPACKED_AT_ONCE)):
+            missing -= len(found)
+            part = unpacker.unconsumed_tail
+    if missing > 0:
+        raise ValueError("the file is cut short")
+
+
+def _png_bytes(content):
+    """Return how many bytes the pixels of a PNG file unpack to: rows, each with a byte for its filter."""
+    width, height, bits, colours, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    bits *= {2: 3, 4: 2, 6: 4}.get(colours, 1)
+    total = 0
+    for left, top, across, down in _PNG_PASSES if is_interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0:
+            total += max(rows, 0) * (1 + (columns * bits + 7) // 8)
+    return total
 
 
 def _palette_size(picture):

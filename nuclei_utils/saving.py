@@ -4,11 +4,13 @@ A `.keras` file names the classes and functions that Keras calls to build the ne
 Python code in the file, but a file can still name any function of Keras, and some of these write files. `load_model`
 therefore accepts only the layers and functions listed here.
 
-What is checked: every class and function that the file names, the links and sizes inside of its weights, and the size
-of its parts. What is not checked: whether the network is any good, how much time and memory a prediction takes, and
-faults of the libraries that read the file (Keras, HDF5). Formats other than `.keras` are refused.
+What is checked: every class and function that the file names, the links and sizes inside of its weights, and the names
+and sizes of its parts. What is not checked: whether the network is any good, how much time and memory the network takes
+to build and to predict, and faults of the libraries that read the file (Keras, HDF5). Formats other than `.keras` are
+refused.
 """
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -17,7 +19,7 @@ import h5py
 import keras
 
 from nuclei_utils import losses, metrics, models  # noqa: F401 - registers the classes that a file may name
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 
 LAYERS = {
     "Activation",
@@ -105,8 +107,12 @@ OURS = {"FixedStatistics", "DeepSupervision"}
 """Classes of `nuclei_utils.models` that a file may hold."""
 MARKERS = {"__keras_tensor__", "__tuple__"}
 """Names by which Keras marks values that are not objects."""
-LARGEST = 2**30
-"""Most bytes that a part of the file may have when it is unpacked."""
+PARTS = {"config.json": 2**24, "metadata.json": 2**24, "model.weights.h5": 2**30}
+"""The parts of a file, and the most bytes that each may have when it is unpacked. Keras would unpack further parts."""
+LARGEST = PARTS["model.weights.h5"]
+"""Most bytes that all weights may have when they are unpacked."""
+MOST_ENTRIES = 100_000
+"""Most groups and arrays of the weights, each counted once for each name that leads to it."""
 
 _SLOTS = {"_initializer": INITIALIZERS, "_regularizer": REGULARIZERS, "_constraint": CONSTRAINTS}
 _MODULES = {
@@ -177,15 +183,19 @@ def _check_file(path):
     """Refuse a file that names what it must not; return the version of the Keras that saved it."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.file_size > LARGEST:
-                raise DataError(f"{path}: {info.filename} has {info.file_size:,} bytes, more than {LARGEST:,}")
+            if info.filename not in PARTS:
+                raise DataError(f"{path} holds {info.filename!r}, expected no parts other than {', '.join(PARTS)}")
+            if info.file_size > PARTS[info.filename]:
+                raise DataError(
+                    f"{path}: {info.filename} has {info.file_size:,} bytes, more than {PARTS[info.filename]:,}"
+                )
         config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
             raise DataError(f"{path}: its config.json describes no network")
         # how the network was trained: Keras ignores this part, because the network is not compiled
         config.pop("compile_config", None)
         _check_config(config, path)
-        with archive.open("model.weights.h5") as weights, h5py.File(weights) as file:
+        with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
             _check_weights(file, path)
         return str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
 
@@ -231,12 +241,15 @@ def _refusal(path, what):
 
 
 def _check_weights(file, path):
-    """Refuse weights that lie in another file, or that unpack to more than `LARGEST` bytes."""
-    total = 0
+    """Refuse weights that lie in another file, or that are too many or too large."""
+    total = entries = 0
 
     def check(group):
-        nonlocal total
+        nonlocal total, entries
         for name in group:
+            entries += 1
+            if entries > MOST_ENTRIES:
+                raise DataError(f"{path}: its weights have more than {MOST_ENTRIES:,} entries")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise DataError(f"{path}: its weights hold a link, {group.name}/{name}, that can point to another file")
             item = group[name]

@@ -15,7 +15,7 @@ import keras
 import pandas as pd
 
 from nuclei_utils import __version__, data, losses, metrics
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 from nuclei_utils.files import locked, remove_unfinished, written_whole
 
 INSTANCE_RATE = 5e-4

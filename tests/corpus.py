@@ -634,6 +634,10 @@ def _structure_bad():
         # a whole stream of deflate that holds half of the pixels
         half = tiff(GREY[:12].astype(dtype), compression=8, tags={257: (4, [HEIGHT]), 278: (4, [HEIGHT])})
         yield case(f"half_a_stream_{np.dtype(dtype)}.tif", content(half), Refused("read"))
+    for kind, array in {"grey": GREY, "deep_grey": GREY16, "colour": COLOUR, "deep_colour": COLOUR16}.items():
+        for interlace in (False, True):
+            file = png(array[:12], array.dtype.itemsize * 8, size=SIZE, interlace=interlace)
+            yield case(f"half_a_stream_{kind}{interlace:d}.png", content(file), Refused("read"))
     loop = bytearray(tiff(GREY))
     entries = struct.unpack_from("<H", loop, 8)[0]
     struct.pack_into("<I", loop, 10 + 12 * entries, 8)

@@ -4,6 +4,7 @@ import csv
 import errno
 import io as streams
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -360,6 +361,44 @@ def test_a_table_that_does_not_exist_yet_and_rows_taken_back(tmp_path):
     with pytest.raises(OSError, match="full"):
         add("b", OSError("full"))
     assert contents(tmp_path) == before
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Two tables with the rows of three images, of which "b" has no nucleus."""
+    image, labels = np.zeros((60, 80, 3), np.uint8), three_nuclei()
+    found = {"a": labels, "b": np.zeros_like(labels), "é": labels}
+    tables = Tables(tmp_path, export.nuclei_table(image, labels, "").columns)
+    for name, one in found.items():
+        with tables.added(export.nuclei_table(image, one, name), export.submission({name: one})):
+            pass
+    assert tables.repair() == {"a": 3, "b": 0, "é": 3}
+    return tables
+
+
+def change(path, function):
+    path.write_bytes(function(path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "damage", [None, lambda rows: re.sub(rb"\na,.*", b"", rows, count=1), lambda rows: rows.partition(b"\n")[0] + b"\n"]
+)
+def test_rows_stay_if_another_program_removed_some(tables, tmp_path, name, damage):
+    (tmp_path / name).unlink() if damage is None else change(tmp_path / name, damage)
+    before = contents(tmp_path)
+    with pytest.raises(data.DataError, match=r"nuclei\.csv and submission\.csv do not hold the same nuclei of a"):
+        tables.repair()
+    assert contents(tmp_path) == before
+    assert "a" not in tables.repair(replaced={"a", "b", "é"})
+
+
+def test_tables_of_another_encoding_and_long_codes_are_read(tables, tmp_path):
+    for name in TABLES:
+        change(tmp_path / name, lambda rows: rows.decode("utf-8").encode("latin-1"))
+    change(tmp_path / "submission.csv", lambda rows: rows.replace(b"\na,", b"\na," + b"1 1 " * 40_000, 1))
+    tables.drop({"b"})
+    assert list(tables.repair().values()) == [3, 3]
 
 
 KILLED = """

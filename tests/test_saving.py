@@ -151,10 +151,36 @@ def huge_storage(file, folder):
     file.create_dataset("other", (2**40,), "u1", chunks=(2**20,), compression="gzip")
 
 
-@pytest.mark.parametrize("change", [soft_link, external_link, external_storage, virtual_storage, huge_storage])
+def doubling_links(file, folder):
+    """Make groups of which each leads twice to the next: 2**40 names."""
+    group = file.create_group("other")
+    for number in range(40):
+        following = file.create_group(f"group_{number}")
+        group["a"] = group["b"] = following
+        group = following
+
+
+@pytest.mark.parametrize(
+    "change", [soft_link, external_link, external_storage, virtual_storage, huge_storage, doubling_links]
+)
 def test_weights_that_lie_elsewhere_or_are_huge_are_refused(change, saved):
     rewritten(saved, change_weights=change)
     with pytest.raises(DataError, match=r"small\.keras: its weights"):
+        saving.load_model(saved)
+
+
+@pytest.mark.parametrize("name", ["assets/a.txt", "../a.txt", "model.weights.npz"])
+def test_a_file_with_further_parts_is_refused(name, saved):
+    with zipfile.ZipFile(saved, "a") as archive:
+        archive.writestr(name, "x")
+    with pytest.raises(DataError, match=f"small.keras holds '{name}'"):
+        saving.load_model(saved)
+
+
+def test_a_configuration_of_many_bytes_is_refused_before_reading(saved):
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", b" " * (saving.PARTS["config.json"] + 1))
+    with pytest.raises(DataError, match=r"small\.keras: config\.json has 16,777,217 bytes"):
         saving.load_model(saved)
 
 

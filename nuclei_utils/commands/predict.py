@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nuclei_utils import data, export, io, predict, saving
 from nuclei_utils.commands.tables import Tables, names_in_tables
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 from nuclei_utils.files import locked, printable, remove_unfinished, written_whole
 
 TRUSTED = 0.5
@@ -122,7 +122,8 @@ def _predict_all(paths, model, tables, plan, arguments):
             if getattr(error, "errno", None) in NO_ROOM:
                 raise DataError(
                     f"{error}: the results of {path} could not be written. {done} of {len(paths)} images are done and "
-                    "in the tables. Make room, then the same command with --resume goes on"
+                    "in the tables. Make room, or allow writing in the folder; the same command with --resume then "
+                    "goes on"
                 ) from error
             broken += 1
             _complain(error)
@@ -251,8 +252,8 @@ def _plan(paths, tables, arguments):
     if not (arguments.resume or arguments.replace):
         _refuse_existing([*tables.existing, *_listed(there, arguments.out)])
         return Plan({}, set(), set(), set())
-    complete = tables.repair()
     spelt = dict(zip(names, names_in_tables(names), strict=True))
+    complete = tables.repair(spelt.values() if arguments.replace else ())
     measured = {name: complete[spelt[name]] for name in names if spelt[name] in complete} if arguments.resume else {}
     new = {name: kinds for name, kinds in there.items() if name not in measured}
     if arguments.replace:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pandas as pd
 
 from nuclei_utils import export
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 from nuclei_utils.files import printable, remove_unfinished, written_whole
 
 
@@ -18,7 +18,7 @@ class Tables:
 
     Rows are added at the end of the files. A process that is killed while it adds rows leaves a part of them in the
     files: `repair` removes this part. Each image has its rows in `nuclei.csv` first. The rows in `submission.csv`,
-    at least one for each image, show that the rows in `nuclei.csv` are complete.
+    one for each nucleus, or one without a code if there is no nucleus, show that the rows in `nuclei.csv` are complete.
 
     Parameters
     ----------
@@ -35,8 +35,13 @@ class Tables:
         """The tables that exist, a list of paths."""
         return [path for path in self.columns if os.path.lexists(path)]
 
-    def repair(self):
-        """Remove rows that a killed process left incomplete.
+    def repair(self, replaced=()):
+        """Remove rows that a killed process left incomplete: those of the last image.
+
+        Parameters
+        ----------
+        replaced : iterable of str
+            Images that may be incomplete as well, because their rows are replaced (`drop` was killed).
 
         Returns
         -------
@@ -46,14 +51,24 @@ class Tables:
         Raises
         ------
         data.DataError
-            If a file is no such table.
+            If a file is no such table, or rows of other images are missing. Nothing is changed then.
         """
         for path in self.columns:
             remove_unfinished(path)
-        nuclei, codes = (
-            Counter(row[0] for row in _rows(path, columns) if row) for path, columns in self.columns.items()
-        )
-        complete = {name: nuclei[name] for name, rows in codes.items() if rows == max(nuclei[name], 1)}
+        nuclei, submission = self.columns
+        names = [row[0] for row in _rows(nuclei, self.columns[nuclei]) if row]
+        measured, coded = Counter(names), Counter()
+        for name, code in filter(None, _rows(submission, self.columns[submission])):
+            coded[name] += bool(code)  # no code: no nucleus
+        complete = {name: number for name, number in coded.items() if number == measured[name]}
+        changed = sorted((measured.keys() | coded.keys()) - complete.keys() - {*names[-1:], *replaced})
+        if changed:
+            more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+            raise DataError(
+                f"{nuclei} and {submission.name} do not hold the same nuclei of {printable(changed[0])}{more}: rows or "
+                "a file were removed or changed. Put them back, move both tables away, or name another folder with "
+                "--out"
+            )
         self._keep(lambda name: name in complete)
         return complete
 
@@ -71,7 +86,7 @@ class Tables:
         for path, columns in self.columns.items():
             if all(row and wanted(row[0]) for row in _rows(path, columns)):
                 continue
-            with written_whole(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+            with written_whole(path) as aside, _opened(aside, "w") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(columns)
                 writer.writerows(row for row in _rows(path, columns) if row and wanted(row[0]))
@@ -138,7 +153,8 @@ def _rows(path, columns):
     """Read the rows of a table one by one; instead of a last row that is incomplete, give []."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8", newline="", errors="surrogateescape") as file:
+    csv.field_size_limit(2**31 - 1)  # the run lengths of a large nucleus are longer than the limit of Python
+    with _opened(path) as file:
         reader = csv.reader(file)
         found = next(reader, [])
         if found != columns:
@@ -154,6 +170,11 @@ def _rows(path, columns):
             row = after
     if row is not None:
         yield row if len(row) == len(columns) and _last_byte(path) == b"\n" else []
+
+
+def _opened(path, mode="r"):
+    """Open a table; bytes that are not UTF-8, which another program may have written, stay as they are."""
+    return path.open(mode, encoding="utf-8", newline="", errors="surrogateescape")
 
 
 def _last_byte(path):

@@ -14,7 +14,7 @@ import pandas as pd
 import tensorflow as tf
 
 from nuclei_utils import data, models, pipeline, plots, recipes, training
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import DataError
 from nuclei_utils.files import locked, remove_unfinished, written_whole
 
 FILTERS = {"unet": 32, "mobilenet_unet": 16, "unet_plus_plus": 32, "instance_unet": 16}
