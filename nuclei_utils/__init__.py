@@ -1,6 +1,6 @@
-"""Helpers for the course on nucleus segmentation; each room is a module, such as `nuclei_utils.models`.
+"""Helpers for the course on nucleus segmentation; each subject is a module, such as `nuclei_utils.models`.
 
-Importing the package is quick and loads no TensorFlow: a room loads what it needs when it is imported itself.
+Importing the package is quick and loads no TensorFlow: a module loads what it needs when it is imported itself.
 """
 
 import os

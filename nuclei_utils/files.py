@@ -18,6 +18,8 @@ except ImportError:  # Windows
 
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 """What the system says of a lock that another process holds; other errors say that the file system has no locks."""
+LOCK_TRIES = 100
+"""How often a lock file is made anew that another process has just removed."""
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def locked(path, message):
 
 def _lock(path, message):
     """Open a lock file and lock it; the lock ends when the file is closed."""
-    while True:
+    for _ in range(LOCK_TRIES):
         file = path.open("ab")
         try:
             if fcntl:
@@ -129,6 +131,7 @@ def _lock(path, message):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # the process that held the lock removed this file: make a new file
+    raise BlockingIOError(f"{path} cannot be locked: its file system changes the file's number at each look")
 
 
 def remove_unfinished(path):

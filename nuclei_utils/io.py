@@ -2,6 +2,8 @@
 
 All files are opened here. Only PNG, JPEG, TIFF and BMP are opened, whatever the name of a file says, so that no file
 can start another program. The size of an image is checked before its pixels are decoded.
+
+One fault is not seen: a JPEG file whose data end early, but with the mark of a whole file. The decoder fills the rest.
 """
 
 import logging

@@ -75,13 +75,14 @@ def read(name=None, split="train"):
 @functools.cache
 def _tensorflow_datasets():
     """Import TensorFlow Datasets; where that fails, say so once and return None."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # TFDS logs a long traceback, and leaves a module without functions
     try:
-        logging.disable(logging.CRITICAL)  # TFDS logs a long traceback, and leaves a module without functions
         tfds = importlib.import_module("tensorflow_datasets")
     except ImportError:
         tfds = None
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
     if hasattr(tfds, "builder"):
         return tfds
     print(

@@ -105,6 +105,8 @@ def warm_up_and_cosine(learning_rate, steps):
 def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
     """Compile a model as the course trains it: Adam, a warm-up and a cosine down to 0, cross-entropy + Dice.
 
+    The optimizer takes the weights that are trainable now. Choose them before (`models.train_encoder`).
+
     Parameters
     ----------
     model : keras.Model
@@ -136,7 +138,8 @@ def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
 def compile_instances(model, steps, learning_rate=INSTANCE_RATE):
     """Compile a model of three outputs (`models.instance_unet`) as the course trains it.
 
-    Mask and boundary have cross-entropy + Dice, the distance its mean absolute error; all count alike.
+    Mask and boundary have cross-entropy + Dice, the distance its mean absolute error; all count alike. The optimizer
+    takes the weights that are trainable now.
 
     Parameters
     ----------
