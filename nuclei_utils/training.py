@@ -166,7 +166,7 @@ def compile_instances(model, steps, learning_rate=INSTANCE_RATE):
 
 
 def _build_optimizer(model):
-    """Make the variables of the optimizer now: TensorFlow traces a first training step that makes variables twice."""
+    """Make the optimizer's variables now. If the first training step makes them, TensorFlow traces that step twice."""
     model.optimizer.build(model.trainable_variables)
 
 
