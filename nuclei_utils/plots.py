@@ -17,8 +17,8 @@ from scipy.ndimage import center_of_mass
 from skimage.segmentation import find_boundaries
 
 from nuclei_utils import preprocess
-from nuclei_utils.files import written_whole
-from nuclei_utils.labels import distance, touching_pairs
+from nuclei_utils.files import atomic_write
+from nuclei_utils.labels import distance_map, touching_pairs
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -261,8 +261,8 @@ def show_samples(records, columns=4, outlines=False, size=2.4, title=None):
     -------
     matplotlib.figure.Figure
     """
-    pictures = [overlay(r.image, r.labels) if outlines else r.image for r in records]
-    titles = [f"{r.kind.replace('_', ' ')}\n{len(np.unique(r.labels)) - 1} nuclei" for r in records]
+    pictures = [overlay(r.image, r.label_map) if outlines else r.image for r in records]
+    titles = [f"{r.image_type.replace('_', ' ')}\n{len(np.unique(r.label_map)) - 1} nuclei" for r in records]
     return grid(pictures, titles, columns, size, title)
 
 
@@ -304,7 +304,7 @@ def contact_sheet(rows, columns=5, size=1.1, title=None):
         for axis in line:
             axis.axis("off")
         for axis, picture in zip(line, pictures, strict=False):
-            _draw(axis, preprocess.crop_middle(as_uint8(picture), [min(picture.shape[:2])] * 2), size)
+            _draw(axis, preprocess.center_crop(as_uint8(picture), [min(picture.shape[:2])] * 2), size)
         line[0].text(-0.1, 0.5, name, ha="right", va="center", fontsize=10, transform=line[0].transAxes)
     _head(figure, title)
     figure.tight_layout(pad=0.4)
@@ -347,7 +347,7 @@ def _looks():
     return zip(cycle(CYCLE), cycle("os^Dv*XP"), strict=True)
 
 
-def spread(table, labels, by="kind", order=None, log=(), points=300, title=None):
+def spread(table, labels, by="image_type", order=None, log=(), points=300, title=None):
     """Show how columns of a table spread in each group.
 
     Each value is a point; a box reaches from quartile to quartile, with a bar at the median.
@@ -1156,7 +1156,7 @@ def numbered(label_maps, titles, size=4.2, title=None):
         _draw(axis, colour_labels(one), size)
         axis.axis("off")
         axis.set_title(name)
-        depth = distance(one)
+        depth = distance_map(one)
         for number in np.unique(one[one > 0]):
             y, x = np.argwhere((one == number) & (depth == 1)).mean(axis=0)
             text = axis.text(x, y, str(number), ha="center", va="center", color=BLACK, fontsize=12)
@@ -1235,7 +1235,7 @@ def against_iou(tables, column="ap", label=None, title=None):
     return figure
 
 
-def true_and_found(table, true="true", found="predicted", by="kind", title=None):
+def true_and_found(table, true="true", found="predicted", by="image_type", title=None):
     """Plot how many nuclei were found in each image against how many there are, with the line where both agree.
 
     The axes are logarithmic from 10 on, and even below, so that images with none have a place too.
@@ -1413,7 +1413,7 @@ def film(records, predictions, path, title=None, fps=5, frames=40, megabytes=3.0
                 f"{megabytes:g} MB: show fewer images, or allow more"
             )
         shown = _spaced(len(predictions), 3 * len(shown) // 4)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(encoded)
     return path
 
@@ -1448,12 +1448,12 @@ def film_strip(records, predictions, epochs=5, names=None, title=None):
     )
     for index, (line, record) in enumerate(zip(axes, records, strict=True)):
         maps = [np.asarray(predictions[epoch][index], float) for epoch in shown]
-        for axis, picture in zip(line, [as_uint8(record.image), *maps, as_uint8(record.labels > 0)], strict=True):
+        for axis, picture in zip(line, [as_uint8(record.image), *maps, as_uint8(record.label_map > 0)], strict=True):
             _draw(axis, picture, size, cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set(color="grey", linewidth=0.8)
         for axis, probability in zip(line[1:], maps, strict=False):
-            axis.set_xlabel(f"Dice {_dice(record.labels, probability):.2f}", fontsize=9)
+            axis.set_xlabel(f"Dice {_dice(record.label_map, probability):.2f}", fontsize=9)
         line[0].set_ylabel(names[index] if names else "", fontsize=9)
     heads = ["image", *[f"epoch {epoch}" for epoch in shown], "truth"]
     for axis, head in zip(axes[0], heads, strict=True):
@@ -1476,7 +1476,7 @@ def _spaced(count, most):
 
 
 def _check_predictions(records, predictions):
-    shapes = [record.labels.shape for record in records]
+    shapes = [record.label_map.shape for record in records]
     if not shapes or not len(predictions):
         raise ValueError(f"a film takes images and predictions, found {len(shapes)} and {len(predictions)} epochs")
     for epoch, maps in enumerate(predictions):
@@ -1509,7 +1509,7 @@ def _screen(records, predictions, title):
     growing, dice = [], []
     for column, record in enumerate(records):
         x = left + column * (tile + gap)
-        pictures = (as_uint8(record.image), as_uint8(record.labels > 0), np.zeros(record.labels.shape))
+        pictures = (as_uint8(record.image), as_uint8(record.label_map > 0), np.zeros(record.label_map.shape))
         for row, picture in enumerate(pictures):
             axis = place(x, head + row * (tile + gap), tile, tile)
             _draw(axis, picture, tile / 100, cmap="gray", vmin=0, vmax=1)
@@ -1522,7 +1522,7 @@ def _screen(records, predictions, title):
 
     def update(epoch):
         maps = [np.asarray(one, float) for one in predictions[epoch]]
-        scores = [_dice(record.labels, one) for record, one in zip(records, maps, strict=True)]
+        scores = [_dice(record.label_map, one) for record, one in zip(records, maps, strict=True)]
         for picture, text, one, score in zip(growing, dice, maps, scores, strict=True):
             picture.set_data(one)
             text.set_text(f"Dice {score:.2f}")

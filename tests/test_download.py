@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from nuclei_utils import download
-from nuclei_utils.data import DataError
 from nuclei_utils.download import FIXES, REMOVED, TEST, TRAIN, Expected
+from nuclei_utils.errors import NucleiError
 
 
 def png(height=8, width=6, seed=0):
@@ -103,14 +103,14 @@ def test_second_call_fetches_only_missing_folders(source, dest):
 def test_second_call_notices_a_lost_file(source, dest):
     download.fetch(source, dest)
     (dest / TRAIN / "b" / "masks" / "1.png").unlink()
-    with pytest.raises(DataError, match=f"{TRAIN}: .* 5 masks, .*delete"):
+    with pytest.raises(NucleiError, match=f"{TRAIN}: .* 5 masks, .*delete"):
         download.fetch(source, dest)
 
 
 @pytest.mark.parametrize("missing", [TEST, FIXES])
 def test_missing_archive_is_named_before_any_work(source, dest, missing):
     (source / f"{missing}.zip").unlink()
-    with pytest.raises(DataError, match=rf"{missing}\.zip") as caught:
+    with pytest.raises(NucleiError, match=rf"{missing}\.zip") as caught:
         download.fetch(source, dest, fixes=True)
     assert ("FIXES=0" in str(caught.value)) == (missing == FIXES)
     assert not dest.exists()
@@ -118,7 +118,7 @@ def test_missing_archive_is_named_before_any_work(source, dest, missing):
 
 def test_unknown_folders_and_users_are_named(source, dest):
     for folders in ((source / "nowhere", dest), ("~nosuchuser/x", dest), (source, "~nosuchuser/x")):
-        with pytest.raises(DataError, match=r"nowhere|nosuchuser"):
+        with pytest.raises(NucleiError, match=r"nowhere|nosuchuser"):
             download.fetch(*folders)
 
 
@@ -159,7 +159,7 @@ FAULTS = {
 @pytest.mark.parametrize(("name", "files", "message"), FAULTS.values(), ids=FAULTS)
 def test_faulty_file_is_named_and_the_folder_is_not_made(source, dest, name, files, message):
     write_zip(source / f"{name}.zip", {TRAIN: TRAIN_FILES, FIXES: FIXES_FILES}[name] | files)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(NucleiError, match=message):
         download.fetch(source, dest, fixes=True)
     assert not [path for path in dest.iterdir() if path.name.startswith(name) and path.name != TRAIN * (name == FIXES)]
 
@@ -217,7 +217,7 @@ UNSAFE = {
 def test_unsafe_member_is_refused_before_anything_is_written(source, dest, member, content, message):
     with zipfile.ZipFile(source / f"{TRAIN}.zip", "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, content)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(NucleiError, match=message) as caught:
         download.fetch(source, dest)
     assert repr(getattr(member, "filename", member)) in str(caught.value)
     assert not dest.exists()
@@ -225,7 +225,7 @@ def test_unsafe_member_is_refused_before_anything_is_written(source, dest, membe
 
 def test_total_size_is_limited(source, dest, monkeypatch):
     monkeypatch.setattr(download, "MAX_TOTAL_BYTES", 500)
-    with pytest.raises(DataError, match="500 bytes"):
+    with pytest.raises(NucleiError, match="500 bytes"):
         download.fetch(source, dest)
     assert not dest.exists()
 
@@ -242,7 +242,7 @@ def test_member_with_another_size_than_declared_is_refused(source, dest, size):
     for position in (start + 22, entry + 24):
         content[position : position + 4] = size.to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(NucleiError, match=name):
         download.fetch(source, dest)
     assert not (dest / TRAIN).exists()
 
@@ -260,7 +260,7 @@ DAMAGES = {
 def test_damaged_archive_is_named_and_kept(source, dest, damage):
     path = source / f"{TRAIN}.zip"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=rf"{TRAIN}\.zip: .*download the archive again"):
+    with pytest.raises(NucleiError, match=rf"{TRAIN}\.zip: .*download the archive again"):
         download.fetch(source, dest)
     assert path.exists()
     assert not (dest / TRAIN).exists()
@@ -326,7 +326,7 @@ def test_broken_connection_and_busy_server_are_tried_again(server, dest, faults)
 )
 def test_download_that_fails_three_times_says_what_to_do(server, dest, faults, message):
     server.faults += faults
-    with pytest.raises(DataError, match=rf"{TRAIN}\.zip: .*{message}"):
+    with pytest.raises(NucleiError, match=rf"{TRAIN}\.zip: .*{message}"):
         download.fetch(server.url, dest)
     assert not read_files(dest)
     assert len(download.fetch(server.url, dest)) == 2
@@ -334,13 +334,13 @@ def test_download_that_fails_three_times_says_what_to_do(server, dest, faults, m
 
 def test_missing_fixes_on_the_server_say_how_to_do_without(server, source, dest):
     (source / f"{FIXES}.zip").unlink()
-    with pytest.raises(DataError, match=r"404; .* --fixes \(make: FIXES=0\)"):
+    with pytest.raises(NucleiError, match=r"404; .* --fixes \(make: FIXES=0\)"):
         download.fetch(server.url, dest, fixes=True)
 
 
 @pytest.mark.usefixtures("server")  # for the patched pause between two attempts
 def test_missing_server_is_named(dest):
-    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/"):
+    with pytest.raises(NucleiError, match=r"127\.0\.0\.1:9/"):
         download.fetch("http://127.0.0.1:9/", dest)
 
 
@@ -364,7 +364,7 @@ def test_damaged_download_is_removed_and_fetched_again(server, source, dest, dam
     path = source / f"{TRAIN}.zip"
     content = path.read_bytes()
     path.write_bytes(damage(content))
-    with pytest.raises(DataError, match=rf"{TRAIN}\.zip was removed"):
+    with pytest.raises(NucleiError, match=rf"{TRAIN}\.zip was removed"):
         download.fetch(server.url, dest)
     path.write_bytes(content)
     download.fetch(server.url, dest)
@@ -396,7 +396,7 @@ def test_repository_of_the_community_gives_the_same_fixes(server, serve_reposito
 
 def test_later_commit_with_other_counts_is_refused(server, serve_repository, dest):
     serve_repository(image_files("a", 1))
-    with pytest.raises(DataError, match="1 images and 1 masks"):
+    with pytest.raises(NucleiError, match="1 images and 1 masks"):
         download.fetch(server.url, dest, fixes=True)
     assert not (dest / FIXES).exists()
     assert (dest / TRAIN).is_dir()

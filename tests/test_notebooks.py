@@ -12,8 +12,7 @@ from bs4 import BeautifulSoup
 from jupyter_server.services.contents.filemanager import FileContentsManager
 from PIL import Image
 
-from nuclei_utils import __version__
-from nuclei_utils.notebook import PICTURES
+from nuclei_utils import __version__, notebook
 from tools import colab_replica, course, setup_cell
 
 NOTEBOOKS = setup_cell.notebooks()
@@ -80,7 +79,9 @@ def test_page_shows_every_box_and_picture(path, tmp_path):
             assert f"Exercise {name}" in box
 
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    pictures = [
+        image_type for output in outputs for image_type in output.get("data", {}) if image_type.startswith("image/")
+    ]
     sources = [picture["src"] for picture in page.select("img")]
     assert len(sources) == len(pictures)
     descriptions = [cell.outputs[0].data["text/plain"] for cell in notebook.cells if "show_goal(" in cell.source]
@@ -98,7 +99,9 @@ def test_goal_picture_is_the_packages_and_has_its_description(path):
             continue
         (output,) = cell.outputs
         name = cell.source.split('"')[1]
-        assert base64.b64decode(output.data["image/jpeg"]) == (PICTURES / name).read_bytes(), "run `make outputs`"
+        assert base64.b64decode(output.data["image/jpeg"]) == (notebook.PICTURES / name).read_bytes(), (
+            "run `make outputs`"
+        )
         assert output.metadata["image/jpeg"]["alt"] == output.data["text/plain"]
 
 
@@ -150,8 +153,8 @@ def test_notebook_alone_in_an_empty_folder_gets_the_package_and_replaces_nothing
     # nothing is to be fetched: what the build needs is among the libraries
     monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # as pip has it, 0 says: no isolation
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    goal = f"notebook.show_goal({min(path.name for path in PICTURES.iterdir())!r}, alt='a picture')"
-    sample = "from nuclei_utils import data\nprint(data.__file__, len(data.load('sample')))"
+    goal = f"notebook.show_goal({min(path.name for path in notebook.PICTURES.iterdir())!r}, alt='a picture')"
+    sample = "from nuclei_utils import datasets\nprint(datasets.__file__, len(datasets.load('sample')))"
     nbformat.write(notebook_of(setup_cell.setup_cell(), goal, sample), tmp_path / "alone.ipynb")
     colab_replica.local_release(tmp_path / "clone")
 

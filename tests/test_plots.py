@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from nuclei_utils import evaluation, metrics, models, plots
-from nuclei_utils.data import Record
+from nuclei_utils import metrics, models, plots
+from nuclei_utils.datasets import Record
 from nuclei_utils.labels import touching_pairs
 
 
@@ -79,7 +79,7 @@ def test_as_uint8_of_a_mask_with_a_channel(dtype):
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
 def test_as_uint8_does_not_guess_what_integers_mean(labels, dtype):
-    with pytest.raises(ValueError, match=rf"{dtype.__name__} from 0 to 5: .*colour_labels.*data\.read_image"):
+    with pytest.raises(ValueError, match=rf"{dtype.__name__} from 0 to 5: .*colour_labels.*io\.read_image"):
         plots.as_uint8(labels.astype(dtype))
 
 
@@ -450,7 +450,7 @@ def scored():
 @pytest.fixture
 def sweeps(scored):
     masks, predictions = scored
-    return {name: evaluation.sweep(masks, found) for name, found in predictions.items()}
+    return {name: metrics.threshold_scores(masks, found) for name, found in predictions.items()}
 
 
 def test_curves(sweeps):
@@ -473,13 +473,13 @@ def test_curves_close_up(sweeps):
 
 
 def test_curves_of_a_model_that_finds_nothing():
-    blind = evaluation.sweep([np.eye(4)], [np.zeros((4, 4))])
+    blind = metrics.threshold_scores([np.eye(4)], [np.zeros((4, 4))])
     plots.curves({"blind": blind}).canvas.draw()
 
 
 def test_calibration(scored):
     masks, predictions = scored
-    tables = {name: evaluation.calibration(masks, found) for name, found in predictions.items()}
+    tables = {name: metrics.calibration_table(masks, found) for name, found in predictions.items()}
     figure = plots.calibration(tables, title="promises")
     figure.canvas.draw()
     above, below = figure.axes

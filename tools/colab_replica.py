@@ -2,7 +2,7 @@
 
 PATH is the Python of an environment with Colab's libraries. For each notebook the command makes a fresh environment
 with the same libraries but without `nuclei_utils`, and an empty working folder. There it executes the setup cell, or
-with `--whole` all cells at the smallest profile. git takes this working tree, committed or not, where the setup cell
+with `--whole` all cells at the min_size profile. git takes this working tree, committed or not, where the setup cell
 names the repository's address. The command prints a line for each notebook. The exit status is not 0 if a cell fails
 or if the setup cell removes or replaces a package.
 """
@@ -202,7 +202,7 @@ def main(arguments=None):
     """Try the notebooks that are named, or all of them; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.colab_replica", description="Run notebooks as Colab would.")
     parser.add_argument("--python", required=True, help="the Python of an environment with Colab's libraries")
-    parser.add_argument("--whole", action="store_true", help="execute all cells at the smallest profile")
+    parser.add_argument("--whole", action="store_true", help="execute all cells at the min_size profile")
     parser.add_argument(
         "notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: the notebooks of the course"
     )

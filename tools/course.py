@@ -22,7 +22,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 from tqdm import tqdm
 
-from nuclei_utils.files import written_whole
+from nuclei_utils.files import atomic_write
 from tools.setup_cell import METADATA, ROOT, notebooks, write
 
 OUT = ROOT / "build" / "course"
@@ -106,7 +106,7 @@ def page(notebook, path):
     resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
     body, _ = HTMLExporter().from_notebook_node(notebook, resources=resources)
     body = NOTEBOOK_LINK.sub(r'href="\1.html\2"', body)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(body, encoding="utf-8")
 
 

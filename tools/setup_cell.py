@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 
 from nuclei_utils import __version__
-from nuclei_utils.files import written_whole
+from nuclei_utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = ["setup", "nbval-ignore-output"]  # versions and device differ from machine to machine
@@ -141,14 +141,14 @@ def main():
     before = README.read_text(encoding="utf-8")
     after = COLAB_LINK.sub(lambda link: colab_link(link[1]), before)
     if after != before:
-        with written_whole(README) as aside:
+        with atomic_write(README) as aside:
             aside.write_text(after, encoding="utf-8")
         print(f"changed {README.relative_to(ROOT)}")
 
 
 def write(notebook, path):
     """Write a notebook, so that no half-written one is ever there."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         nbformat.write(notebook, aside)
 
 
