@@ -189,7 +189,7 @@ def plan(sets, wanted):
             # another Python is better than no test
             present = present[:1] or [python for python in paths if paths[python]][-1:]
         else:
-            present = [python for python in here if python in wanted]
+            present = [python for python in present if python in wanted]
         pairs += [(name, python, paths[python]) for python in present]
     return pairs, [python for python in paths if not paths[python]]
 
@@ -232,9 +232,7 @@ def run(name, python, executable):
             "pytest",
             "--numprocesses=auto",
             "--nbval",
-            "tests",
-            "notebooks",
-            "nuclei_utils",
+            *TESTED,
         ]
         row["exit status"] = stage("tests", *command, f"--junitxml={report}")
         row |= counts(report)
