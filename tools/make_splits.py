@@ -1,7 +1,8 @@
 """Write or check the split tables of the course, `data/splits/*.csv`.
 
-`python -m tools.make_splits` writes the tables of "sample" and "stage1"; the second needs the real data. With the option
-`--check benchmarks/results/splits.json`, the command writes no table and counts near-duplicates in different splits.
+`python -m tools.make_splits` writes the tables of "sample" and "stage1"; the second needs the real data. With the
+option `--check benchmarks/results/splits.json`, the command writes no table and counts near-duplicates in different
+splits.
 """
 
 import argparse
