@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from benchmarks import results
-from nuclei_utils import data, deploy, predict
+from nuclei_utils import datasets, deploy, predict
 
 SIZE = 256
 CALIBRATION = 64
@@ -24,13 +24,15 @@ CALIBRATION = 64
 
 
 def export(model, folder):
-    """Write every kind of file.
+    """Write every image_type of file.
 
     Returns
     -------
     dict of str to pathlib.Path
     """
-    training = [record.image for record in data.load(split="train")[:CALIBRATION]]  # in the order of their random ids
+    training = [
+        record.image for record in datasets.load(split="train")[:CALIBRATION]
+    ]  # in the order of their random ids
     files = {"onnx": folder / "network.onnx"}
     deploy.export_onnx(model, files["onnx"])
     for precision in deploy.PRECISIONS:
@@ -49,21 +51,21 @@ def main():
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     model = keras.models.load_model(arguments.model, compile=False) if arguments.model else predict.default_model()
-    records = data.load(split="validation")[: arguments.images]
+    records = datasets.load(split="validation")[: arguments.images]
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory() as folder:
-        table = deploy.compare(
+        table = deploy.compare_exports(
             model,
             export(model, Path(folder)),
             [record.image for record in records],
-            [record.labels for record in records],
+            [record.label_map for record in records],
             SIZE,
             arguments.rounds,
             arguments.threads,
         )
     numbers = table.map(lambda value: float(f"{value:.4g}"))
     figures = {
-        "data": data.current(),
+        "data": datasets.current(),
         "model": arguments.model,
         "images": len(records),
         "size": SIZE,

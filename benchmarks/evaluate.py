@@ -13,7 +13,7 @@ import joblib
 import numpy as np
 
 from benchmarks import networks, results
-from nuclei_utils import data, evaluation, recipes, training
+from nuclei_utils import datasets, models, recipes, statistics, training
 
 ROUNDS = 3
 
@@ -33,9 +33,9 @@ def compare(title, groups):
     }
     means = {}
     for name, values in dice.items():
-        low, high = evaluation.bootstrap_interval(values, groups)
+        low, high = statistics.bootstrap_interval(values, groups)
         means[name] = {"mean": round(float(values.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
-    table = evaluation.compare(dice, groups).reset_index()
+    table = statistics.compare_models(dice, groups).reset_index()
     numbers = table.select_dtypes(float).map(lambda value: float(f"{value:.3g}"))
     return {"mean_dice": means, "pairs": table.assign(**numbers).to_dict("records")}
 
@@ -45,7 +45,7 @@ def costs(seed=0):
     candidates = {name: recipes.load(networks.folder(name, seed))[0] for name in recipes.TITLES}
     cuts = networks.fast_modes(networks.folder("unet_plus_plus", seed))
     candidates |= {f"depth {number}": cut for number, cut in enumerate(cuts, start=1)}
-    rounds = [{name: evaluation.cost(model) for name, model in candidates.items()} for _ in range(ROUNDS)]
+    rounds = [{name: models.model_cost(model) for name, model in candidates.items()} for _ in range(ROUNDS)]
     return {
         name: {key: round(float(np.median([one[name][key] for one in rounds])), 2) for key in rounds[0][name]}
         for name in candidates
@@ -55,14 +55,16 @@ def costs(seed=0):
 def main():
     """Compare, and write."""
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
-    run = f"{data.current()}_{training.profile().name}"
-    groups = data.splits(data.current()).set_index("id").loc[data.ids(split="test"), "group"].to_numpy()
+    run = f"{datasets.current()}_{training.profile().name}"
+    groups = (
+        datasets.split_table(datasets.current()).set_index("id").loc[datasets.ids(split="test"), "group"].to_numpy()
+    )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     figures = {
-        "data": data.current(),
+        "data": datasets.current(),
         "profile": training.profile().name,
         "images": len(groups),
-        "specimens": len(set(groups)),
+        "groups": len(set(groups)),
         **compare(f"networks_{run}", groups),
         "load_average_before": load,
         "cores_used": joblib.cpu_count(),

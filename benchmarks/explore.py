@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import results
-from nuclei_utils import data, labels, preprocess
+from nuclei_utils import datasets, labels, preprocess
 
 SPECK = 25  # pixels: a disc 5 pixels across has 21
 SMALL = 64  # pixels: to which height and width notebook 02 shrinks the real label maps
@@ -20,28 +20,28 @@ def describe(records):
 
     Parameters
     ----------
-    records : list of data.Record
+    records : list of datasets.Record
 
     Returns
     -------
     images : pandas.DataFrame
-        One row per image: `id`, `kind`, `size`, `brightest`, `nuclei`, `foreground`, `touching` (nuclei that touch
+        One row per image: `id`, `image_type`, `size`, `brightest`, `nuclei`, `foreground`, `touching` (nuclei that touch
         another) and `pairs` (of touching nuclei).
     nuclei : pandas.DataFrame
-        One row per nucleus: `labels.measure`, with `id` and `kind`.
+        One row per nucleus: `labels.measure`, with `id` and `image_type`.
     """
     rows, tables = [], []
     for record in records:
-        tables.append(labels.measure(record.labels).assign(id=record.id, kind=record.kind))
-        pairs = labels.touching_pairs(record.labels)
+        tables.append(labels.measure(record.label_map).assign(id=record.id, image_type=record.image_type))
+        pairs = labels.touching_pairs(record.label_map)
         rows.append(
             {
                 "id": record.id,
-                "kind": record.kind,
-                "size": " x ".join(map(str, record.labels.shape)),
+                "image_type": record.image_type,
+                "size": " x ".join(map(str, record.label_map.shape)),
                 "brightest": np.percentile(record.image, 99.8),
                 "nuclei": len(tables[-1]),
-                "foreground": (record.labels > 0).mean(),
+                "foreground": (record.label_map > 0).mean(),
                 "touching": len(np.unique(pairs)),
                 "pairs": len(pairs),
             }
@@ -50,7 +50,7 @@ def describe(records):
 
 
 def quantiles(values):
-    """Return smallest, quartiles and largest of a column."""
+    """Return min_size, quartiles and largest of a column."""
     names = ("smallest", "quarter", "median", "three_quarters", "largest")
     return dict(zip(names, np.percentile(values, [0, 25, 50, 75, 100]).round(4).tolist(), strict=True))
 
@@ -60,7 +60,7 @@ def resizing(records, size=SMALL):
 
     Parameters
     ----------
-    records : list of data.Record
+    records : list of datasets.Record
     size : int
         Height and width, pixels.
 
@@ -72,11 +72,11 @@ def resizing(records, size=SMALL):
     """
     vanished, errors = 0, []
     for record in records:
-        small = preprocess.resize_labels(record.labels, (size, size))
-        before = np.bincount(record.labels.ravel())[1:]
+        small = preprocess.resize_label_map(record.label_map, (size, size))
+        before = np.bincount(record.label_map.ravel())[1:]
         after = np.bincount(small.ravel(), minlength=len(before) + 1)[1:]
         vanished += int(np.count_nonzero(after == 0))
-        errors.append(np.abs(after * record.labels.size / small.size - before) / before)
+        errors.append(np.abs(after * record.label_map.size / small.size - before) / before)
     errors = np.concatenate(errors)
     return {
         "size": size,
@@ -91,27 +91,31 @@ def summarise(records, problems):
 
     Parameters
     ----------
-    records : list of data.Record
+    records : list of datasets.Record
     problems : pandas.DataFrame
-        From `data.problems`.
+        From `datasets.label_problems`.
 
     Returns
     -------
     dict
     """
     images, nuclei = describe(records)
-    pixels = sum(record.labels.size for record in records)
-    foreground = sum(np.count_nonzero(record.labels) for record in records)
+    pixels = sum(record.label_map.size for record in records)
+    foreground = sum(np.count_nonzero(record.label_map) for record in records)
     return {
         "images": len(images),
-        "images_by_kind": images["kind"].value_counts().to_dict(),
+        "images_by_type": images["image_type"].value_counts().to_dict(),
         "images_by_size": images["size"].value_counts().to_dict(),
-        "brightest_by_kind": {kind: quantiles(table["brightest"]) for kind, table in images.groupby("kind")},
+        "brightest_by_type": {
+            image_type: quantiles(table["brightest"]) for image_type, table in images.groupby("image_type")
+        },
         "nuclei": len(nuclei),
         "nuclei_per_image": quantiles(images["nuclei"]),
-        "nuclei_by_kind": nuclei["kind"].value_counts().to_dict(),
+        "nuclei_by_type": nuclei["image_type"].value_counts().to_dict(),
         "diameter": quantiles(nuclei["diameter"]),
-        "diameter_by_kind": {kind: quantiles(table["diameter"]) for kind, table in nuclei.groupby("kind")},
+        "diameter_by_type": {
+            image_type: quantiles(table["diameter"]) for image_type, table in nuclei.groupby("image_type")
+        },
         "foreground_of_all_pixels": round(foreground / pixels, 4),
         "foreground_per_image": quantiles(images["foreground"]),
         "accuracy_of_all_background": round(1 - foreground / pixels, 4),
@@ -119,7 +123,7 @@ def summarise(records, problems):
         "touching_share_of_nuclei": round(images["touching"].sum() / len(nuclei), 4),
         "images_with_touching_nuclei": int((images["pairs"] > 0).sum()),
         "resizing": resizing(records),
-        "labels": {
+        "label_map": {
             "masks_under_others": len(problems),
             "most_pixels_of_one_mask_under_others": int(problems["pixels"].max()) if len(problems) else 0,
             "images_with_masks_under_others": problems["id"].nunique(),
@@ -136,14 +140,14 @@ def correction(published, corrected):
 
     Parameters
     ----------
-    published, corrected : list of data.Record
+    published, corrected : list of datasets.Record
 
     Returns
     -------
     dict
     """
-    before = {record.id: record.labels for record in published}
-    after = {record.id: record.labels for record in corrected}
+    before = {record.id: record.label_map for record in published}
+    after = {record.id: record.label_map for record in corrected}
     redrawn = [key for key in after if np.any((before[key] > 0) != (after[key] > 0))]
     counts = pd.DataFrame(
         {"before": [before[key].max() for key in after], "after": [after[key].max() for key in after]}
@@ -161,12 +165,12 @@ def correction(published, corrected):
 def main():
     """Read, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", choices=data.NAMES, default=data.current(), help="default: %(default)s")
+    parser.add_argument("--data", choices=datasets.DATASETS, default=datasets.current(), help="default: %(default)s")
     name = parser.parse_args().data
-    records = data.load(name)
-    figures = {"data": name, **summarise(records, data.problems(name))}
+    records = datasets.load(name)
+    figures = {"data": name, **summarise(records, datasets.label_problems(name))}
     if name == "stage1_fixed":
-        figures["correction"] = correction(data.load("stage1"), records)
+        figures["correction"] = correction(datasets.load("stage1"), records)
     print(f"wrote {results.write(f'explore_{name}', figures)}")
 
 

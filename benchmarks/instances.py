@@ -10,14 +10,14 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.networks import timed
-from nuclei_utils import data, recipes, training
+from nuclei_utils import datasets, recipes, training
 
 EPOCHS, CROPS = 70, 96
 
 
 def folder(seed=0):
     """Return where the network of a seed is trained."""
-    return Path("runs") / "benchmark" / f"instance_unet_{data.current()}_{EPOCHS}_seed{seed}"
+    return Path("runs") / "benchmark" / f"instance_unet_{datasets.current()}_{EPOCHS}_seed{seed}"
 
 
 def main():
@@ -29,17 +29,17 @@ def main():
     took = timed(place, lambda: recipes.train_instances(place, seed, EPOCHS, CROPS, verbose=2))
     history = training.read_history(place)
     figures = {
-        "data": data.current(),
+        "data": datasets.current(),
         "seed": seed,
         "crop": recipes.SIZE,
         "batch": recipes.BATCH,
-        "crops_of_each_kind": CROPS,
+        "crops_per_type": CROPS,
         "epochs": len(history),
         "best_epoch": training.best_epoch(history, "val_loss") + 1,
         **took,
         "history": history.round(4).to_dict("list"),
     }
-    print(results.write(f"instances_{data.current()}_seed{seed}", figures))
+    print(results.write(f"instances_{datasets.current()}_seed{seed}", figures))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import time
 import numpy as np
 
 from benchmarks import results
-from nuclei_utils import synthetic
+from nuclei_utils import predict
+from tools import draw_sample
 
 MEGABYTE = 10**6
 
@@ -41,9 +42,7 @@ def main():
 
 def measure(side, tile):
     """Find the nuclei of a large image, and print the figures as JSON."""
-    from nuclei_utils import predict  # not before: the parent needs no TensorFlow
-
-    one = synthetic.draw("fluorescence_small", size=(512, 512))[0]
+    one = draw_sample.draw("fluorescence_small", size=(512, 512))[0]
     image = np.empty((side, side, 3), np.uint8)
     for top in range(0, side, len(one)):
         for left in range(0, side, len(one)):
@@ -51,14 +50,14 @@ def measure(side, tile):
             part[:] = one[: part.shape[0], : part.shape[1]]
     model = predict.default_model()
     before, start = peak(), time.perf_counter()
-    found = predict.labels(model, image, progress=True, **({"tile": tile} if tile else {}))
+    found = predict.predict_labels(model, image, progress=True, **({"tile": tile} if tile else {}))
     seconds = time.perf_counter() - start
     figures = {
         "side": side,
         "tile": tile or predict.TILE,
         "overlap": predict.OVERLAP,
         "block": predict.BLOCK,
-        "margin": predict.MARGIN,
+        "margin": predict.CONTEXT,
         "nuclei": int(found.max()),
         "peak_mb": peak(),
         "before_prediction_mb": before,  # Python, TensorFlow, the network and the image

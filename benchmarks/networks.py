@@ -15,12 +15,12 @@ import joblib
 import keras
 
 from benchmarks import results
-from nuclei_utils import data, metrics, models, predict, recipes, training
+from nuclei_utils import datasets, metrics, models, predict, recipes, training
 
 
 def folder(name, seed):
     """Return where the training of a network with a seed leaves its files."""
-    return Path("runs") / "benchmark" / f"{name}_{data.current()}_{training.profile().name}_seed{seed}"
+    return Path("runs") / "benchmark" / f"{name}_{datasets.current()}_{training.profile().name}_seed{seed}"
 
 
 def score(model, split):
@@ -29,15 +29,15 @@ def score(model, split):
     Returns
     -------
     dict
-        `kinds`: the table of `metrics.summarise`; `dice`: of each image, in the order of `data.ids`.
+        `image_types`: the table of `metrics.summarise`; `dice`: of each image, in the order of `datasets.ids`.
     """
-    records = data.load(split=split)
-    truth = [record.labels for record in records]
-    found = predict.probabilities(model, [record.image for record in records])
-    table = metrics.summarise(truth, found, [record.kind for record in records])
+    records = datasets.load(split=split)
+    truth = [record.label_map for record in records]
+    found = predict.predict_masks(model, [record.image for record in records])
+    table = metrics.summarise(truth, found, [record.image_type for record in records])
     print(f"\n{split}\n{table.round(3).to_string()}", flush=True)
     return {
-        "kinds": table.round(4).to_dict("index"),
+        "image_types": table.round(4).to_dict("index"),
         "dice": metrics.pixel_scores(truth, found)["dice"].round(4).to_list(),
     }
 
@@ -100,14 +100,14 @@ def main():
     arguments = parser.parse_args()
     if "mobilenet_unet" in arguments.networks:
         models.mobilenet_encoder("imagenet")  # without weights this is no transfer learning: say so before, not after
-    title = f"networks_{data.current()}_{training.profile().name}"
+    title = f"networks_{datasets.current()}_{training.profile().name}"
     for seed in arguments.seeds:
         for name in arguments.networks:
             key = f"{name}, seed {seed}"
             if key not in results.runs(title):
                 print(f"\n{key}", flush=True)
                 figures = run(name, seed, folder(name, seed))
-                results.add(title, key, figures, data=data.current(), profile=training.profile().name)
+                results.add(title, key, figures, data=datasets.current(), profile=training.profile().name)
     print(f"\n{results.FOLDER / title}.json")
 
 

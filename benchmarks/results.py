@@ -11,7 +11,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from nuclei_utils.files import written_whole
+from nuclei_utils.files import atomic_write
 
 FOLDER = Path(__file__).parent / "results"
 KNOBS = ("NUCLEI_DATA", "NUCLEI_PROFILE")  # NUCLEI_HOME says only where on this machine the data are
@@ -104,6 +104,6 @@ def write(name, figures):
         The file.
     """
     path = FOLDER / f"{name}.json"
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps({**circumstances(), **figures}, indent=1) + "\n")
     return path

@@ -11,7 +11,7 @@ import time
 import keras
 
 from benchmarks import results
-from nuclei_utils import data, metrics, models, pipeline, predict, training
+from nuclei_utils import datasets, input_pipeline, metrics, models, predict, training
 
 SIZE, BATCH, FILTERS, EPOCHS, CROPS = 128, 16, 16, 20, 96
 
@@ -23,15 +23,15 @@ def main():
     seed = parser.parse_args().seed
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
-    examples = pipeline.read("sample", "train+validation+test")
-    batches = pipeline.training_batches(examples, SIZE, BATCH, seed=seed, at_least=CROPS)
+    examples = input_pipeline.read("sample", "train+validation+test")
+    batches = input_pipeline.training_batches(examples, SIZE, BATCH, seed=seed, min_crops=CROPS)
     model = models.unet((None, None, 3), filters=FILTERS)
     training.compile_model(model, steps=EPOCHS * int(batches.cardinality()))
     model.fit(batches, epochs=EPOCHS, verbose=2, shuffle=False)
     seconds = time.perf_counter() - start
-    records = [record for record in data.load("stage1_fixed") if record.kind.startswith("fluorescence")]
-    found = predict.probabilities(model, [record.image for record in records])
-    table = metrics.summarise([r.labels for r in records], found, [r.kind for r in records])
+    records = [record for record in datasets.load("stage1_fixed") if record.image_type.startswith("fluorescence")]
+    found = predict.predict_masks(model, [record.image for record in records])
+    table = metrics.summarise([r.label_map for r in records], found, [r.image_type for r in records])
     print(table.round(3).to_string())
     path = results.write(
         f"sample_realism_seed{seed}",

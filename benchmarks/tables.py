@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.results import FOLDER
 from benchmarks.transfer import ENCODERS
 from benchmarks.tuning import VARIANTS
-from nuclei_utils import data, recipes
-from nuclei_utils.files import written_whole
+from nuclei_utils import datasets, recipes
+from nuclei_utils.files import atomic_write
 
 ROOT = FOLDER.parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "notebooks").glob("0*.ipynb"))]
@@ -63,7 +63,7 @@ def networks():
     rows = []
     for name, title in recipes.TITLES.items():
         runs = seeds_of(name)
-        scores = [figure([run["test"]["kinds"]["all"][column] for run in runs]) for column in SCORES]
+        scores = [figure([run["test"]["image_types"]["all"][column] for run in runs]) for column in SCORES]
         interval = compared["mean_dice"][name]
         minutes = [run["training"]["cpu_seconds"] / 60 for run in runs if run["training"]["cpu_seconds"] is not None]
         rows.append(
@@ -82,13 +82,13 @@ def networks():
 
 def kinds():
     """Compare the three networks on each kind of test image."""
-    tables = {name: [run["test"]["kinds"] for run in seeds_of(name)] for name in recipes.TITLES}
+    tables = {name: [run["test"]["image_types"] for run in seeds_of(name)] for name in recipes.TITLES}
     rows = [
         [kind.replace("_", " "), tables["unet"][0][kind]["images"]]
         + [figure([table[kind]["dice"] for table in tables[name]]) for name in recipes.TITLES]
-        for kind in [*data.KINDS, "all"]
+        for kind in [*datasets.IMAGE_TYPES, "all"]
     ]
-    return markdown(["kind of image", "images", *recipes.TITLES.values()], rows)
+    return markdown(["image type", "images", *recipes.TITLES.values()], rows)
 
 
 def pairs():
@@ -112,12 +112,12 @@ def unet():
     """Show the scores of the U-Net on validation and test images, by kind."""
     rows = []
     for split in SPLITS:
-        tables = [run[split]["kinds"] for run in seeds_of("unet")]
+        tables = [run[split]["image_types"] for run in seeds_of("unet")]
         for kind, row in tables[0].items():
             scores = [figure([table[kind][column] for table in tables]) for column in SCORES]
             cells = [kind.replace("_", " "), row["images"], *scores]
             rows.append([split, *(f"**{cell}**" if kind == "all" else cell for cell in cells)])
-    return markdown(["split", "kind of image", "images", *SCORES.values()], rows, text=2)
+    return markdown(["split", "image type", "images", *SCORES.values()], rows, text=2)
 
 
 def pruned():
@@ -131,7 +131,10 @@ def pruned():
     rows = [
         [
             title,
-            *(figure([one["test"]["kinds"]["all"][column] for one in some]) for column in ("dice", "iou", "mean_dice")),
+            *(
+                figure([one["test"]["image_types"]["all"][column] for one in some])
+                for column in ("dice", "iou", "mean_dice")
+            ),
             f"{cost['parameters'] / 1e6:.2f} M",
             f"{cost['megabytes']:.1f}",
             f"{cost['milliseconds']:.0f}",
@@ -149,7 +152,9 @@ def transfer():
     rows = []
     for share in sorted({run["share"] for run in runs}):
         some = [run for run in runs if run["share"] == share]
-        found = [[run["test"]["kinds"]["all"]["dice"] for run in some if run["encoder"] == name] for name in encoders]
+        found = [
+            [run["test"]["image_types"]["all"]["dice"] for run in some if run["encoder"] == name] for name in encoders
+        ]
         scores = [figure(values) if values else "not run" for values in found]
         rows.append([f"{share:.0%}", some[0]["images"], *scores])
     return markdown(["share", "training images", *(f"{encoder} encoder" for encoder in encoders)], rows)
@@ -162,7 +167,7 @@ def tuning():
         runs = [run for run in tried if run["variant"] == name]
         if not runs:
             continue
-        scores = [run["validation"]["kinds"]["all"] for run in runs]
+        scores = [run["validation"]["image_types"]["all"] for run in runs]
         rows.append(
             [
                 name,
@@ -182,17 +187,17 @@ def augmentation():
     rows = []
     for name, title in recipes.TITLES.items():
         runs = [some[f"{name}, seed 0"] for some in (before, now)]
-        rows.append([title, *(f"{run[split]['kinds']['all']['dice']:.3f}" for split in SPLITS for run in runs)])
+        rows.append([title, *(f"{run[split]['image_types']['all']['dice']:.3f}" for split in SPLITS for run in runs)])
     heads = [f"{split}: {how}" for split in SPLITS for how in ("all of it", "flips alone")]
     return markdown(["network", *heads], rows)
 
 
 RUNGS = {
     "components": "connected components of the mask",
-    "split_by_shape": "watershed of the mask's own distances",
-    "split_by_boundary": "markers: mask minus learned boundary",
-    "split_by_distance": "markers: learned distance",
-    "split_by_distance, 8 views": "the same, mean of 8 turned and mirrored views",
+    "watershed_from_mask": "watershed of the mask's own distances",
+    "watershed_from_boundary": "markers: mask minus learned boundary",
+    "watershed_from_distance": "markers: learned distance",
+    "watershed_from_distance, 8 views": "the same, mean of 8 turned and mirrored views",
 }
 SEPARATE = "separate_stage1_fixed_seed0"
 
@@ -218,14 +223,14 @@ def ladder():
 def instances():
     """Show what the shipped network finds on the test images, by kind."""
     best = read(SEPARATE)["test"][list(RUNGS)[-1]]
-    kinds = {kind: best["kinds"][kind] for kind in data.KINDS}
+    kinds = {kind: best["image_types"][kind] for kind in datasets.IMAGE_TYPES}
     kinds["all"] = {**best, "images": len(best["images"])}
     names = ("images", "true", "predicted", "merges", "splits")
     rows = [
         [kind.replace("_", " "), row["images"], f"{row['score']:.3f}", *(row[name] for name in names[1:])]
         for kind, row in kinds.items()
     ]
-    return markdown(["kind of image", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
+    return markdown(["image type", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
 
 
 RUNTIMES = {
@@ -302,7 +307,7 @@ def write(path):
         for cell in notebook.cells:
             cell.source = filled(cell.source)
         text = nbformat.writes(notebook) + "\n"
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

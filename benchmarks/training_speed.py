@@ -10,14 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import results
-from nuclei_utils import data, models, pipeline, training
+from nuclei_utils import datasets, input_pipeline, models, training
 
 SIZE, BATCH, FILTERS, ROUNDS = 256, 8, 16, 10
 
 
 def step_flops(model):
     """Floating-point operations of a training step on one image: forward, and twice that for the gradients."""
-    return 3 * 2 * models.multiplications(model)  # a multiplication goes with an addition
+    return 3 * 2 * models.count_multiplications(model)  # a multiplication goes with an addition
 
 
 def trainer(jit_compile):
@@ -50,7 +50,7 @@ def median_times(functions):
 
 def pipeline_seconds(augment):
     """Return the seconds per image of the pipeline alone: its second epoch, when the cache is full."""
-    batches = pipeline.training_batches(pipeline.read(split="train"), SIZE, BATCH, augment=augment)
+    batches = input_pipeline.training_batches(input_pipeline.read(split="train"), SIZE, BATCH, augment=augment)
     for _ in range(2):
         start = time.perf_counter()
         count = sum(len(images) for images, _ in batches)
@@ -60,10 +60,10 @@ def pipeline_seconds(augment):
 def laptop_minutes(model, step_seconds):
     """Return how long the `laptop` profile takes on the data: its steps, and validation after each epoch."""
     profile = training.PROFILES["laptop"]
-    train = pipeline.training_batches(
-        pipeline.read(split="train"), SIZE, BATCH, profile.augment, at_least=profile.crops
+    train = input_pipeline.training_batches(
+        input_pipeline.read(split="train"), SIZE, BATCH, profile.augment, min_crops=profile.crops
     )
-    validation = pipeline.validation_batches(pipeline.read(split="validation"), SIZE, BATCH)
+    validation = input_pipeline.validation_batches(input_pipeline.read(split="validation"), SIZE, BATCH)
     for _ in range(2):  # the first compiles, and fills the cache
         start = time.perf_counter()
         model.evaluate(validation, verbose=0)
@@ -93,7 +93,7 @@ def main():
     )
     step_seconds = seconds["training step"] / BATCH
     figures = {
-        "data": data.current(),
+        "data": datasets.current(),
         "crop": SIZE,
         "batch": BATCH,
         "filters": FILTERS,

@@ -13,7 +13,7 @@ import keras
 
 from benchmarks import results
 from benchmarks.networks import score
-from nuclei_utils import data, models, recipes, training
+from nuclei_utils import datasets, models, recipes, training
 
 EPOCHS, STEPS = 4, 20  # of each run, whatever its share
 ENCODERS = ("random", "frozen", "fine-tuned")
@@ -40,7 +40,7 @@ def train(encoder, share, seed, place):
         phases = [(half, recipes.LEARNING_RATE, False), (half, recipes.FINE_TUNING_RATE, recipes.FINE_TUNED_BLOCKS)]
     histories = []
     for number, (epochs, rate, trainable) in enumerate(phases):
-        models.train_encoder(model, trainable)
+        models.unfreeze_encoder(model, trainable)
         training.compile_model(model, epochs * STEPS, rate)
         _, history = training.fit(model, train, validation, place / str(number), epochs, verbose=2)
         histories.append(history)
@@ -54,7 +54,7 @@ def main():
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     arguments = parser.parse_args()
-    title = f"transfer_{data.current()}_{training.profile().name}"
+    title = f"transfer_{datasets.current()}_{training.profile().name}"
     for seed in arguments.seeds:
         for share in arguments.shares:
             for encoder in arguments.encoders:
@@ -76,7 +76,7 @@ def main():
                     "val_dice": [round(value, 4) for history in histories for value in history["val_dice"]],
                     "test": score(model, "test"),
                 }
-                results.add(title, key, figures, data=data.current(), profile=training.profile().name)
+                results.add(title, key, figures, data=datasets.current(), profile=training.profile().name)
     print(f"\n{results.FOLDER / title}.json")
 
 

@@ -13,7 +13,7 @@ import keras
 
 from benchmarks import results
 from benchmarks.networks import score
-from nuclei_utils import data, losses, metrics, models, pipeline, training
+from nuclei_utils import datasets, input_pipeline, losses, models, training
 
 STEPS = 256  # of the first variant; with its crops about 5 minutes on two cores
 FIRST = {
@@ -54,11 +54,11 @@ def steps_of(settings):
 
 
 def only(part, seed):
-    """Make the function that applies one part of `pipeline.augmentation`, as strong as there."""
+    """Make the function that applies one part of `input_pipeline.augmentation`, as strong as there."""
     if part == "colours":
-        colours = pipeline.colour_augmentation(seed + 2)
+        colours = input_pipeline.colour_augmentation(seed + 2)
         return lambda images, masks: (colours(images), masks)
-    return pipeline.rotation(seed + 1)
+    return input_pipeline.random_rotation(seed + 1)
 
 
 def train(settings, seed):
@@ -66,20 +66,20 @@ def train(settings, seed):
     keras.utils.set_random_seed(seed)
     crops = training.PROFILES["laptop"].crops
     whole, _, part = (settings["augment"] or "").partition(" and ")
-    train = pipeline.training_batches(
-        pipeline.read(split="train"), settings["size"], settings["batch"], whole or None, seed, crops
+    train = input_pipeline.training_batches(
+        input_pipeline.read(split="train"), settings["size"], settings["batch"], whole or None, seed, crops
     )
     if part:
         train = train.map(only(part, seed))
     model = models.unet(filters=settings["filters"])
     steps = steps_of(settings)
-    rate = training.warm_up_and_cosine(settings["learning_rate"], steps)
+    rate = training.warmup_cosine(settings["learning_rate"], steps)
     model.compile(
         keras.optimizers.Adam(
             rate if settings["schedule"] else settings["learning_rate"], use_ema=settings["ema"], ema_momentum=0.99
         ),
         losses.BinaryCrossentropyDice(),
-        metrics=[metrics.Dice()],
+        metrics=[losses.Dice()],
     )
     # at the end of `fit`, Keras puts the averaged weights in place
     model.fit(train.repeat(), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=2)
@@ -92,7 +92,7 @@ def main():
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments = parser.parse_args()
-    title = f"tuning_{data.current()}"
+    title = f"tuning_{datasets.current()}"
     for seed in arguments.seeds:
         for name in arguments.variants:
             key = f"{name}, seed {seed}"
@@ -111,7 +111,7 @@ def main():
                 "cpu_seconds": seconds,
                 "validation": score(model, "validation"),
             }
-            results.add(title, key, figures, data=data.current())
+            results.add(title, key, figures, data=datasets.current())
     print(f"\n{results.FOLDER / title}.json")
 
 

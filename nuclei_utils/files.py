@@ -16,14 +16,17 @@ except ImportError:  # Windows
 
     fcntl = None
 
+
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 """What the system says of a lock that another process holds; other errors say that the file system has no locks."""
+
+
 LOCK_TRIES = 100
 """How often a lock file is made anew that another process has just removed."""
 
 
 @contextmanager
-def written_whole(path):
+def atomic_write(path):
     """Write a file aside, and move it to its place when it is whole; a file that was there stays until then.
 
     The file reaches the disk before its name changes. A power cut leaves the old file or the new file.
@@ -81,7 +84,7 @@ def _sync(path, flags):
 
 
 @contextmanager
-def locked(path, message):
+def file_lock(path, message):
     """Keep other processes out of a block of code. The lock ends with the process, even if the process is killed.
 
     On a file system without locks, the block runs without a lock.
@@ -134,7 +137,7 @@ def _lock(path, message):
     raise BlockingIOError(f"{path} cannot be locked: its file system changes the file's number at each look")
 
 
-def remove_unfinished(path):
+def remove_partial_files(path):
     """Remove what killed processes left of a file that `written_whole` was about to write.
 
     Parameters
@@ -165,7 +168,7 @@ def remove_older(path):
             older.unlink(missing_ok=True)
 
 
-def printable(name):
+def printable_name(name):
     r"""Return the name of a file as text that can be written as UTF-8.
 
     Parameters

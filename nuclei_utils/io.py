@@ -21,38 +21,82 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from nuclei_utils.errors import DataError
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write
+from nuclei_utils.labels import check_label_map
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 """Formats that are opened, by Pillow's names. "JPEG" includes MPO, a photograph with a preview."""
+
+
 MAX_PIXELS = 1_000_000_000
 """Most pixels (height x width) of an image, unless the caller allows more: 30,000 x 30,000 fit."""
+
+
 BRIGHTEST = 0.0005
 """Fraction of the brightest 16-bit values that does not count for the scale of an image."""
 
-_IMAGE, _MASK, _LABELS = "an image", "a mask", "a label map"  # what a file is read as
+
+_IMAGE, _MASK, _LABEL_MAP = "an image", "a mask", "a label map"  # what a file is read as
+
+
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders of TIFF, then of BigTIFF
+
+
 _BIG_ENDIAN_BIGTIFF = _TIFF_MARKS[3]  # Pillow cannot read it
+
+
 _MAX_BYTES_PER_PIXEL = 16  # limits the size of a file: four channels of 32 bits
+
+
 _MAX_HEADER_BYTES = 2**26
+
+
 _MAX_RLE_PIXELS = 2**24  # Pillow decodes run lengths of BMP files in Python, which is slow
+
+
 _MAX_SCANS = 100  # passes over a progressive JPEG; cameras and programs write about 10
+
+
 _PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
 _UNPACKED_AT_ONCE = 2**20  # bytes
+
+
 _JPEG_PIXELS_PER_BYTE = 600  # at most: a block of 64 pixels takes a bit or more
+
+
 _TIFF_GROWTH = {5: 4000, 7: 1800, 8: 1100, 32773: 64, 32946: 1100}  # most bytes that one byte can unpack to
+
+
 _PILLOW_WARNS = 2**26  # pixels; Pillow has its own limit above this number
+
+
 _STRIP = 1024  # rows of an image that are measured at a time
+
+
 _HOT = 4  # a 16-bit pixel is hot if it is so many times brighter than the median around it
 
+
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE = range(4)  # "photometric" of TIFF
+
+
 _ALPHA = (1, 2)  # "extra samples" of TIFF that are transparency
+
+
 _NO_COMPRESSION, _DEFLATE = 1, (8, 32946)
+
+
 _LOSSY = (6, 7, 33003, 33004, 33005, 34712, 34892, 34933, 34934, 50001, 50002)  # JPEG, JPEG 2000, WebP, ...
+
 
 _EXIF_ORIENTATION = 274  # the number of the tag in EXIF and in TIFF
 
+
 _pillow_limit = threading.Lock()
+
+
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # the message of a refusal is enough
 
 
@@ -66,9 +110,6 @@ class _Decoded(NamedTuple):
     pixels: np.ndarray
     is_palette: bool
     is_lossy: bool
-
-
-# Images
 
 
 def read_image(path, max_pixels=MAX_PIXELS):
@@ -97,7 +138,7 @@ def read_image(path, max_pixels=MAX_PIXELS):
     try:
         return to_rgb8(raw)
     except MemoryError as error:
-        raise DataError(_too_little_memory(path, raw.shape)) from error
+        raise NucleiError(_too_little_memory(path, raw.shape)) from error
 
 
 def read_raw(path, max_pixels=MAX_PIXELS):
@@ -173,11 +214,8 @@ def _colours(path, pixels):
         return pixels
     colours, alpha = pixels[..., :-1], pixels[..., -1]
     if np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():
-        raise DataError(f"{path}: only its alpha channel holds anything, the colours are one: save it without alpha")
+        raise NucleiError(f"{path}: only its alpha channel holds anything, the colours are one: save it without alpha")
     return colours
-
-
-# Masks and label maps
 
 
 def read_mask(path, shape=None):
@@ -205,16 +243,18 @@ def read_mask(path, shape=None):
     values = colours.max(axis=2) if colours.shape[2] > 1 else colours[..., 0]
     mask = values != 0
     if mask.any() and (mask != (values == values.max())).any():
-        raise DataError(
+        raise NucleiError(
             f"{path}: found {len(np.unique(values))} values, expected two, background 0 and one nucleus: "
             "split a label map into one mask per nucleus; save a mask as PNG, not JPEG"
         )
     if shape is not None and mask.shape != tuple(shape):
-        raise DataError(f"{path}: the mask is {mask.shape}, its image {tuple(shape)} (height, width); they must agree")
+        raise NucleiError(
+            f"{path}: the mask is {mask.shape}, its image {tuple(shape)} (height, width); they must agree"
+        )
     return mask
 
 
-def read_labels(path):
+def read_label_map(path):
     """Read a label map from a grey PNG or TIFF, whoever wrote it.
 
     Parameters
@@ -234,8 +274,8 @@ def read_labels(path):
         with losses, or holds fractions or negative numbers.
     """
     path = Path(path)
-    decoded = _decode(path, MAX_PIXELS, _LABELS)
-    _check_lossless(path, decoded, _LABELS)
+    decoded = _decode(path, MAX_PIXELS, _LABEL_MAP)
+    _check_lossless(path, decoded, _LABEL_MAP)
     pixels = decoded.pixels
     if decoded.is_palette:
         found = "a palette, whose numbers stand for colours"
@@ -247,7 +287,7 @@ def read_labels(path):
         found = f"values from {pixels.min()} to {pixels.max()}"
     else:
         return pixels.astype(np.int32)
-    raise DataError(
+    raise NucleiError(
         f"{path}: found {found}, expected a label map, one grey channel of whole numbers from 0 up: save it as 16-bit "
         "PNG or TIFF"
     )
@@ -255,13 +295,10 @@ def read_labels(path):
 
 def _check_lossless(path, decoded, purpose):
     if decoded.is_lossy:
-        raise DataError(
+        raise NucleiError(
             f"{path}: found a compression with losses, such as JPEG, which changes the numbers of {purpose}: save it "
             "as PNG or TIFF"
         )
-
-
-# Any file
 
 
 def _decode(path, max_pixels, purpose):
@@ -271,15 +308,15 @@ def _decode(path, max_pixels, purpose):
         decode = _decode_tiff if content[:4] in _TIFF_MARKS else _decode_by_pillow
         return decode(content, max_pixels, purpose)
     except _Refusal as refusal:
-        raise DataError(f"{path}: {refusal}") from None
+        raise NucleiError(f"{path}: {refusal}") from None
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is no image that can be read: expected PNG, JPEG, TIFF or BMP") from error
-    except DataError:
+        raise NucleiError(f"{path} is no image that can be read: expected PNG, JPEG, TIFF or BMP") from error
+    except NucleiError:
         raise
     except MemoryError as error:
-        raise DataError(_too_little_memory(path)) from error
+        raise NucleiError(_too_little_memory(path)) from error
     except Exception as error:  # a broken byte can trip a decoder anywhere: KeyError, TypeError, ZeroDivisionError, ...
-        raise DataError(f"{path} cannot be read as {purpose} ({error}): fetch or export it again") from error
+        raise NucleiError(f"{path} cannot be read as {purpose} ({error}): fetch or export it again") from error
 
 
 def _too_little_memory(path, shape=None):
@@ -292,17 +329,17 @@ def _content(path, max_pixels):
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path} cannot be read as an image: found {_kind(status.st_mode)}, expected a file")
+            raise NucleiError(f"{path} cannot be read as an image: found {_kind(status.st_mode)}, expected a file")
         if status.st_size > _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_HEADER_BYTES:
             raise _Refusal(f"found a file of {status.st_size:,} bytes, too many for {max_pixels:,} pixels")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: check its name, or fetch the data again") from error
+        raise NucleiError(f"{path} is missing: check its name, or fetch the data again") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, NucleiError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read ({reason}): check its name and your rights to read it") from error
+        raise NucleiError(f"{path} cannot be read ({reason}): check its name and your rights to read it") from error
 
 
 def _kind(mode):
@@ -331,9 +368,6 @@ def _turned(pixels, orientation):
     return pixels
 
 
-# PNG, JPEG and BMP
-
-
 @contextmanager
 def _no_limit_of_pillow():
     """Switch off Pillow's limit, which holds for the whole process; the limit of this module has been checked."""
@@ -360,7 +394,7 @@ def _decode_by_pillow(content, max_pixels, purpose):
     with _opened(content, FORMATS[:3]) as picture:
         _check_size(picture.height, picture.width, max_pixels)
         kind, is_deep = picture.format, picture.format == "PNG" and content[24] == 16  # the header's field of depth
-        if purpose == _LABELS and kind == "BMP":
+        if purpose == _LABEL_MAP and kind == "BMP":
             raise _Refusal("found a BMP file, expected a label map as 16-bit PNG or TIFF")
         if kind == "BMP":
             _check_bmp(content, picture)
@@ -378,7 +412,7 @@ def _decode_by_pillow(content, max_pixels, purpose):
         is_palette, is_lossy = colours is not None, kind in ("JPEG", "MPO")
         if not is_deep or picture.mode == "I;16":
             pixels = _plain(picture)
-            if purpose == _LABELS and kind == "PNG" and pixels.dtype == np.uint8 and content[24] in (1, 2, 4):
+            if purpose == _LABEL_MAP and kind == "PNG" and pixels.dtype == np.uint8 and content[24] in (1, 2, 4):
                 pixels = pixels // (255 // (2 ** content[24] - 1))
             return _Decoded(_turned(pixels, orientation), is_palette, is_lossy)
     pixels = _decode_by_opencv(content)
@@ -466,9 +500,6 @@ def _decode_by_opencv(content):
     return pixels
 
 
-# TIFF
-
-
 def _decode_tiff(content, max_pixels, purpose):
     # OME's description of the planes is not used: it may name other files, and planes that are not there
     with tifffile.TiffFile(BytesIO(content), is_ome=False) as file:
@@ -531,7 +562,7 @@ def _check_samples(page, purpose):
         raise _Refusal(
             f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale and save it so"
         )
-    if purpose == _LABELS and bits not in (1, 8, 16, 32, 64):
+    if purpose == _LABEL_MAP and bits not in (1, 8, 16, 32, 64):
         raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits")
     if photometric == _PALETTE and (page.colormap is None or page.colormap.shape != (3, 2**bits)):
         raise _Refusal("its palette is missing or cut short: export it again")
@@ -588,7 +619,7 @@ def _decode_page(page, content, bits, purpose):
             raise _Refusal(f"found {page.dtype} with the compression {page.compression.name}: save it without")
         pixels = pixels.view(page.dtype)
     # numbers of labels are never inverted, and there is no white among numbers with a sign
-    invert = purpose != _LABELS and page.dtype in (np.uint8, np.uint16, bool)
+    invert = purpose != _LABEL_MAP and page.dtype in (np.uint8, np.uint16, bool)
     if page.photometric == _MINISWHITE and invert != is_inverted and pixels.dtype in (np.uint8, np.uint16):
         return np.iinfo(pixels.dtype).max - pixels
     return pixels
@@ -608,3 +639,66 @@ def _check_deflated(page, content):
             raise ValueError(
                 f"a strip or tile unpacks to {length:,} bytes or more, not to the {needed:,} of its pixels"
             )
+
+
+LOSSLESS = (".png", ".tif", ".tiff")  # endings
+
+
+HIGHEST_IN_16_BITS = 2**16 - 1
+
+
+def _ending(path, known):
+    if path.suffix.lower() not in known:
+        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(known)}")
+    return path.suffix.lower()
+
+
+def write_label_map(path, labels):
+    """Write a label map as a 16-bit PNG or TIFF, by the ending of the name.
+
+    Parameters
+    ----------
+    path : path-like
+        Ends in .png, .tif or .tiff.
+    labels : int array (H, W)
+        Label map. With labels above 65,535 a TIFF has 32 bits.
+
+    Raises
+    ------
+    ValueError
+        If `labels` is no label map, the ending is another, or a label is above 65,535 and the file a PNG.
+    """
+    path, labels = Path(path), check_label_map(labels)
+    ending, highest = _ending(path, LOSSLESS), labels.max(initial=0)
+    if ending == ".png" and highest > HIGHEST_IN_16_BITS:
+        raise ValueError(
+            f"{path}: the highest label is {highest}, a PNG holds {HIGHEST_IN_16_BITS} at most: write it as "
+            f"{path.with_suffix('.tif').name}"
+        )
+    with atomic_write(path) as aside:
+        if ending == ".png":
+            Image.fromarray(labels.astype(np.uint16)).save(aside)
+        else:
+            bits = np.uint16 if highest <= HIGHEST_IN_16_BITS else np.uint32
+            tifffile.imwrite(aside, labels.astype(bits), compression="zlib", photometric="minisblack")
+
+
+def write_mask(path, labels):
+    """Write which pixels are nucleus: 255, the others 0, 8-bit grey.
+
+    Parameters
+    ----------
+    path : path-like
+        Ends in .png, .tif or .tiff: other kinds may blur it.
+    labels : int or bool array (H, W)
+        Label map or mask.
+
+    Raises
+    ------
+    ValueError
+        If the ending is another.
+    """
+    path = Path(path)
+    _ending(path, LOSSLESS)
+    with atomic_write(path) as aside:
+        Image.fromarray((np.asarray(labels) > 0).astype(np.uint8) * np.uint8(255)).save(aside)

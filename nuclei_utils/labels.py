@@ -12,7 +12,7 @@ from skimage.measure import regionprops
 from skimage.segmentation import find_boundaries, relabel_sequential
 
 
-def checked(labels):
+def check_label_map(labels):
     """Return a label map as an array, after a look at whether it is one.
 
     Parameters
@@ -32,7 +32,7 @@ def checked(labels):
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise ValueError(
             f"expected a label map, whole numbers (H, W), found {labels.dtype} {labels.shape}: "
-            "`instances.components` makes one of a mask, `instances.separate` of probabilities"
+            "`segmentation.components` makes one of a mask, `segmentation.maps_to_labels` of probabilities"
         )
     if labels.size and labels.min() < 0:
         raise ValueError(f"expected a label map, labels of 0 (background) or above, found {labels.min()}")
@@ -95,7 +95,7 @@ def split_labels(labels):
     return labels[None] == numbers[numbers > 0][:, None, None]
 
 
-def boundary(labels):
+def boundary_map(labels):
     """Mark where a nucleus ends: the pixels on both sides of every border, to the background and to neighbours.
 
     Parameters
@@ -111,7 +111,7 @@ def boundary(labels):
     return find_boundaries(np.asarray(labels), mode="thick")
 
 
-def distance(labels):
+def distance_map(labels):
     """Measure how deep inside its own nucleus each pixel lies: 0 outside, 1 at the deepest pixel of each nucleus.
 
     Every nucleus has its own scale, so that a small one has as clear a peak as a large one; between nuclei that touch
@@ -206,10 +206,10 @@ def encode_rle(mask):
         "start length start length …"; pixels are counted from 1, down the columns, left to right. "" for an
         empty mask.
     """
-    return encode_labels((np.asarray(mask) != 0).astype(np.uint8)).get(1, "")
+    return encode_label_map((np.asarray(mask) != 0).astype(np.uint8)).get(1, "")
 
 
-def encode_labels(labels):
+def encode_label_map(labels):
     """Encode each nucleus of a label map as the run-length string of the Kaggle competition, all in one pass.
 
     Parameters
@@ -270,3 +270,20 @@ def decode_rle(text, shape):
     for start, length in zip(starts, lengths, strict=True):
         mask[start - 1 : start - 1 + length] = True
     return mask.reshape(shape, order="F")
+
+
+def looks_like_mask(labels):
+    """Return whether a label map is a mask by mistake: several separate pieces, and one number for all of them.
+
+    Parameters
+    ----------
+    labels : int array (H, W)
+
+    Returns
+    -------
+    bool
+    """
+    labels = np.asarray(labels)
+    inside = labels > 0
+    one_number = inside.any() and labels[inside].min() == labels.max()
+    return bool(one_number and cv2.connectedComponents(inside.astype(np.uint8))[0] > 2)  # one of them is background

@@ -1,6 +1,40 @@
 """Losses for masks: binary cross-entropy looks at each pixel, Dice at the overlap of the whole."""
 
 import keras
+from keras import ops
+
+from nuclei_utils import metrics
+
+
+@keras.saving.register_keras_serializable("nuclei_utils")
+class Dice(keras.metrics.Metric):
+    """Dice coefficient over all pixels seen since the last reset, for `model.compile(metrics=…)`.
+
+    Parameters
+    ----------
+    threshold : float
+        A pixel is nucleus where its probability is larger.
+    """
+
+    def __init__(self, threshold=0.5, name="dice", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.threshold = threshold
+        self.intersection = self.add_weight(name="intersection", initializer="zeros")
+        self.total = self.add_weight(name="total", initializer="zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Add a batch: masks and probabilities of one shape."""
+        intersection, total = metrics._overlap(y_true, y_pred, self.threshold)
+        self.intersection.assign_add(intersection)
+        self.total.assign_add(total)
+
+    def result(self):
+        """Return the coefficient, a scalar in [0, 1]; 1 while neither mask has a nucleus."""
+        return ops.where(self.total > 0, 2 * self.intersection / ops.maximum(self.total, 1), 1.0)
+
+    def get_config(self):
+        """Return what is needed to make the metric again."""
+        return {**super().get_config(), "threshold": self.threshold}
 
 
 @keras.saving.register_keras_serializable("nuclei_utils")

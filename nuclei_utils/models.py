@@ -2,11 +2,45 @@
 
 import math
 import os
+import time
 import warnings
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import layers, ops
+
+
+def model_cost(model, size=256, rounds=7):
+    """Measure what a model costs: parameters, memory for them, and time for one image.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Takes (1, size, size, 3).
+    size : int
+        Height and width of the image, pixels.
+    rounds : int
+        How many predictions are timed, after one that is not; the median counts, which a busy moment does not move.
+
+    Returns
+    -------
+    dict
+        `parameters`, all of them; `megabytes` that their values take (10**6 bytes); `milliseconds` for one prediction
+        of one image as `predict.predict_masks` makes it, from an array to an array.
+    """
+    image = np.random.default_rng(0).random((1, size, size, 3), dtype=np.float32)
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        ops.convert_to_numpy(model(image, training=False))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "parameters": model.count_params(),
+        "megabytes": megabytes(model),
+        "milliseconds": 1000 * float(np.median(seconds[1:])),  # the first one also sets things up
+    }
+
 
 SKIPS = (
     "block_1_expand_relu",  # 1/2 of the image's height and width
@@ -15,15 +49,21 @@ SKIPS = (
     "block_13_expand_relu",  # 1/16
 )
 """Layers of MobileNetV2 whose feature maps the decoder sees, as in TensorFlow's tutorial on segmentation."""
+
+
 BOTTOM = "block_16_project_BN"
 """Layer of MobileNetV2 where the decoder starts, at 1/32."""
+
+
 BLOCKS = 16
 """Inverted residual blocks of MobileNetV2 that are numbered."""
+
+
 WEIGHTS = "NUCLEI_MOBILENET_WEIGHTS"
 """Environment variable that names a file with ImageNet's weights, for places without internet."""
 
 
-def double_convolution(x, filters, dropout=0.0, residual=False):
+def conv_block(x, filters, dropout=0.0, residual=False):
     """Apply (3x3 convolution, batch normalisation, ReLU) twice: the block that a U-Net is made of.
 
     Parameters
@@ -90,14 +130,14 @@ def unet(input_shape=(None, None, 3), filters=32, depth=4, dropout=0.0, residual
     x = inputs = keras.Input(input_shape, name="image")
     skips = []
     for level in range(depth):
-        x = double_convolution(x, filters * 2**level, dropout, residual)
+        x = conv_block(x, filters * 2**level, dropout, residual)
         skips.append(x)
         x = layers.MaxPooling2D()(x)
-    x = double_convolution(x, filters * 2**depth, dropout, residual)
+    x = conv_block(x, filters * 2**depth, dropout, residual)
     for level in reversed(range(depth)):
         x = layers.Conv2DTranspose(filters * 2**level, 2, strides=2)(x)
         x = layers.Concatenate()([skips[level], x])
-        x = double_convolution(x, filters * 2**level, dropout, residual)
+        x = conv_block(x, filters * 2**level, dropout, residual)
     outputs = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name="probability")(x)
     return keras.Model(inputs, outputs, name="unet")
 
@@ -141,14 +181,14 @@ def mobilenet_unet(input_shape=(None, None, 3), weights="imagenet", trainable=Tr
     scaled = layers.Rescaling(2.0, offset=-1.0)(inputs)
     *skips, x = encoder(scaled)
     # the encoder halves the image at once; what lies at full size comes from the image itself
-    skips.insert(0, double_convolution(inputs, filters))
+    skips.insert(0, conv_block(inputs, filters))
     for level, skip in reversed(list(enumerate(skips))):
         x = layers.Conv2DTranspose(filters * 2**level, 2, strides=2)(x)
         x = layers.Concatenate()([skip, x])
-        x = double_convolution(x, filters * 2**level)
+        x = conv_block(x, filters * 2**level)
     outputs = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name="probability")(x)
     model = keras.Model(inputs, outputs, name="mobilenet_unet")
-    train_encoder(model, trainable)
+    unfreeze_encoder(model, trainable)
     return model
 
 
@@ -210,7 +250,7 @@ class FixedStatistics(keras.Model):
         return super().call(inputs, training=False, mask=mask)
 
 
-def train_encoder(model, trainable):
+def unfreeze_encoder(model, trainable):
     """Choose how much of the MobileNetV2 encoder of a model is trained; compile the model afterwards.
 
     Parameters
@@ -258,8 +298,8 @@ def instance_unet(input_shape=(None, None, 3), weights="imagenet", filters=16, f
     -------
     keras.Model
         (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1), float32 in [0, 1]: `mask` and
-        `boundary` are probabilities, `distance` is the depth inside the nucleus (`labels.boundary`,
-        `labels.distance`).
+        `boundary` are probabilities, `distance` is the depth inside the nucleus (`labels.boundary_map`,
+        `labels.distance_map`).
 
     Raises
     ------
@@ -269,13 +309,13 @@ def instance_unet(input_shape=(None, None, 3), weights="imagenet", filters=16, f
     _check_size(input_shape, 2 ** len(SKIPS))
     inputs = keras.Input(input_shape, name="image")
     *skips, x = mobilenet_encoder(weights, SKIPS, fixed_statistics)(layers.Rescaling(2.0, offset=-1.0)(inputs))
-    skips.insert(0, double_convolution(inputs, filters))
+    skips.insert(0, conv_block(inputs, filters))
     for level, skip in reversed(list(enumerate(skips))):
         # fewer feature maps before they are enlarged: 1x1 convolutions are cheap, and cheapest at the small size
         x = layers.Conv2D(filters * (level + 2), 1, use_bias=False)(x)
         x = layers.UpSampling2D(interpolation="bilinear")(x)
         x = layers.Concatenate()([skip, x])
-        x = double_convolution(x, filters * (level + 1))
+        x = conv_block(x, filters * (level + 1))
     outputs = {
         name: layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name=name)(x)
         for name in ("mask", "boundary", "distance")
@@ -314,12 +354,12 @@ def unet_plus_plus(input_shape=(None, None, 3), filters=32, depth=4, deep_superv
     levels = [[] for _ in range(depth + 1)]  # levels[i][j] is X(i, j)
     for level in range(depth + 1):
         x = layers.MaxPooling2D()(levels[level - 1][0]) if level else inputs
-        levels[level].append(double_convolution(x, filters * 2**level))
+        levels[level].append(conv_block(x, filters * 2**level))
         for above in reversed(range(level)):  # the diagonal that this level makes possible
             maps = filters * 2**above
             enlarged = layers.Conv2DTranspose(maps, 2, strides=2)(levels[above + 1][-1])
             x = layers.Concatenate()([*levels[above], enlarged])
-            levels[above].append(double_convolution(x, maps))
+            levels[above].append(conv_block(x, maps))
     heads = [
         layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name=f"depth_{j}")(levels[0][j])
         for j in range(1, depth + 1)
@@ -384,7 +424,7 @@ def megabytes(model):
     return sum(weight.nbytes for weight in model.get_weights()) / 1e6
 
 
-def multiplications(model):
+def count_multiplications(model):
     """Count the multiplications in the convolutions of a network, for one image: what a prediction costs.
 
     Parameters

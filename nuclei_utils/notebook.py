@@ -9,6 +9,7 @@ from pathlib import Path
 
 __all__ = ["quiet_stderr", "show_goal", "start"]
 
+
 PICTURES = Path(__file__).resolve().parent / "pictures"
 """Folder of the goal pictures. They come with the package, because Colab has no other file of the repository."""
 

@@ -12,30 +12,47 @@ from keras import ops
 from scipy import ndimage
 from tqdm import tqdm
 
-from nuclei_utils import data, instances, models, preprocess
-from nuclei_utils.files import written_whole
+from nuclei_utils import datasets, deploy, matching, models, preprocess, segmentation
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write
 
 MULTIPLE = 32
 """Heights and widths that every network of the course takes are multiples of it."""
+
+
 TILE = 512
 """Height and width of a tile, pixels. A side of up to one and a half tiles is not cut: two tiles would cost more."""
+
+
 OVERLAP = 128
 """How far neighbouring tiles overlap, pixels."""
+
+
 BLOCK = 512
 """Height and width of the part of an image in which nuclei are separated at once, pixels."""
-MARGIN = 192
+
+
+CONTEXT = 192
 """How far the network's maps are looked at beyond a block, pixels."""
+
+
 SEPARATE_BY = ("mask", "distance")
-"""The maps that `instances.separate` looks at: of a large image, `labels` keeps no others."""
+"""The maps that `segmentation.maps_to_labels` looks at: of a large image, `labels` keeps no others."""
+
+
 ZOOM = 0.75
 """To what share of its size `agreement` shrinks an image."""
+
+
 LARGEST_CHECK = 1024
 """Height and width of the middle part of a larger image that `agreement` looks at, pixels."""
+
+
 VIEWS = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
 """Quarter turns, and whether mirrored as well: the first four keep the shape of an image that is not square."""
 
 
-def probabilities(model, images, multiple=MULTIPLE):
+def predict_masks(model, images, multiple=MULTIPLE):
     """Predict the probability of nucleus for each pixel of whole images.
 
     Each image is normalised, padded by reflection to a size that the network takes, and cut back afterwards. For
@@ -58,7 +75,7 @@ def probabilities(model, images, multiple=MULTIPLE):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If the network cannot take the size of an image, or gives a map of another size, or values that are not
         numbers.
     MemoryError
@@ -72,7 +89,7 @@ def probabilities(model, images, multiple=MULTIPLE):
     return found
 
 
-def maps(model, image, tile=TILE, overlap=OVERLAP, views=1, batch=1, progress=False):
+def predict_maps(model, image, tile=TILE, overlap=OVERLAP, n_tta=1, batch=1, progress=False):
     """Predict all maps of one image of any size: in tiles if it is larger than one.
 
     Neighbouring tiles overlap, and fade into each other along a raised cosine, so that no seam is left. An image of up
@@ -90,8 +107,8 @@ def maps(model, image, tile=TILE, overlap=OVERLAP, views=1, batch=1, progress=Fa
         Height and width of a tile, pixels, a multiple of 32.
     overlap : int
         Of neighbouring tiles, pixels, a multiple of 32, at most half a tile.
-    views : 1, 4 or 8
-        Predict so many views of the image, and take the mean: as it is; and mirrored both ways; and turned by 90
+    n_tta : 1, 4 or 8
+        Predict so many n_tta of the image, and take the mean: as it is; and mirrored both ways; and turned by 90
         degrees as well. It takes so many times longer.
     batch : int
         Tiles that go through the network at once. More need more memory, and are quicker on a GPU only.
@@ -106,13 +123,15 @@ def maps(model, image, tile=TILE, overlap=OVERLAP, views=1, batch=1, progress=Fa
     Raises
     ------
     ValueError
-        If the image is no uint8 array (H, W, 3), or tile, overlap or views are none of those above.
-    data.DataError, MemoryError
+        If the image is no uint8 array (H, W, 3), or tile, overlap or n_tta are none of those above.
+    errors.NucleiError, MemoryError
         As for `probabilities`.
     """
     whole = {}
     bottom = 0
-    for band in _bands(model, image, preprocess.limits(_checked(image)), tile, overlap, views, batch, progress):
+    for band in _bands(
+        model, image, preprocess.intensity_range(_checked(image)), tile, overlap, n_tta, batch, progress
+    ):
         for name, rows in band.items():
             if name not in whole:
                 whole[name] = np.empty(image.shape[:2], np.float32)
@@ -121,19 +140,19 @@ def maps(model, image, tile=TILE, overlap=OVERLAP, views=1, batch=1, progress=Fa
     return whole
 
 
-def labels(
+def predict_labels(
     model,
     image,
     tile=TILE,
     overlap=OVERLAP,
-    views=1,
+    n_tta=1,
     batch=1,
     progress=False,
     block=BLOCK,
-    margin=MARGIN,
+    margin=CONTEXT,
     **thresholds,
 ):
-    """Find the nuclei of one image of any size: `maps`, and from them `instances.separate`.
+    """Find the nuclei of one image of any size: `maps`, and from them `segmentation.maps_to_labels`.
 
     A large image is never held as a whole but for the image itself and its label map: the maps are made from top to
     bottom, nuclei are separated block by block in maps that reach a margin beyond the block, and each nucleus is kept
@@ -143,14 +162,14 @@ def labels(
 
     Parameters
     ----------
-    model, image, tile, overlap, views, batch, progress
+    model, image, tile, overlap, n_tta, batch, progress
         As for `maps`.
     block : int
         Height and width of a block, pixels. Memory grows with it, time with the share of the margins.
     margin : int
         Pixels, at most half a block.
     thresholds
-        As for `instances.separate`.
+        As for `segmentation.maps_to_labels`.
 
     Returns
     -------
@@ -159,17 +178,17 @@ def labels(
 
     Raises
     ------
-    ValueError, data.DataError, MemoryError
+    ValueError, errors.NucleiError, MemoryError
         As for `maps`; ValueError also if the margin is more than half a block.
     """
     if not 0 <= 2 * margin <= block:
         raise ValueError(f"a margin lies between 0 and half a block, found {margin} for a block of {block} pixels")
-    ends = preprocess.limits(_checked(image))
-    bands = _bands(model, image, ends, tile, overlap, views, batch, progress, SEPARATE_BY)
+    ends = preprocess.intensity_range(_checked(image))
+    bands = _bands(model, image, ends, tile, overlap, n_tta, batch, progress, SEPARATE_BY)
     return _separated(bands, image.shape[:2], block, margin, thresholds)
 
 
-def agreement(model, image, found=None, **settings):
+def tta_consistency(model, image, found=None, **settings):
     """Measure how far a network agrees with itself: on the image, and on the same image mirrored and made smaller.
 
     It needs no truth. A network is sure of what is like the images it learned from, and finds the same nuclei again
@@ -195,20 +214,20 @@ def agreement(model, image, found=None, **settings):
 
     Raises
     ------
-    ValueError, data.DataError, MemoryError
+    ValueError, errors.NucleiError, MemoryError
         As for `labels`; ValueError also if the label map has not the shape of the image.
     """
     if found is not None and found.shape != image.shape[:2]:
         raise ValueError(
             f"the label map {found.shape} is not of this image, which is {image.shape[:2]} (height, width)"
         )
-    part = preprocess.crop_middle(_checked(image), (LARGEST_CHECK, LARGEST_CHECK))
+    part = preprocess.center_crop(_checked(image), (LARGEST_CHECK, LARGEST_CHECK))
     size = part.shape[:2]
-    found = labels(model, part, **settings) if found is None else preprocess.crop_middle(found, size)
+    found = predict_labels(model, part, **settings) if found is None else preprocess.center_crop(found, size)
     smaller = tuple(max(1, round(ZOOM * side)) for side in size)
     view = preprocess.resize(np.ascontiguousarray(part[:, ::-1]), smaller)
-    again = preprocess.resize_labels(labels(model, view, **settings), size)[:, ::-1]
-    shared = instances.overlaps(found, again)
+    again = preprocess.resize_label_map(predict_labels(model, view, **settings), size)[:, ::-1]
+    shared = matching.label_overlap(found, again)
     best, best_again = np.zeros(len(shared.true)), np.zeros(len(shared.predicted))
     np.maximum.at(best, shared.rows, shared.ious)
     np.maximum.at(best_again, shared.columns, shared.ious)
@@ -227,30 +246,27 @@ def default_model():
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If the file is missing.
     """
     # built here, not loaded whole: a file of weights alone is read by every supported Keras
     model = models.instance_unet(weights=None, fixed_statistics=True)
-    model.load_weights(data._asset("instance_unet.weights.h5"))
+    model.load_weights(datasets._asset("instance_unet.weights.h5"))
     return model
-
-
-# Tiles
 
 
 def _checked(image):
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
-            f"expected an image (H, W, 3) of uint8, found {image.shape} of {image.dtype}: read it by data.read_image"
+            f"expected an image (H, W, 3) of uint8, found {image.shape} of {image.dtype}: read it by io.read_image"
         )
     return image
 
 
-def _bands(model, image, ends, tile, overlap, views, batch, progress, wanted=None):
+def _bands(model, image, ends, tile, overlap, n_tta, batch, progress, wanted=None):
     """Yield the maps of an image (or those wanted) from top to bottom: rows by name, which hold until the next step."""
-    if views not in (1, 4, 8):
-        raise ValueError(f"views are 1, 4 (mirrored) or 8 (turned as well), found {views}")
+    if n_tta not in (1, 4, 8):
+        raise ValueError(f"n_tta are 1, 4 (mirrored) or 8 (turned as well), found {n_tta}")
     if tile <= 0 or tile % MULTIPLE or overlap % MULTIPLE or not 0 <= 2 * overlap <= tile:
         raise ValueError(
             f"tile and overlap are multiples of {MULTIPLE}, the overlap at most half a tile; found {tile} and {overlap}"
@@ -271,7 +287,7 @@ def _bands(model, image, ends, tile, overlap, views, batch, progress, wanted=Non
             for first in range(0, len(lefts), batch):
                 columns = range(first, min(first + batch, len(lefts)))
                 tiles = np.stack([_cut(image, ends, top, lefts[column], size) for column in columns])
-                for name, found in _mean_over_views(model, tiles, views).items():
+                for name, found in _mean_over_views(model, tiles, n_tta).items():
                     if wanted and name not in wanted:
                         continue
                     if name not in canvas:
@@ -315,21 +331,18 @@ def _weights(starts, length, fade):
 def _cut(image, ends, top, left, size):
     """Cut one tile out of an image, stretched, and padded where the image ends."""
     part = image[top : top + size[0], left : left + size[1]]
-    return preprocess.pad_to(preprocess.stretch(part, *ends), size)
+    return preprocess.pad_to(preprocess.rescale_intensity(part, *ends), size)
 
 
-def _mean_over_views(model, tiles, views):
+def _mean_over_views(model, tiles, n_tta):
     total = {}
-    for turns, mirrored in VIEWS[:views]:
+    for turns, mirrored in VIEWS[:n_tta]:
         view = np.rot90(tiles, turns, axes=(1, 2))
         found = _run(model, np.ascontiguousarray(view[:, :, ::-1] if mirrored else view))
         for name, one in found.items():
             back = np.rot90(one[:, :, ::-1] if mirrored else one, -turns, axes=(1, 2))
             total[name] = total[name] + back if name in total else back
-    return {name: one / np.float32(views) for name, one in total.items()}
-
-
-# The network
+    return {name: one / np.float32(n_tta) for name, one in total.items()}
 
 
 class Frozen(NamedTuple):
@@ -378,12 +391,12 @@ def _run(model, batch):
     maps = {name: ops.convert_to_numpy(one) for name, one in output.items()}
     for name, one in maps.items():
         if one.shape != (*batch.shape[:3], 1):
-            raise data.DataError(
+            raise NucleiError(
                 f"the network {model.name!r} gives the map {name!r} of shape {one.shape} for images of shape "
                 f"{batch.shape}, expected {(*batch.shape[:3], 1)}: use a network that gives one value for each pixel"
             )
         if not np.isfinite(one).all():
-            raise data.DataError(
+            raise NucleiError(
                 f"the network {model.name!r} gives values that are not numbers (NaN or infinity) in the map {name!r}: "
                 "its training failed, or its file is damaged; use another network"
             )
@@ -402,8 +415,6 @@ def _compiled(model, frozen=False):
         return call
 
     import tensorflow as tf
-
-    from nuclei_utils import deploy
 
     network = deploy.with_open_sizes(model)
     groups = network.trainable_variables, network.non_trainable_variables
@@ -426,14 +437,11 @@ def _compiled(model, frozen=False):
             raise MemoryError(error.message) from error
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise data.DataError(
+            raise NucleiError(
                 f"the network {model.name!r} fails on images of {batch.shape[1]} x {batch.shape[2]} pixels: {reason}"
             ) from error
 
     return run
-
-
-# Blocks
 
 
 def _separated(bands, shape, block, margin, thresholds):
@@ -445,7 +453,7 @@ def _separated(bands, shape, block, margin, thresholds):
         for down, window in zip(rows, _windows(bands, rows), strict=True):
             for across in columns:
                 part = {name: one[:, across.start : across.stop] for name, one in window.items()}
-                count = _keep(instances.separate(part, **thresholds), down, across, found, count)
+                count = _keep(segmentation.maps_to_labels(part, **thresholds), down, across, found, count)
     return found
 
 
@@ -507,10 +515,7 @@ def _keep(part, down, across, found, count):
     return count
 
 
-# A record of how a network learns
-
-
-class Recorder(keras.callbacks.Callback):
+class PreviewRecorder(keras.callbacks.Callback):
     """Keep what a network predicts for a few images, before training and after each epoch: what a film is made of.
 
     The files `predictions/epoch_NNN.npz` survive a training that is killed. `training.fit` clears them for a new one.
@@ -542,13 +547,13 @@ class Recorder(keras.callbacks.Callback):
         return self.folder / f"epoch_{self.first + epochs:03d}.npz"
 
     def _record(self, epochs):
-        found = probabilities(self.model, self.images)
-        with written_whole(self._path(epochs)) as aside, aside.open("wb") as file:
+        found = predict_masks(self.model, self.images)
+        with atomic_write(self._path(epochs)) as aside, aside.open("wb") as file:
             # 8 bits are finer than the eye, and a quarter of the size
             np.savez_compressed(file, *[np.round(255 * one).astype(np.uint8) for one in found])
 
 
-def recorded(folder):
+def read_previews(folder):
     """Read what `Recorder` kept.
 
     Parameters

@@ -26,10 +26,10 @@ def normalize(image, low=1.0, high=99.8):
     float32 array of the same shape, in [0, 1]
         All 0 if the image is flat.
     """
-    return stretch(image, *limits(image, low, high))
+    return rescale_intensity(image, *intensity_range(image, low, high))
 
 
-def limits(image, low=1.0, high=99.8):
+def intensity_range(image, low=1.0, high=99.8):
     """Find an image's dark and bright ends: `normalize` in two steps, for images that are stretched part by part.
 
     Parameters
@@ -53,7 +53,7 @@ def limits(image, low=1.0, high=99.8):
     return float(dark), float(bright)
 
 
-def stretch(image, dark, bright):
+def rescale_intensity(image, dark, bright):
     """Stretch an image's intensities so that two given values become 0 and 1.
 
     Parameters
@@ -111,7 +111,7 @@ def resize(image, size):
     return resized.reshape(*size, *image.shape[2:])  # OpenCV drops a channel axis of 1
 
 
-def resize_labels(labels, size):
+def resize_label_map(labels, size):
     """Resize a label map or mask by nearest neighbour: no label is invented between two others.
 
     Parameters
@@ -168,7 +168,7 @@ def pad_to_multiple(image, multiple):
     return pad_to(image, (height, width))
 
 
-def crop_middle(image, size):
+def center_crop(image, size):
     """Cut the middle out of an image or label map.
 
     Parameters

@@ -7,20 +7,33 @@ from pathlib import Path
 import keras
 import pandas as pd
 
-from nuclei_utils import data, models, pipeline, predict, preprocess, training
+from nuclei_utils import datasets, input_pipeline, models, predict, preprocess, training
+from nuclei_utils.errors import NucleiError
 
 SIZE = 128
 """Height and width of the crops that the networks are trained on, pixels."""
+
+
 BATCH = 16
 """Crops in a batch."""
+
+
 FILTERS = 16
 """Feature maps of the networks at full size."""
+
+
 LEARNING_RATE = 1e-3
 """Highest learning rate of random weights."""
+
+
 FINE_TUNING_RATE = 1e-4
 """Highest learning rate once pretrained weights are trained, so that they are changed and not forgotten."""
+
+
 FINE_TUNED_BLOCKS = 10
 """Of MobileNetV2's 16 blocks, how many are fine-tuned: those from 1/16 of the image's size on."""
+
+
 TITLES = {"unet": "U-Net", "mobilenet_unet": "U-Net on MobileNetV2", "unet_plus_plus": "U-Net++"}
 """The networks of the course, in its order, and what tables and figures call them."""
 
@@ -33,26 +46,26 @@ def batches(seed=0, share=1.0):
     seed : int
         Of the order, the crops, the augmentation, and the choice of images.
     share : float
-        Share of the training images to use, 0..1; of each kind at least one.
+        Share of the training images to use, 0..1; of each image_type at least one.
 
     Returns
     -------
     train, validation : tf.data.Dataset
-        As from `pipeline.training_batches` and `pipeline.validation_batches`.
+        As from `input_pipeline.training_batches` and `input_pipeline.validation_batches`.
     """
     profile = training.profile()
-    examples = pipeline.read(split="train")
+    examples = input_pipeline.read(split="train")
     if share < 1:
-        examples = pipeline.only(examples, some_ids(share, seed))
-    train = pipeline.training_batches(
-        examples.take(profile.images), SIZE, BATCH, profile.augment, seed, at_least=profile.crops
+        examples = input_pipeline.select(examples, some_ids(share, seed))
+    train = input_pipeline.training_batches(
+        examples.take(profile.images), SIZE, BATCH, profile.augment, seed, min_crops=profile.crops
     )
-    validation = pipeline.read(split="validation").take(profile.images)
-    return train, pipeline.validation_batches(validation, 2 * SIZE, BATCH)
+    validation = input_pipeline.read(split="validation").take(profile.images)
+    return train, input_pipeline.validation_batches(validation, 2 * SIZE, BATCH)
 
 
 def some_ids(share, seed=0):
-    """Choose a share of the training images at random, of each kind at least one; a larger share holds the smaller.
+    """Choose a share of the training images at random, of each image_type at least one; a larger share holds the smaller.
 
     Parameters
     ----------
@@ -65,27 +78,34 @@ def some_ids(share, seed=0):
     list of str
         Ids.
     """
-    table = data.splits(data.current())
+    table = datasets.split_table(datasets.current())
     table = table[table["split"] == "train"].sample(frac=1, random_state=seed)
-    return [name for _, kind in table.groupby("kind")["id"] for name in kind.iloc[: max(round(share * len(kind)), 1)]]
+    return [
+        name
+        for _, image_type in table.groupby("image_type")["id"]
+        for name in image_type.iloc[: max(round(share * len(image_type)), 1)]
+    ]
 
 
 def folder(name):
     """Return where the notebooks leave a network with the data and profile at hand: below `runs/` where they run."""
-    return Path("runs") / f"{name}_{data.current()}_{training.profile().name}"
+    return Path("runs") / f"{name}_{datasets.current()}_{training.profile().name}"
 
 
 def watched():
-    """Return what is watched while a network learns: one validation image of each kind, its middle 256 pixels.
+    """Return what is watched while a network learns: one validation image of each image_type, its middle 256 pixels.
 
     Returns
     -------
-    list of data.Record
+    list of datasets.Record
     """
-    records = data.load(split="validation")
-    first = [next(record for record in records if record.kind == kind) for kind in sorted({r.kind for r in records})]
-    middle = partial(preprocess.crop_middle, size=(256, 256))
-    return [record._replace(image=middle(record.image), labels=middle(record.labels)) for record in first]
+    records = datasets.load(split="validation")
+    first = [
+        next(record for record in records if record.image_type == image_type)
+        for image_type in sorted({r.image_type for r in records})
+    ]
+    middle = partial(preprocess.center_crop, size=(256, 256))
+    return [record._replace(image=middle(record.image), label_map=middle(record.label_map)) for record in first]
 
 
 def pretrained():
@@ -100,7 +120,7 @@ def pretrained():
     ------
     FileNotFoundError
         If `$NUCLEI_MOBILENET_WEIGHTS` names no file.
-    data.DataError
+    errors.NucleiError
         If that file does not hold the weights of MobileNetV2.
     """
     try:
@@ -115,7 +135,7 @@ def pretrained():
         if path is None:
             raise
         reason, *_ = str(error).split("\n")
-        raise data.DataError(
+        raise NucleiError(
             f"{path}, which ${models.WEIGHTS} names, does not hold the weights of keras.applications.MobileNetV2 "
             f"(include_top=False): {reason}"
         ) from error
@@ -179,7 +199,7 @@ def fit(name, model, crops, validation, folder, epochs, weights, patience=10, wa
     patience : int
         As for `training.fit`, in each phase.
     watch : sequence of uint8 array (H, W, 3)
-        Images whose predictions are recorded before the training and after each epoch (`predict.Recorder`).
+        Images whose predictions are recorded before the training and after each epoch (`predict.PreviewRecorder`).
     verbose : "auto", 0, 1 or 2
     """
     place, frozen = Path(folder), Path(folder) / "frozen"
@@ -188,7 +208,7 @@ def fit(name, model, crops, validation, folder, epochs, weights, patience=10, wa
         if training.finished(place):
             return
         training.compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
-        extra = [predict.Recorder(watch, place, before)] if len(watch) else []
+        extra = [predict.PreviewRecorder(watch, place, before)] if len(watch) else []
         training.fit(model, crops, validation, place, epochs, patience, extra, verbose)
 
     rest = epochs // 2 if weights else 0
@@ -199,7 +219,7 @@ def fit(name, model, crops, validation, folder, epochs, weights, patience=10, wa
         phase(frozen, rest, LEARNING_RATE)
         training.check_whole(frozen / training.BEST)
         model.load_weights(frozen / training.BEST)
-    models.train_encoder(model, FINE_TUNED_BLOCKS)
+    models.unfreeze_encoder(model, FINE_TUNED_BLOCKS)
     phase(place, epochs - rest, FINE_TUNING_RATE, before=len(training.read_history(frozen)))
 
 
@@ -211,7 +231,7 @@ def fit_instances(model, crops, validation, folder, epochs, learning_rate=traini
     model : keras.Model
         From `models.instance_unet`.
     crops, validation : tf.data.Dataset
-        As from `pipeline.instance_batches`.
+        As from `input_pipeline.instance_batches`.
     folder : path-like
         For its files, see `training.fit`.
     epochs : int
@@ -269,7 +289,7 @@ def train(name, folder, seed=0, watch=(), verbose="auto"):
     return load(place)
 
 
-def train_instances(folder, seed=0, epochs=None, at_least=None, verbose="auto"):
+def train_instances(folder, seed=0, epochs=None, min_crops=None, verbose="auto"):
     """Train the network that separates nuclei (`models.instance_unet`), all of it, from ImageNet's weights.
 
     Parameters
@@ -277,8 +297,8 @@ def train_instances(folder, seed=0, epochs=None, at_least=None, verbose="auto"):
     folder : path-like
         For its files, see `training.fit`.
     seed : int
-    epochs, at_least : int, optional
-        Epochs, and least number of crops of each kind of image in one; default those of the profile.
+    epochs, min_crops : int, optional
+        Epochs, and least number of crops of each image type in one; default those of the profile.
     verbose : "auto", 0, 1 or 2
 
     Returns
@@ -291,9 +311,9 @@ def train_instances(folder, seed=0, epochs=None, at_least=None, verbose="auto"):
     profile = training.profile()
     epochs = epochs or profile.epochs
     keras.utils.set_random_seed(seed)
-    examples = [pipeline.read(split=split).take(profile.images) for split in ("train", "validation")]
-    crops = pipeline.instance_batches(examples[0], SIZE, BATCH, seed, at_least or profile.crops)
-    middles = pipeline.instance_validation_batches(examples[1], SIZE, BATCH)
+    examples = [input_pipeline.read(split=split).take(profile.images) for split in ("train", "validation")]
+    crops = input_pipeline.instance_batches(examples[0], SIZE, BATCH, seed, min_crops or profile.crops)
+    middles = input_pipeline.instance_validation_batches(examples[1], SIZE, BATCH)
     model = build("instance_unet", pretrained())
     return fit_instances(model, crops, middles, folder, epochs, verbose=verbose)
 
@@ -303,23 +323,23 @@ def check_nuclei(records, use):
 
     Parameters
     ----------
-    records : sequence of data.Record
+    records : sequence of datasets.Record
     use : str
         What the images are for: "train on" or "validate on".
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If all labels are empty: nothing can be learned from them, and their Dice says nothing.
     """
-    if not any(record.labels.any() for record in records):
-        raise data.DataError(
+    if not any(record.label_map.any() for record in records):
+        raise NucleiError(
             f"none of the {len(records)} images to {use} has a nucleus in its labels (the first is "
             f"{records[0].id}): check the labels, add images, or choose others with another seed"
         )
 
 
-def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="auto"):
+def fine_tune(model, records, folder, epochs=10, min_crops=32, seed=0, verbose="auto"):
     """Train a network that separates nuclei further, on a handful of labelled images of one's own.
 
     A low learning rate changes what the network knows and does not overwrite it. The last fifth of the images, at
@@ -329,12 +349,12 @@ def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="a
     ----------
     model : keras.Model
         From `models.instance_unet`, trained; it is changed.
-    records : sequence of data.Record
-        At least two, for example from `data.read_folder`.
+    records : sequence of datasets.Record
+        At least two, for example from `datasets.read_folder`.
     folder : path-like
         For its files, see `training.fit`.
     epochs : int
-    at_least : int
+    min_crops : int
         Least number of crops in an epoch.
     seed : int
     verbose : "auto", 0, 1 or 2
@@ -357,8 +377,8 @@ def fine_tune(model, records, folder, epochs=10, at_least=32, seed=0, verbose="a
     check_nuclei(records[:-kept], "train on")
     check_nuclei(records[-kept:], "validate on")
     keras.utils.set_random_seed(seed)
-    crops = pipeline.instance_batches(pipeline.from_records(records[:-kept]), SIZE, BATCH, seed, at_least)
-    middles = pipeline.instance_validation_batches(pipeline.from_records(records[-kept:]), 2 * SIZE, BATCH)
+    crops = input_pipeline.instance_batches(input_pipeline.from_records(records[:-kept]), SIZE, BATCH, seed, min_crops)
+    middles = input_pipeline.instance_validation_batches(input_pipeline.from_records(records[-kept:]), 2 * SIZE, BATCH)
     return fit_instances(model, crops, middles, folder, epochs, FINE_TUNING_RATE, verbose)
 
 
@@ -380,7 +400,7 @@ def load(folder):
     ------
     FileNotFoundError
         If no training came to its end there.
-    data.DataError
+    errors.NucleiError
         If the model or the history is damaged.
     """
     if not training.finished(folder):
@@ -407,7 +427,7 @@ def recorded(folder):
     """
     frames = {}
     for part in _phases(folder):
-        frames.update(predict.recorded(part))
+        frames.update(predict.read_previews(part))
     return [frames[epoch] for epoch in sorted(frames)]
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 import h5py
 import keras
 
-from nuclei_utils import losses, metrics, models  # noqa: F401 - registers the classes that a file may name
-from nuclei_utils.errors import DataError
+from nuclei_utils.errors import NucleiError
 
 LAYERS = {
     "Activation",
@@ -63,6 +62,8 @@ LAYERS = {
     "ZeroPadding2D",
 }
 """Layers of Keras that a file may hold."""
+
+
 INITIALIZERS = {
     "Constant",
     "GlorotNormal",
@@ -79,8 +80,14 @@ INITIALIZERS = {
     "VarianceScaling",
     "Zeros",
 }
+
+
 REGULARIZERS = {"L1", "L2", "L1L2", "OrthogonalRegularizer"}
+
+
 CONSTRAINTS = {"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}
+
+
 ACTIVATIONS = {
     "elu",
     "exponential",
@@ -102,19 +109,34 @@ ACTIVATIONS = {
     "tanh",
 }
 """Functions that a file may name, and only as the activation of a layer."""
+
+
 MODELS = {"Functional", "Model", "Sequential"}
+
+
 OURS = {"FixedStatistics", "DeepSupervision"}
 """Classes of `nuclei_utils.models` that a file may hold."""
+
+
 MARKERS = {"__keras_tensor__", "__tuple__"}
 """Names by which Keras marks values that are not objects."""
+
+
 PARTS = {"config.json": 2**24, "metadata.json": 2**24, "model.weights.h5": 2**30}
 """The parts of a file, and the most bytes that each may have when it is unpacked. Keras would unpack further parts."""
+
+
 LARGEST = PARTS["model.weights.h5"]
 """Most bytes that all weights may have when they are unpacked."""
+
+
 MOST_ENTRIES = 100_000
 """Most groups and arrays of the weights, each counted once for each name that leads to it."""
 
+
 _SLOTS = {"_initializer": INITIALIZERS, "_regularizer": REGULARIZERS, "_constraint": CONSTRAINTS}
+
+
 _MODULES = {
     "keras.layers": LAYERS,
     "keras.initializers": INITIALIZERS,
@@ -146,7 +168,7 @@ def load_model(path):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If the file is missing or broken, names a class or function outside of the lists of this module, points to
         other files, or was saved by a Keras that this Keras cannot read.
 
@@ -159,14 +181,14 @@ def load_model(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} is missing: name a model file, such as `nuclei-utils train` writes")
+        raise NucleiError(f"{path} is missing: name a model file, such as `nuclei-utils train` writes")
     if path.suffix != ".keras":
-        raise DataError(f"{path}: found a {path.suffix or 'nameless'} file, expected .keras, which can be checked")
+        raise NucleiError(f"{path}: found a {path.suffix or 'nameless'} file, expected .keras, which can be checked")
     saved_by = ""
     try:
         saved_by = _check_file(path)
         return keras.models.load_model(path, compile=False, safe_mode=True)
-    except DataError:
+    except NucleiError:
         raise
     except Exception as error:  # a broken byte can raise any error in Keras, zipfile or h5py
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -176,7 +198,7 @@ def load_model(path):
                 f". Keras {saved_by} saved the file and this is Keras {keras.__version__}: a newer Keras writes files "
                 "that an older one may not read; save the file with this version, or update Keras"
             )
-        raise DataError(f"{path} cannot be loaded as a Keras model: {reason}{hint}") from error
+        raise NucleiError(f"{path} cannot be loaded as a Keras model: {reason}{hint}") from error
 
 
 def _check_file(path):
@@ -184,14 +206,14 @@ def _check_file(path):
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.filename not in PARTS:
-                raise DataError(f"{path} holds {info.filename!r}, expected no parts other than {', '.join(PARTS)}")
+                raise NucleiError(f"{path} holds {info.filename!r}, expected no parts other than {', '.join(PARTS)}")
             if info.file_size > PARTS[info.filename]:
-                raise DataError(
+                raise NucleiError(
                     f"{path}: {info.filename} has {info.file_size:,} bytes, more than {PARTS[info.filename]:,}"
                 )
         config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
-            raise DataError(f"{path}: its config.json describes no network")
+            raise NucleiError(f"{path}: its config.json describes no network")
         # how the network was trained: Keras ignores this part, because the network is not compiled
         config.pop("compile_config", None)
         _check_config(config, path)
@@ -234,7 +256,7 @@ def _check_object(value, path, key):
 
 
 def _refusal(path, what):
-    return DataError(
+    return NucleiError(
         f"{path} holds {what}, which is not on the list of layers and functions that a model file may hold "
         "(nuclei_utils.saving): build such a network in Python, and load its weights"
     )
@@ -249,17 +271,19 @@ def _check_weights(file, path):
         for name in group:
             entries += 1
             if entries > MOST_ENTRIES:
-                raise DataError(f"{path}: its weights have more than {MOST_ENTRIES:,} entries")
+                raise NucleiError(f"{path}: its weights have more than {MOST_ENTRIES:,} entries")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise DataError(f"{path}: its weights hold a link, {group.name}/{name}, that can point to another file")
+                raise NucleiError(
+                    f"{path}: its weights hold a link, {group.name}/{name}, that can point to another file"
+                )
             item = group[name]
             if isinstance(item, h5py.Group):
                 check(item)
                 continue
             if item.external or item.is_virtual:
-                raise DataError(f"{path}: its weights {item.name} lie in another file")
+                raise NucleiError(f"{path}: its weights {item.name} lie in another file")
             total += item.nbytes
             if total > LARGEST:
-                raise DataError(f"{path}: its weights have more than {LARGEST:,} bytes")
+                raise NucleiError(f"{path}: its weights have more than {LARGEST:,} bytes")
 
     check(file)

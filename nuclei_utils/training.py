@@ -14,14 +14,18 @@ from pathlib import Path
 import keras
 import pandas as pd
 
-from nuclei_utils import __version__, data, losses, metrics
-from nuclei_utils.errors import DataError
-from nuclei_utils.files import locked, remove_unfinished, written_whole
+from nuclei_utils import __version__, datasets, losses
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write, file_lock, remove_partial_files
 
 INSTANCE_RATE = 5e-4
 """Highest learning rate of the network that separates nuclei, whose pretrained encoder is trained from the start."""
+
+
 BEST, HISTORY, BACKUP = "best.keras", "history.csv", "backup"
 """Files and folder of a training (`callbacks`)."""
+
+
 FINISHED = "finished"
 """File that a training leaves when it comes to its end: a second copy of its history."""
 
@@ -38,9 +42,9 @@ class Profile:
     images : int
         Most images that are used, of each split.
     crops : int
-        Least number of crops of each kind of image in an epoch (`pipeline.training_batches`).
+        Least number of crops of each kind of image in an epoch (`input_pipeline.training_batches`).
     augment : str
-        How much training images are changed at random (`pipeline.training_batches`): little in short trainings.
+        How much training images are changed at random (`input_pipeline.training_batches`): little in short trainings.
     """
 
     name: str
@@ -78,12 +82,12 @@ def banner():
     return (
         f"nuclei_utils {__version__}, Keras {keras.__version__} on {backend} {sys.modules[backend].__version__}, "
         f"Python {platform.python_version()} | device: {device} | "
-        f"data: {data.current()} | profile: {profile().name}"
+        f"data: {datasets.current()} | profile: {profile().name}"
     )
 
 
-def warm_up_and_cosine(learning_rate, steps):
-    """Make the schedule of the course: a short rise to the highest learning rate, then half a cosine down to 0.
+def warmup_cosine(learning_rate, steps):
+    """Make the schedule of the course: a short min_prominence to the highest learning rate, then half a cosine down to 0.
 
     Parameters
     ----------
@@ -105,7 +109,7 @@ def warm_up_and_cosine(learning_rate, steps):
 def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
     """Compile a model as the course trains it: Adam, a warm-up and a cosine down to 0, cross-entropy + Dice.
 
-    The optimizer takes the weights that are trainable now. Choose them before (`models.train_encoder`).
+    The optimizer takes the weights that are trainable now. Choose them before (`models.unfreeze_encoder`).
 
     Parameters
     ----------
@@ -122,13 +126,13 @@ def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
         The same model.
     """
     model.compile(
-        optimizer=keras.optimizers.Adam(warm_up_and_cosine(learning_rate, steps), amsgrad=amsgrad),
+        optimizer=keras.optimizers.Adam(warmup_cosine(learning_rate, steps), amsgrad=amsgrad),
         loss=losses.BinaryCrossentropyDice(),
         metrics=[
             keras.metrics.BinaryAccuracy(name="accuracy"),
             # the default averages in the background, which is always easy
             keras.metrics.BinaryIoU(target_class_ids=[1], threshold=0.5, name="iou"),
-            metrics.Dice(),
+            losses.Dice(),
         ],
     )
     _build_optimizer(model)
@@ -153,13 +157,13 @@ def compile_instances(model, steps, learning_rate=INSTANCE_RATE):
         The same model; its history has `mask_dice` and `boundary_dice`.
     """
     model.compile(
-        optimizer=keras.optimizers.Adam(warm_up_and_cosine(learning_rate, steps)),
+        optimizer=keras.optimizers.Adam(warmup_cosine(learning_rate, steps)),
         loss={
             "mask": losses.BinaryCrossentropyDice(),
             "boundary": losses.BinaryCrossentropyDice(),
             "distance": keras.losses.MeanAbsoluteError(),
         },
-        metrics={"mask": [metrics.Dice()], "boundary": [metrics.Dice()]},
+        metrics={"mask": [losses.Dice()], "boundary": [losses.Dice()]},
     )
     _build_optimizer(model)
     return model
@@ -223,10 +227,10 @@ class Backup(keras.callbacks.Callback):
         for path in (self.folder / BACKUP / HISTORY, self.folder / HISTORY):
             _write_history(path, history)
         backup = self.folder / BACKUP / f"epoch_{epoch + 1:04}.keras"
-        with written_whole(backup) as aside:
+        with atomic_write(backup) as aside:
             self.model.save(aside)
             if history[self.monitor].notna().any() and best_epoch(history, self.monitor) == len(history) - 1:
-                with written_whole(self.folder / BEST) as best:
+                with atomic_write(self.folder / BEST) as best:
                     shutil.copyfile(aside, best)
         for other in _backups(self.folder):
             if other != backup:
@@ -234,7 +238,7 @@ class Backup(keras.callbacks.Callback):
 
 
 def _write_history(path, history):
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         history.to_csv(aside, index=False)
 
 
@@ -280,7 +284,7 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If no epoch has a value of `monitor` that is a number: the training diverged. If a training was broken off in
         the folder, and its files are of another network or all damaged.
     BlockingIOError
@@ -289,9 +293,11 @@ def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose
         If a file cannot be written. The training can go on later.
     """
     folder = Path(folder)
-    with locked(folder / ".lock", f"another training is at work in {folder}: wait for its end, or use another folder"):
+    with file_lock(
+        folder / ".lock", f"another training is at work in {folder}: wait for its end, or use another folder"
+    ):
         for name in (BEST, HISTORY, FINISHED):
-            remove_unfinished(folder / name)
+            remove_partial_files(folder / name)
         history = None if finished(folder) else _resume(model, folder, monitor)
         if history is None:
             clear(folder)
@@ -341,14 +347,14 @@ def _resume(model, folder, monitor):
         try:
             check_whole(path)
             history = _history_until(path, monitor)
-        except (DataError, FileNotFoundError) as error:
+        except (NucleiError, FileNotFoundError) as error:
             problems.append(str(error))
             continue
         try:
             model.optimizer.build(model.trainable_variables)
             model.load_weights(path)
         except ValueError as error:
-            raise DataError(
+            raise NucleiError(
                 f"{path} was left by a training of another network that was broken off, and does not fit this one: "
                 f"delete {folder} to start anew"
             ) from error
@@ -358,7 +364,9 @@ def _resume(model, folder, monitor):
         _mend(model, folder, history, monitor)
         return history
     if problems:
-        raise DataError(f"the training in {folder} cannot go on. {'. '.join(problems)}. Delete {folder} to start anew")
+        raise NucleiError(
+            f"the training in {folder} cannot go on. {'. '.join(problems)}. Delete {folder} to start anew"
+        )
     return None
 
 
@@ -369,7 +377,7 @@ def _history_until(path, monitor):
         return history.iloc[: best_epoch(history, monitor) + 1].copy()
     history, done = read_history(path.parent.parent), _epoch(path)
     if len(history) < done:
-        raise DataError(f"{path} is of epoch {done}, but {HISTORY} holds {len(history)} whole epochs")
+        raise NucleiError(f"{path} is of epoch {done}, but {HISTORY} holds {len(history)} whole epochs")
     return history.iloc[:done].copy()  # an epoch that was logged, but not kept, is done again
 
 
@@ -378,7 +386,7 @@ def _mend(model, folder, history, monitor):
     best_is_lost = False
     try:
         check_whole(folder / BEST)
-    except (DataError, FileNotFoundError) as error:
+    except (NucleiError, FileNotFoundError) as error:
         best_is_lost = history[monitor].notna().any()
         done = len(history)
         if best_is_lost and (best := best_epoch(history, monitor) + 1) < done:
@@ -387,7 +395,7 @@ def _mend(model, folder, history, monitor):
     for path in (folder / BACKUP / HISTORY, folder / HISTORY):
         _write_history(path, history)
     if best_is_lost:
-        with written_whole(folder / BEST) as aside:
+        with atomic_write(folder / BEST) as aside:
             model.save(aside)
 
 
@@ -400,7 +408,7 @@ def check_whole(path):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If the file is empty, cut or overwritten.
     FileNotFoundError
         If there is no file.
@@ -412,7 +420,7 @@ def check_whole(path):
         problem = str(error)
     if problem:
         size = Path(path).stat().st_size
-        raise DataError(f"{path} is damaged ({problem if size else 'the file is empty'})")
+        raise NucleiError(f"{path} is damaged ({problem if size else 'the file is empty'})")
 
 
 def best_epoch(history, monitor="val_dice"):
@@ -432,12 +440,12 @@ def best_epoch(history, monitor="val_dice"):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If no epoch has a value that is a number: the training diverged.
     """
     values = history[monitor]
     if values.isna().all():
-        raise DataError(f"no epoch has a number for {monitor}: the training diverged; a lower learning rate may help")
+        raise NucleiError(f"no epoch has a number for {monitor}: the training diverged; a lower learning rate may help")
     return int(values.idxmin() if _mode(monitor) == "min" else values.idxmax())
 
 
@@ -493,7 +501,7 @@ def read_history(folder):
     ------
     FileNotFoundError
         If no epoch is done.
-    data.DataError
+    errors.NucleiError
         If the history and its copy are damaged.
     """
     folder, found, problems = Path(folder), [], []
@@ -501,12 +509,12 @@ def read_history(folder):
         if path.is_file():
             try:
                 found.append(_whole_rows(path))
-            except DataError as error:
+            except NucleiError as error:
                 problems.append(str(error))
     if found:
         return max(found, key=len)
     if problems:
-        raise DataError(". ".join(problems))
+        raise NucleiError(". ".join(problems))
     raise FileNotFoundError(f"no training has finished an epoch in {folder}: {folder / HISTORY} is missing")
 
 
@@ -515,11 +523,11 @@ def _whole_rows(path):
     lines = path.read_bytes().splitlines(keepends=True)
     whole = list(itertools.takewhile(lambda line: line.endswith(b"\n") and b"\0" not in line, lines))
     if len(whole) < 2:
-        raise DataError(f"{path} is damaged ({'no whole line' if lines else 'the file is empty'})")
+        raise NucleiError(f"{path} is damaged ({'no whole line' if lines else 'the file is empty'})")
     try:
         history = pd.read_csv(io.BytesIO(b"".join(whole)))
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error})") from error
+        raise NucleiError(f"{path} is damaged ({error})") from error
     if "epoch" not in history or list(history["epoch"]) != list(range(len(history))):
-        raise DataError(f"{path} is damaged (expected one line for each epoch, from 0 on)")
+        raise NucleiError(f"{path} is damaged (expected one line for each epoch, from 0 on)")
     return history

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from nuclei_utils import data, export
+from nuclei_utils import io as image_io
+from nuclei_utils.errors import NucleiError
 
 HEIGHT, WIDTH = SIZE = 24, 36
 TIME_LIMIT = 10  # seconds for one file
@@ -788,7 +789,7 @@ def _huge():
 # How the corpus is read
 
 
-READERS = {"image": data.read_image, "mask": data.read_mask, "labels": export.read_labels}
+READERS = {"image": image_io.read_image, "mask": image_io.read_mask, "labels": image_io.read_label_map}
 
 
 class TooSlowError(BaseException):
@@ -841,20 +842,20 @@ def _compare(case, path):
     start = time.monotonic()
     try:
         found = READERS[case.read_as](path)
-        raw = data.read_raw(path) if case.read_as == "image" and hasattr(data, "read_raw") else None
-    except data.DataError as error:
+        raw = image_io.read_raw(path) if case.read_as == "image" and hasattr(image_io, "read_raw") else None
+    except NucleiError as error:
         found = error
     except Exception as error:
         return "traceback", repr(error)
     if time.monotonic() - start > TIME_LIMIT:
         return "slow", f"{time.monotonic() - start:.0f} s"
     if isinstance(case.expected, Refused):
-        if not isinstance(found, data.DataError):
+        if not isinstance(found, NucleiError):
             return "wrong", f"read as {found.dtype} {found.shape}, expected a refusal"
         if str(path) not in str(found) or not re.search(case.expected.reason, str(found)):
             return "other reason", str(found)
         return "refused", str(found)
-    if isinstance(found, data.DataError):
+    if isinstance(found, NucleiError):
         return "good refused", str(found)
     expected = case.expected
     if case.read_as == "image":

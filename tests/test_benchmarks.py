@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import explore, results
-from nuclei_utils import data
+from nuclei_utils import datasets
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_resizing_counts_what_vanishes_and_what_is_wrong():
     labels = np.zeros((8, 8), np.int32)
     labels[:4, :4] = 1  # shrinks to 2 x 2 pixels, its area is right
     labels[6, 6] = 2  # between the pixels that are kept
-    found = explore.resizing([data.Record("a", np.zeros((8, 8, 3), np.uint8), labels, "")], size=4)
+    found = explore.resizing([datasets.Record("a", np.zeros((8, 8, 3), np.uint8), labels, "")], size=4)
     assert json.loads(json.dumps(found)) == {
         "size": 4,
         "nuclei": 2,

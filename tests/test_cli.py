@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nuclei_utils import cli, data, download, export
+from nuclei_utils import cli, download, export, io
+from nuclei_utils.errors import NucleiError
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_data_in_another_place_says_how_to_use_them(tmp_path, monkeypatch, capsy
         assert len(capsys.readouterr().out.splitlines()) == 2, "there they are found without more ado"
 
 
-@pytest.mark.parametrize("error", [data.DataError("x.zip: broken"), OSError("x.zip: broken")])
+@pytest.mark.parametrize("error", [NucleiError("x.zip: broken"), OSError("x.zip: broken")])
 def test_an_expected_failure_is_one_line_on_stderr(error, monkeypatch, capsys):
     monkeypatch.setattr(download, "fetch", fail(error))
     assert cli.main(["data"]) == 1
@@ -110,7 +111,7 @@ def test_a_warning_is_one_line_on_stderr(monkeypatch, capsys):
         ["predict", "a.png"],
         ["predict", "a.png", "--out", "result", "--pixel-size", "-1"],
         ["predict", "a.png", "--out", "result", "--pixel-size", "nan"],
-        ["predict", "a.png", "--out", "result", "--views", "3"],
+        ["predict", "a.png", "--out", "result", "--tta", "3"],
         ["predict", "a.png", "--out", "result", "--max-pixels", "0"],
         ["evaluate", "result"],
     ],
@@ -191,7 +192,7 @@ def write_masks(folder, labels):
 
 def export_labels(path, labels):
     path.parent.mkdir(parents=True, exist_ok=True)
-    export.write_labels(path, labels)
+    io.write_label_map(path, labels)
 
 
 def run(*words):
@@ -207,28 +208,28 @@ def results(tmp_path):
     found = {"a": three_nuclei(), "b": np.where(three_nuclei() == 2, 0, three_nuclei())}
     for name, labels in found.items():
         export_labels(tmp_path / "out" / f"{name}_labels.png", labels)
-        export.write_mask(tmp_path / "out" / f"{name}_mask.png", labels)
+        io.write_mask(tmp_path / "out" / f"{name}_mask.png", labels)
         export.write_overlay(tmp_path / "out" / f"{name}_overlay.png", picture(labels), labels)
     return tmp_path / "out"
 
 
-def write_truth(kind, tmp_path):
+def write_truth(image_type, tmp_path):
     place = tmp_path / "truth"
     for name in "ab":
-        if kind == "masks":
+        if image_type == "masks":
             write_masks(place / name / "masks", three_nuclei())
-        elif kind != "csv":
-            export_labels(place / (kind % name), three_nuclei())
-    if kind == "csv":
+        elif image_type != "csv":
+            export_labels(place / (image_type % name), three_nuclei())
+    if image_type == "csv":
         place = tmp_path / "solution.csv"
-        rows = export.submission({name: three_nuclei() for name in "ab"})
+        rows = export.submission_table({name: three_nuclei() for name in "ab"})
         rows.assign(Height=60, Width=80, Usage="Public").to_csv(place, index=False)
     return place
 
 
-@pytest.mark.parametrize("kind", ["%s.png", "%s_labels.tif", "labels/%s.tif", "masks", "csv"])
-def test_evaluate_reads_every_kind_of_truth(kind, results, tmp_path, capsys):
-    assert run("evaluate", results, "--truth", write_truth(kind, tmp_path), "--json") == 0
+@pytest.mark.parametrize("image_type", ["%s.png", "%s_labels.tif", "labels/%s.tif", "masks", "csv"])
+def test_evaluate_reads_every_kind_of_truth(image_type, results, tmp_path, capsys):
+    assert run("evaluate", results, "--truth", write_truth(image_type, tmp_path), "--json") == 0
     output = capsys.readouterr()
     assert output.err == ""
     report = json.loads(output.out)

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import cli, data, export, io, models, predict
+from nuclei_utils import cli, export, io, models, predict
 from nuclei_utils.commands import predict as predicting
 from nuclei_utils.commands.tables import Tables, names_in_tables
-from nuclei_utils.files import locked, printable
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import file_lock, printable_name
 
 ENDINGS = ("_labels.png", "_mask.png", "_overlay.png")
 TABLES = ("nuclei.csv", "submission.csv")
@@ -77,7 +78,7 @@ def no_work(monkeypatch):
     def used(*_, **__):
         raise AssertionError("the command must refuse before any work")
 
-    monkeypatch.setattr(predict, "labels", used)
+    monkeypatch.setattr(predict, "predict_labels", used)
 
 
 def contents(folder):
@@ -108,16 +109,16 @@ def test_predict_writes_labels_masks_overlays_and_tables(tmp_path, capsys):
     write_picture(tmp_path / "in" / "b.tif", three_nuclei(20))
     (tmp_path / "in" / "notes.txt").touch()
     out = tmp_path / "deep" / "out"
-    words = ["--pixel-size", 0.5, "--format", "geojson", "--format", "rois", "--views", 4]
+    words = ["--pixel-size", 0.5, "--format", "geojson", "--format", "rois", "--tta", 4]
     assert run("predict", tmp_path / "in", tmp_path / "in" / "a.png", "--out", out, *words) == 0
     assert {path.name for path in out.iterdir()} == {
         *TABLES,
         predicting.SETTINGS,
         *(f"{name}{ending}" for name in "ab" for ending in (*ENDINGS, ".geojson", "_rois.zip")),
     }
-    assert np.array_equal(export.read_labels(out / "b_labels.png"), three_nuclei(20))
-    assert np.array_equal(data.read_mask(out / "a_mask.png"), three_nuclei() > 0)
-    assert data.read_image(out / "a_overlay.png").shape == (60, 80, 3)
+    assert np.array_equal(io.read_label_map(out / "b_labels.png"), three_nuclei(20))
+    assert np.array_equal(io.read_mask(out / "a_mask.png"), three_nuclei() > 0)
+    assert io.read_image(out / "a_overlay.png").shape == (60, 80, 3)
     table = pd.read_csv(out / "nuclei.csv")
     assert table["image"].tolist() == ["a"] * 3 + ["b"] * 3
     assert table["area"].tolist() == [16 * 16 * 0.5**2] * 6
@@ -131,10 +132,10 @@ def test_the_tables_are_those_of_all_images_written_at_once(folder, tmp_path):
     write_picture(folder / "aa.png", np.zeros((60, 80), int))
     assert run("predict", folder, "--out", tmp_path / "out") == 0
     names = ["a", "aa", "b", "c"]
-    found = {name: export.read_labels(tmp_path / "out" / f"{name}_labels.png") for name in names}
-    tables = [export.nuclei_table(data.read_image(folder / f"{name}.png"), found[name], name) for name in names]
+    found = {name: io.read_label_map(tmp_path / "out" / f"{name}_labels.png") for name in names}
+    tables = [export.measure_nuclei(io.read_image(folder / f"{name}.png"), found[name], name) for name in names]
     export.write_table(tmp_path / "nuclei.csv", pd.concat([table for table in tables if len(table)]))
-    export.write_submission(tmp_path / "submission.csv", export.submission(found))
+    export.write_submission(tmp_path / "submission.csv", export.submission_table(found))
     for name in TABLES:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
 
@@ -149,7 +150,7 @@ def test_the_layout_of_the_competition_is_read(tmp_path):
 def test_an_image_without_nuclei_and_one_not_to_be_trusted_are_named(tmp_path, monkeypatch, capsys):
     write_picture(tmp_path / "in" / "black.png", np.zeros((60, 80), int))
     write_picture(tmp_path / "in" / "odd.png")
-    monkeypatch.setattr(predict, "agreement", lambda model, image, labels, **_: 0.2 if labels.any() else np.nan)
+    monkeypatch.setattr(predict, "tta_consistency", lambda model, image, labels, **_: 0.2 if labels.any() else np.nan)
     assert run("predict", tmp_path / "in", "--out", tmp_path / "out") == 0
     black, odd = complaints(capsys)
     assert "black: no nucleus was found" in black
@@ -162,9 +163,9 @@ def test_an_image_without_nuclei_and_one_not_to_be_trusted_are_named(tmp_path, m
 
 def test_more_nuclei_than_16_bits_number_go_into_a_tiff(tmp_path, monkeypatch):
     image = write_picture(tmp_path / "a.png")
-    monkeypatch.setattr(export, "HIGHEST_IN_16_BITS", 2)
+    monkeypatch.setattr(io, "HIGHEST_IN_16_BITS", 2)
     assert run("predict", image, "--out", tmp_path / "out") == 0
-    assert export.read_labels(tmp_path / "out" / "a_labels.tif").max() == 3
+    assert io.read_label_map(tmp_path / "out" / "a_labels.tif").max() == 3
     assert not (tmp_path / "out" / "a_labels.png").exists()
 
 
@@ -172,7 +173,7 @@ def test_a_network_of_ones_own(tmp_path):
     models.unet(filters=2, depth=1).save(tmp_path / "m.keras")
     image = write_picture(tmp_path / "a.png")
     assert run("predict", image, "--model", tmp_path / "m.keras", "--out", tmp_path / "out") == 0
-    assert export.read_labels(tmp_path / "out" / "a_labels.png").shape == (60, 80)
+    assert io.read_label_map(tmp_path / "out" / "a_labels.png").shape == (60, 80)
 
 
 # Files that exist
@@ -227,7 +228,7 @@ def test_replace_leaves_the_rows_of_other_images(folder, tmp_path):
     assert contents(tmp_path / "out") == before
     assert run("predict", folder / "b.png", "--out", tmp_path / "out", "--replace") == 0
     assert pd.read_csv(tmp_path / "out" / "nuclei.csv")["image"].value_counts().to_dict() == {"a": 3, "b": 2, "c": 3}
-    assert export.read_labels(tmp_path / "out" / "b_labels.png").max() == 2
+    assert io.read_label_map(tmp_path / "out" / "b_labels.png").max() == 2
     assert (tmp_path / "out" / "a_labels.png").read_bytes() == before["a_labels.png"]
 
 
@@ -248,7 +249,7 @@ def test_names_that_would_collide_are_refused_before_any_work(tmp_path, capsys):
 
 @pytest.mark.usefixtures("no_work")
 def test_two_runs_do_not_write_into_one_folder_at_once(folder, tmp_path, capsys):
-    with locked(tmp_path / "out" / ".predict.lock", "taken"):
+    with file_lock(tmp_path / "out" / ".predict.lock", "taken"):
         assert run("predict", folder, "--out", tmp_path / "out") == 1
     assert str(tmp_path / "out") in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
@@ -300,7 +301,7 @@ def test_resume_after_an_interrupted_replacement(folder, tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("other", [["--views", 4], ["--pixel-size", 0.5], ["--format", "rois"], ["--model", "m.keras"]])
+@pytest.mark.parametrize("other", [["--tta", 4], ["--pixel-size", 0.5], ["--format", "rois"], ["--model", "m.keras"]])
 @pytest.mark.parametrize("option", ["--resume", "--replace"])
 def test_one_table_holds_no_results_of_different_options(folder, tmp_path, monkeypatch, capsys, other, option):
     assert run("predict", folder, "--out", tmp_path / "out") == 0
@@ -319,13 +320,13 @@ def test_one_table_holds_no_results_of_different_options(folder, tmp_path, monke
 @pytest.mark.parametrize("image", ["b", 'b,"\n', "é", "=1+1", os.fsdecode(b"\xff")])
 def test_rows_that_were_cut_anywhere_are_repaired(tmp_path, name, image):
     """A process can be killed while it adds the rows of an image: to the first table, then to the second."""
-    labels, image = three_nuclei(), printable(image)
-    rows = {key: export.nuclei_table(np.zeros((60, 80, 3), np.uint8), labels, key) for key in ("a", image)}
+    labels, image = three_nuclei(), printable_name(image)
+    rows = {key: export.measure_nuclei(np.zeros((60, 80, 3), np.uint8), labels, key) for key in ("a", image)}
     tables = Tables(tmp_path, rows["a"].columns)
-    with tables.added(rows["a"], export.submission({"a": labels})):
+    with tables.added(rows["a"], export.submission_table({"a": labels})):
         pass
     first = contents(tmp_path)
-    with tables.added(rows[image], export.submission({image: labels})):
+    with tables.added(rows[image], export.submission_table({image: labels})):
         pass
     both = contents(tmp_path)
     a, b = names_in_tables(["a", image])
@@ -344,18 +345,18 @@ def test_rows_that_were_cut_anywhere_are_repaired(tmp_path, name, image):
 
 def test_a_table_that_does_not_exist_yet_and_rows_taken_back(tmp_path):
     labels = three_nuclei()
-    table = export.nuclei_table(np.zeros((60, 80, 3), np.uint8), labels, "a")
+    table = export.measure_nuclei(np.zeros((60, 80, 3), np.uint8), labels, "a")
     tables = Tables(tmp_path, table.columns)
     assert tables.repair() == {}
 
     def add(name, error):
-        with tables.added(table.assign(image=name), export.submission({name: labels})):
+        with tables.added(table.assign(image=name), export.submission_table({name: labels})):
             raise error
 
     with pytest.raises(KeyboardInterrupt):
         add("a", KeyboardInterrupt)
     assert not list(tmp_path.iterdir())
-    with tables.added(table, export.submission({"a": labels})):
+    with tables.added(table, export.submission_table({"a": labels})):
         pass
     before = contents(tmp_path)
     with pytest.raises(OSError, match="full"):
@@ -368,9 +369,9 @@ def tables(tmp_path):
     """Two tables with the rows of three images, of which "b" has no nucleus."""
     image, labels = np.zeros((60, 80, 3), np.uint8), three_nuclei()
     found = {"a": labels, "b": np.zeros_like(labels), "é": labels}
-    tables = Tables(tmp_path, export.nuclei_table(image, labels, "").columns)
+    tables = Tables(tmp_path, export.measure_nuclei(image, labels, "").columns)
     for name, one in found.items():
-        with tables.added(export.nuclei_table(image, one, name), export.submission({name: one})):
+        with tables.added(export.measure_nuclei(image, one, name), export.submission_table({name: one})):
             pass
     assert tables.repair() == {"a": 3, "b": 0, "é": 3}
     return tables
@@ -387,7 +388,7 @@ def change(path, function):
 def test_rows_stay_if_another_program_removed_some(tables, tmp_path, name, damage):
     (tmp_path / name).unlink() if damage is None else change(tmp_path / name, damage)
     before = contents(tmp_path)
-    with pytest.raises(data.DataError, match=r"nuclei\.csv and submission\.csv do not hold the same nuclei of a"):
+    with pytest.raises(NucleiError, match=r"nuclei\.csv and submission\.csv do not hold the same nuclei of a"):
         tables.repair()
     assert contents(tmp_path) == before
     assert "a" not in tables.repair(replaced={"a", "b", "é"})
@@ -404,13 +405,13 @@ def test_tables_of_another_encoding_and_long_codes_are_read(tables, tmp_path):
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from nuclei_utils import cli, instances, predict
+from nuclei_utils import cli, predict
 from nuclei_utils.commands import predict as predicting
 
 # the network takes no part in this: a process that has used TensorFlow cannot be forked
 predicting._network = lambda path: None
-predict.labels = lambda model, image, **_: instances.components(image[..., 0] > 128)
-predict.agreement = lambda *_, **__: 1.0
+predict.predict_labels = lambda model, image, **_: segmentation.components(image[..., 0] > 128)
+predict.tta_consistency = lambda *_, **__: 1.0
 
 def start(*words):
     child = os.fork()
@@ -531,7 +532,7 @@ def test_no_room_stops_the_run_and_keeps_what_is_done(folder, tmp_path, monkeypa
             return len(seen) > (1 if what == "write_mask" else 2)  # both tables of the first image, one of the second
 
         if what == "write_mask":
-            patch.setattr(export, what, failing(export.write_mask, error, full))
+            patch.setattr(io, what, failing(io.write_mask, error, full))
         else:
             whole = export.csv_bytes
             patch.setattr(
@@ -580,7 +581,7 @@ def test_only_safe_models_of_the_right_shape_are_loaded(tmp_path):
         "old.h5": r"expected \.keras",
         "none.keras": "is missing",
     }.items():
-        with pytest.raises(data.DataError, match=message) as caught:
+        with pytest.raises(NucleiError, match=message) as caught:
             predicting.load_model(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
     models.unet(filters=2, depth=1).save(tmp_path / "good.keras")
@@ -609,15 +610,15 @@ def test_networks_of_another_kind_are_refused_by_name(folder, tmp_path, capsys, 
 
 
 def test_an_image_for_which_the_network_gives_no_numbers_is_named(folder, tmp_path, monkeypatch, capsys):
-    labels = predict.labels
+    labels = predict.predict_labels
 
     def fails(model, image, **options):
         if image[10, 6, 0] < 128:  # the second and third image
-            raise data.DataError("the network gives no numbers")
+            raise NucleiError("the network gives no numbers")
         return labels(model, image, **options)
 
-    monkeypatch.setattr(predict, "labels", fails)
-    monkeypatch.setattr(predict, "agreement", lambda *_, **__: 1.0)
+    monkeypatch.setattr(predict, "predict_labels", fails)
+    monkeypatch.setattr(predict, "tta_consistency", lambda *_, **__: 1.0)
     assert run("predict", folder, "--out", tmp_path / "out") == 1
     for name, line in zip("bc", complaints(capsys), strict=True):
         assert str(folder / f"{name}.png") in line

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import cli, data, export, models, recipes, training
+from nuclei_utils import cli, datasets, io, models, recipes, training
 from nuclei_utils.commands import predict as predicting
 from nuclei_utils.commands import train as learning
 from tests.interruption import DAMAGES, PullThePlug, batches, damage, small_model
@@ -27,7 +27,7 @@ def own_images(folder, count=5, nuclei=3):
         for label, left in enumerate((5, 30, 55)[:nuclei], start=1):
             labels[10 + number : 26 + number, left : left + 16] = label
         cv2.imwrite(str(folder / "images" / f"cell{number}.png"), (labels > 0) * np.uint8(200) + np.uint8(20))
-        export.write_labels(folder / "labels" / f"cell{number}.png", labels)
+        io.write_label_map(folder / "labels" / f"cell{number}.png", labels)
     return folder
 
 
@@ -88,7 +88,7 @@ def test_train_writes_a_model_its_history_and_its_curves(tmp_path, words, monkey
     assert names(tmp_path) == RESULTS
     assert predicting.load_model(tmp_path / "m.keras").layers[1].filters == 2
     assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0]
-    assert data.read_image(tmp_path / "m_curves.png").shape[0] > 100
+    assert io.read_image(tmp_path / "m_curves.png").shape[0] > 100
     output = capsys.readouterr()
     assert output.out.splitlines()[0] == "trained on 4 images for 1 epochs, validated on 1 images"
     assert "val_dice" in output.err, "progress goes to stderr"
@@ -148,7 +148,7 @@ def test_what_a_process_left_that_was_killed_at_its_begin_is_removed(tmp_path, w
 def test_a_pretrained_encoder_rests_in_the_first_half(tmp_path, words, monkeypatch):
     monkeypatch.setattr(recipes, "pretrained", lambda: "imagenet")
     thawed = []
-    monkeypatch.setattr(models, "train_encoder", lambda model, blocks: thawed.append(blocks))
+    monkeypatch.setattr(models, "unfreeze_encoder", lambda model, blocks: thawed.append(blocks))
     words[2] = "mobilenet_unet"
     assert run(*words) == 0
     assert thawed == [recipes.FINE_TUNED_BLOCKS]
@@ -250,7 +250,7 @@ def test_images_that_teach_nothing_are_refused(tmp_path, words, count, nuclei, m
 def test_validation_images_without_a_nucleus_are_refused(tmp_path, words, capsys):
     mine = own_images(tmp_path / "bad", 5)
     held_out = learning._records(mine, 0)[1][0].id
-    export.write_labels(mine / "labels" / f"{held_out}.png", np.zeros((60, 80), np.int32))
+    io.write_label_map(mine / "labels" / f"{held_out}.png", np.zeros((60, 80), np.int32))
     words[words.index("--data") + 1] = mine
     assert run(*words) == 1
     error = capsys.readouterr().err
@@ -287,7 +287,7 @@ def test_too_little_memory_is_named(words, monkeypatch, error, capsys):
     def read_folder(_path):
         raise error
 
-    monkeypatch.setattr(data, "read_folder", read_folder)
+    monkeypatch.setattr(datasets, "read_folder", read_folder)
     assert run(*words) == 1
     message = capsys.readouterr().err
     assert "memory" in message

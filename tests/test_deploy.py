@@ -63,10 +63,10 @@ def largest_difference(found, network, batch):
 # 8 bits are steps of 1/256 in every layer; a mix-up of two outputs differs by more
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("int8_weights", 0.05), ("int8", 0.05)])
 def test_litert_gives_what_keras_gives_under_the_same_names(network, images, litert, precision, tolerance):
-    batch = deploy.window(images[0], SIZE)
+    batch = deploy.network_input(images[0], SIZE)
     outputs = [values.numpy() for values in network(batch, training=False).values()]
     assert all(np.abs(outputs[i] - outputs[j]).max() > 0.1 for i, j in [(0, 1), (0, 2), (1, 2)])
-    assert largest_difference(deploy.load(litert[precision])(batch), network, batch) < tolerance
+    assert largest_difference(deploy.load_exported(litert[precision])(batch), network, batch) < tolerance
 
 
 def test_precisions_are_what_they_say(litert):
@@ -81,7 +81,7 @@ def test_precisions_are_what_they_say(litert):
 
 def test_litert_refuses_other_sizes(litert):
     with pytest.raises(ValueError, match=r"takes images of shape \(1, 32, 32, 3\), found \(1, 16, 32, 3\)"):
-        deploy.load(litert["float32"])(np.zeros((1, 16, 32, 3), np.float32))
+        deploy.load_exported(litert["float32"])(np.zeros((1, 16, 32, 3), np.float32))
 
 
 def test_onnx_gives_what_keras_gives_at_any_size(network, tmp_path):
@@ -89,7 +89,7 @@ def test_onnx_gives_what_keras_gives_at_any_size(network, tmp_path):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     deploy.export_onnx(network, tmp_path / "network.onnx")
-    function = deploy.load(tmp_path / "network.onnx")
+    function = deploy.load_exported(tmp_path / "network.onnx")
     for shape in [(1, 32, 32, 3), (2, 48, 16, 3)]:
         batch = np.random.default_rng(1).random(shape, dtype=np.float32)
         assert largest_difference(function(batch), network, batch) < 1e-5
@@ -99,14 +99,16 @@ def test_onnx_gives_what_keras_gives_at_any_size(network, tmp_path):
 def test_comparison_puts_all_side_by_side(network, images, litert, tmp_path):
     other = keras.models.clone_model(network)  # of other weights
     labels = [np.zeros((SIZE, SIZE), np.int32) for _ in images]
-    table = deploy.compare(network, litert, [images[0], images[1][:20, :24]], [labels[0], labels[1][:20, :24]], SIZE)
+    table = deploy.compare_exports(
+        network, litert, [images[0], images[1][:20, :24]], [labels[0], labels[1][:20, :24]], SIZE
+    )
     assert list(table.index) == ["keras", *deploy.PRECISIONS]
     assert table.loc["keras", ["largest_difference", "agreement"]].tolist() == [0, 1]
     assert table.loc["float32", "largest_difference"] < 1e-5
     assert table.loc["float32", "agreement"] == 1
     assert 0 < table.loc["int8", "mean_difference"] <= table.loc["int8", "largest_difference"] < 0.05
     assert (table[["megabytes", "milliseconds"]] > 0).all(axis=None)
-    wrong = deploy.compare(other, {"wrong": litert["float32"]}, images, labels, SIZE, rounds=1)
+    wrong = deploy.compare_exports(other, {"wrong": litert["float32"]}, images, labels, SIZE, rounds=1)
     assert wrong.loc["wrong", "largest_difference"] > 0.1
 
 
@@ -129,6 +131,6 @@ def test_what_cannot_be_written_leaves_nothing(network, tmp_path, monkeypatch):
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"network\.pb ends in neither \.onnx nor \.tflite"):
-        deploy.load(tmp_path / "network.pb")
+        deploy.load_exported(tmp_path / "network.pb")
     with pytest.raises(FileNotFoundError, match=r"no file .*network\.onnx: write it with"):
-        deploy.load(tmp_path / "network.onnx")
+        deploy.load_exported(tmp_path / "network.onnx")

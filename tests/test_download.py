@@ -1,4 +1,4 @@
-"""Tests of `nuclei_utils.download`: tiny archives, a server on this machine, and every kind of mishap."""
+"""Tests of `nuclei_utils.download`: tiny archives, a server on this machine, and every image_type of mishap."""
 
 import contextlib
 import errno
@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nuclei_utils import data, download
-from nuclei_utils.download import FIXES, REMOVED, TEST, TRAIN, Expected
+from nuclei_utils import download
+from nuclei_utils.errors import NucleiError
 
 IMAGES = ("a", "b", "c")
 
@@ -48,7 +48,7 @@ def train_files():
 def fixes_files():
     """`a` gets three other masks, `c` is removed: 2 images and 5 masks are left."""
     masks = {name: content for name, content in field("a", 3, value=99).items() if "masks" in name}
-    return masks | {REMOVED: b"c\n"}
+    return masks | {download.REMOVED: b"c\n"}
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def source(tmp_path, monkeypatch):
     """Return a folder with three small archives, which are what `download` now expects."""
     folder = tmp_path / "source"
     folder.mkdir()
-    write_zip(folder / f"{TRAIN}.zip", train_files())
-    write_zip(folder / f"{TEST}.zip", {"t/images/t.png": png()})
-    write_zip(folder / f"{FIXES}.zip", fixes_files())
-    counts = {TRAIN: (3, 6), TEST: (1, 0), FIXES: (2, 5)}
-    known = {n: Expected(*counts[n], download.fingerprint(folder / f"{n}.zip")) for n in counts}
+    write_zip(folder / f"{download.TRAIN}.zip", train_files())
+    write_zip(folder / f"{download.TEST}.zip", {"t/images/t.png": png()})
+    write_zip(folder / f"{download.FIXES}.zip", fixes_files())
+    counts = {download.TRAIN: (3, 6), download.TEST: (1, 0), download.FIXES: (2, 5)}
+    known = {n: download.Expected(*counts[n], download.fingerprint(folder / f"{n}.zip")) for n in counts}
     monkeypatch.setattr(download, "EXPECTED", known)
     monkeypatch.setattr(download, "RETRY_SECONDS", (0, 0))
     monkeypatch.setattr(download, "CHUNK_BYTES", 64)
@@ -84,25 +84,25 @@ def test_a_folder_is_unpacked_as_it_is(source, dest):
         warnings.simplefilter("error")
         reports = download.fetch(source, dest)
     assert [(r.folder, r.images, r.masks, r.is_new) for r in reports] == [
-        (dest / TRAIN, 3, 6, True),
-        (dest / TEST, 1, 0, True),
+        (dest / download.TRAIN, 3, 6, True),
+        (dest / download.TEST, 1, 0, True),
     ]
-    assert contents(dest / TRAIN) == train_files()
+    assert contents(dest / download.TRAIN) == train_files()
     assert reports[0].size == sum(map(len, train_files().values()))
-    assert sorted(p.name for p in dest.iterdir()) == [TEST, TRAIN]
-    assert (source / f"{TRAIN}.zip").exists()
+    assert sorted(p.name for p in dest.iterdir()) == [download.TEST, download.TRAIN]
+    assert (source / f"{download.TRAIN}.zip").exists()
 
 
 def test_the_default_place_is_below_the_home_of_the_data(source, tmp_path, monkeypatch):
     monkeypatch.setenv("NUCLEI_HOME", str(tmp_path / "home"))
     download.fetch(source)
-    assert (tmp_path / "home" / "dsb2018" / TRAIN).is_dir()
+    assert (tmp_path / "home" / "dsb2018" / download.TRAIN).is_dir()
 
 
 def test_a_second_run_does_nothing(source, dest, monkeypatch):
     download.fetch(source, dest, fixes=True)
     times = {file: file.stat().st_mtime_ns for file in dest.rglob("*")}
-    for name in (TRAIN, TEST, FIXES):
+    for name in (download.TRAIN, download.TEST, download.FIXES):
         (source / f"{name}.zip").unlink()
     monkeypatch.setattr(download, "unpack", None)
     monkeypatch.setattr(download, "verify", None)
@@ -112,16 +112,16 @@ def test_a_second_run_does_nothing(source, dest, monkeypatch):
 
 def test_a_folder_that_lost_a_file_is_found_at_the_second_run(source, dest):
     download.fetch(source, dest)
-    (dest / TRAIN / "b" / "masks" / "1.png").unlink()
-    with pytest.raises(data.DataError, match=r"3 images and 5 masks, expected 3 images and 6 masks; delete the folder"):
+    (dest / download.TRAIN / "b" / "masks" / "1.png").unlink()
+    with pytest.raises(NucleiError, match=r"3 images and 5 masks, expected 3 images and 6 masks; delete the folder"):
         download.fetch(source, dest)
 
 
 def test_fixes_lie_beside_the_originals(source, dest):
     reports = download.fetch(source, dest, fixes=True)
-    assert reports[-1][:3] == (dest / FIXES, 2, 5)
-    assert contents(dest / TRAIN) == train_files()
-    assert contents(dest / FIXES) == fixes_files()
+    assert reports[-1][:3] == (dest / download.FIXES, 2, 5)
+    assert contents(dest / download.TRAIN) == train_files()
+    assert contents(dest / download.FIXES) == fixes_files()
 
 
 def test_fixes_can_be_added_later(source, dest):
@@ -131,26 +131,24 @@ def test_fixes_can_be_added_later(source, dest):
 
 @pytest.mark.filterwarnings("ignore:.*fingerprint")
 def test_fixes_of_an_unknown_image_are_refused(source, dest):
-    write_zip(source / f"{FIXES}.zip", fixes_files() | {"z/masks/0.png": png()})
-    with pytest.raises(data.DataError, match=r"corrects z, which is not in"):
+    write_zip(source / f"{download.FIXES}.zip", fixes_files() | {"z/masks/0.png": png()})
+    with pytest.raises(NucleiError, match=r"corrects z, which is not in"):
         download.fetch(source, dest, fixes=True)
-    assert not (dest / FIXES).exists()
+    assert not (dest / download.FIXES).exists()
 
 
 def test_a_missing_archive_is_named_with_its_folder_before_any_work(source, dest):
-    (source / f"{TEST}.zip").unlink()
-    with pytest.raises(data.DataError, match=rf"{source}: lacks stage1_test\.zip"):
+    (source / f"{download.TEST}.zip").unlink()
+    with pytest.raises(NucleiError, match=rf"{source}: lacks stage1_test\.zip"):
         download.fetch(source, dest)
     assert not dest.exists()
-    with pytest.raises(data.DataError, match="no such folder"):
+    with pytest.raises(NucleiError, match="no such folder"):
         download.fetch(source / "nowhere", dest)
 
 
 def test_missing_fixes_say_how_to_do_without(source, dest):
-    (source / f"{FIXES}.zip").unlink()
-    with pytest.raises(
-        data.DataError, match=r"lacks stage1_train_fixes\.zip; .*, or leave out --fixes \(make: FIXES=0"
-    ):
+    (source / f"{download.FIXES}.zip").unlink()
+    with pytest.raises(NucleiError, match=r"lacks stage1_train_fixes\.zip; .*, or leave out --fixes \(make: FIXES=0"):
         download.fetch(source, dest, fixes=True)
     assert not dest.exists()
     assert len(download.fetch(source, dest)) == 2
@@ -171,10 +169,10 @@ def test_the_fingerprint_depends_on_the_files_only(tmp_path):
 
 
 def test_another_fingerprint_warns_and_goes_on(source, dest):
-    write_zip(source / f"{TRAIN}.zip", train_files() | {"a/masks/0.png": png(value=7)})
+    write_zip(source / f"{download.TRAIN}.zip", train_files() | {"a/masks/0.png": png(value=7)})
     with pytest.warns(UserWarning, match=r"stage1_train\.zip: fingerprint"):
         download.fetch(source, dest)
-    assert (dest / TRAIN).is_dir()
+    assert (dest / download.TRAIN).is_dir()
 
 
 BROKEN = {
@@ -194,23 +192,23 @@ BROKEN = {
 @pytest.mark.filterwarnings("ignore:.*fingerprint")
 @pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_faulty_file_is_named_and_nothing_is_left(source, dest, change, message):
-    write_zip(source / f"{TRAIN}.zip", train_files() | change)
-    with pytest.raises(data.DataError, match=message):
+    write_zip(source / f"{download.TRAIN}.zip", train_files() | change)
+    with pytest.raises(NucleiError, match=message):
         download.fetch(source, dest)
     assert contents(dest) == {}
 
 
 @pytest.mark.filterwarnings("ignore:.*fingerprint")
 def test_a_long_list_of_faults_is_cut(source, dest):
-    write_zip(source / f"{TRAIN}.zip", train_files() | {f"b/masks/{n}.png": png(9, 9) for n in range(14)})
-    with pytest.raises(data.DataError, match="and 5 more") as caught:  # 14 masks, and their count
+    write_zip(source / f"{download.TRAIN}.zip", train_files() | {f"b/masks/{n}.png": png(9, 9) for n in range(14)})
+    with pytest.raises(NucleiError, match="and 5 more") as caught:  # 14 masks, and their count
         download.fetch(source, dest)
     assert len(str(caught.value).splitlines()) == 11
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_whole(source, dest, monkeypatch):
     def interrupt(*_arguments):
-        assert (dest / f"{TRAIN}.partial").is_dir()
+        assert (dest / f"{download.TRAIN}.partial").is_dir()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -219,12 +217,12 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(source, dest, monkey
             download.fetch(source, dest)
     assert list(dest.iterdir()) == []
 
-    leftover = dest / f"{TRAIN}.partial" / "z" / "images" / "z.png"  # as after a power cut
+    leftover = dest / f"{download.TRAIN}.partial" / "z" / "images" / "z.png"  # as after a power cut
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"")
     download.fetch(source, dest)
-    assert contents(dest / TRAIN) == train_files()
-    assert not (dest / f"{TRAIN}.partial").exists()
+    assert contents(dest / download.TRAIN) == train_files()
+    assert not (dest / f"{download.TRAIN}.partial").exists()
 
 
 # Archives that must not be trusted
@@ -252,9 +250,9 @@ HOSTILE = {
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(("name", "content", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_member_is_named_and_refused_before_anything_is_written(source, dest, name, content, message):
-    with zipfile.ZipFile(source / f"{TRAIN}.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(source / f"{download.TRAIN}.zip", "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, content)
-    with pytest.raises(data.DataError, match=message) as caught:
+    with pytest.raises(NucleiError, match=message) as caught:
         download.fetch(source, dest)
     assert repr(getattr(name, "filename", name)) in str(caught.value)
     assert not dest.exists()
@@ -262,7 +260,7 @@ def test_a_hostile_member_is_named_and_refused_before_anything_is_written(source
 
 def test_the_total_size_is_limited(source, dest, monkeypatch):
     monkeypatch.setattr(download, "MAX_TOTAL_BYTES", 500)
-    with pytest.raises(data.DataError, match="brings the total over 500 bytes"):
+    with pytest.raises(NucleiError, match="brings the total over 500 bytes"):
         download.fetch(source, dest)
     assert not dest.exists()
 
@@ -284,39 +282,39 @@ def declare_size(path, name, size):
 def test_a_stream_longer_than_declared_is_refused(source, dest, size, message):
     noise = np.random.default_rng(0).bytes(5_000)
     content = noise if size == 10 else bytes(2_500) + noise[:100]  # packs to less than the declared size
-    path = write_zip(source / f"{TRAIN}.zip", {"a/masks/0.png": content})
+    path = write_zip(source / f"{download.TRAIN}.zip", {"a/masks/0.png": content})
     declare_size(path, "a/masks/0.png", size)
-    with pytest.raises(data.DataError, match=message) as caught:
+    with pytest.raises(NucleiError, match=message) as caught:
         download.fetch(source, dest)
     assert "a/masks/0.png" in str(caught.value)
-    assert not (dest / TRAIN).exists()
+    assert not (dest / download.TRAIN).exists()
 
 
 def test_a_damaged_member_is_named(source, dest):
-    path = source / f"{TRAIN}.zip"
+    path = source / f"{download.TRAIN}.zip"
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("b/masks/1.png").header_offset + 30 + len("b/masks/1.png")
     content[start + 20] ^= 255
     path.write_bytes(content)
-    with pytest.raises(data.DataError, match=r"'b/masks/1\.png' is damaged"):
+    with pytest.raises(NucleiError, match=r"'b/masks/1\.png' is damaged"):
         download.fetch(source, dest)
     assert contents(dest) == {}
 
 
 def test_half_an_archive_is_refused(source, dest):
-    path = source / f"{TRAIN}.zip"
+    path = source / f"{download.TRAIN}.zip"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(data.DataError, match=r"stage1_train\.zip: not a whole zip archive"):
+    with pytest.raises(NucleiError, match=r"stage1_train\.zip: not a whole zip archive"):
         download.fetch(source, dest)
 
 
 @pytest.mark.parametrize("start", [0, 200])
 def test_an_archive_that_lacks_bytes_in_the_middle_is_named(source, dest, start):
-    path = source / f"{TRAIN}.zip"
+    path = source / f"{download.TRAIN}.zip"
     content = path.read_bytes()
     path.write_bytes(content[:start] + content[start + 20 :])
-    with pytest.raises(data.DataError, match=r"stage1_train\.zip: .*download it again"):
+    with pytest.raises(NucleiError, match=r"stage1_train\.zip: .*download it again"):
         download.fetch(source, dest)
     assert path.exists(), "the archives of a folder are the reader's own"
 
@@ -327,13 +325,13 @@ def full_disk(*_):
 
 def test_a_full_disk_is_named_with_the_file(source, dest, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(data.DataError, match=r"stage1_train\.zip/\S+\.png cannot be written|\.png cannot be written"):
+    with pytest.raises(NucleiError, match=r"stage1_train\.zip/\S+\.png cannot be written|\.png cannot be written"):
         download.fetch(source, dest)
 
 
 def test_an_unknown_user_is_named(source):
     for options in ((source, "~nosuchuser/x"), ("~nosuchuser/x", source)):
-        with pytest.raises(data.DataError, match="~nosuchuser"):
+        with pytest.raises(NucleiError, match="~nosuchuser"):
             download.fetch(*options)
 
 
@@ -402,8 +400,12 @@ def server(source):
 def test_download_and_unpack(server, dest):
     reports = download.fetch(server.url, dest, fixes=True)
     assert [report[1:3] for report in reports] == [(3, 6), (1, 0), (2, 5)]
-    assert contents(dest / TRAIN) == train_files()
-    assert sorted(p.name for p in dest.iterdir()) == [TEST, TRAIN, FIXES]  # the archives are gone
+    assert contents(dest / download.TRAIN) == train_files()
+    assert sorted(p.name for p in dest.iterdir()) == [
+        download.TEST,
+        download.TRAIN,
+        download.FIXES,
+    ]  # the archives are gone
     count = len(server.requests)
     download.fetch(server.url.rstrip("/"), dest, fixes=True)
     assert len(server.requests) == count == 3
@@ -411,8 +413,8 @@ def test_download_and_unpack(server, dest):
 
 def test_a_broken_download_goes_on_by_itself(server, source, tmp_path):
     server.breaks = 2
-    download.download(f"{server.url}{TRAIN}.zip", tmp_path / "x.zip")
-    whole = (source / f"{TRAIN}.zip").read_bytes()
+    download.download(f"{server.url}{download.TRAIN}.zip", tmp_path / "x.zip")
+    whole = (source / f"{download.TRAIN}.zip").read_bytes()
     assert (tmp_path / "x.zip").read_bytes() == whole
     starts = [int((asked or "bytes=0-")[6:-1]) for _, asked in server.requests]
     assert starts[0] < starts[1] < starts[2] < len(whole)
@@ -421,58 +423,54 @@ def test_a_broken_download_goes_on_by_itself(server, source, tmp_path):
 
 def test_a_download_that_keeps_breaking_off_is_kept_for_the_next_run(server, source, dest):
     server.breaks = 3
-    with pytest.raises(
-        data.DataError, match=r"bytes are kept in .*stage1_train\.zip\.part; run the same command again"
-    ):
+    with pytest.raises(NucleiError, match=r"bytes are kept in .*stage1_train\.zip\.part; run the same command again"):
         download.fetch(server.url, dest)
-    assert [p.name for p in dest.iterdir()] == [f"{TRAIN}.zip.part"]
-    have = (dest / f"{TRAIN}.zip.part").stat().st_size
-    assert 0 < have < (source / f"{TRAIN}.zip").stat().st_size
+    assert [p.name for p in dest.iterdir()] == [f"{download.TRAIN}.zip.part"]
+    have = (dest / f"{download.TRAIN}.zip.part").stat().st_size
+    assert 0 < have < (source / f"{download.TRAIN}.zip").stat().st_size
     server.requests.clear()
     download.fetch(server.url, dest)
-    assert server.requests[0] == (f"/{TRAIN}.zip", f"bytes={have}-")
-    assert contents(dest / TRAIN) == train_files()
+    assert server.requests[0] == (f"/{download.TRAIN}.zip", f"bytes={have}-")
+    assert contents(dest / download.TRAIN) == train_files()
 
 
 def test_without_range_support_it_starts_again(server, source, tmp_path):
     server.ranges, server.breaks = False, 1
-    download.download(f"{server.url}{TRAIN}.zip", tmp_path / "x.zip")
-    assert (tmp_path / "x.zip").read_bytes() == (source / f"{TRAIN}.zip").read_bytes()
+    download.download(f"{server.url}{download.TRAIN}.zip", tmp_path / "x.zip")
+    assert (tmp_path / "x.zip").read_bytes() == (source / f"{download.TRAIN}.zip").read_bytes()
 
 
 @pytest.mark.parametrize("extra", [b"", b"of another file"])
 def test_what_was_left_may_be_whole_or_too_long(server, source, tmp_path, extra):
-    whole = (source / f"{TRAIN}.zip").read_bytes()
+    whole = (source / f"{download.TRAIN}.zip").read_bytes()
     (tmp_path / "x.zip.part").write_bytes(whole + extra)
-    download.download(f"{server.url}{TRAIN}.zip", tmp_path / "x.zip")
+    download.download(f"{server.url}{download.TRAIN}.zip", tmp_path / "x.zip")
     assert (tmp_path / "x.zip").read_bytes() == whole
 
 
 def test_a_missing_file_on_the_server(server, source, dest):
-    (source / f"{TRAIN}.zip").unlink()
-    with pytest.raises(data.DataError, match=r"stage1_train\.zip: the server answers 404"):
+    (source / f"{download.TRAIN}.zip").unlink()
+    with pytest.raises(NucleiError, match=r"stage1_train\.zip: the server answers 404"):
         download.fetch(server.url, dest)
     assert len(server.requests) == 1
 
 
 def test_missing_fixes_on_the_server_say_how_to_do_without(server, source, dest):
-    (source / f"{FIXES}.zip").unlink()
-    with pytest.raises(data.DataError, match=r"answers 404; check the address, or leave out --fixes \(make: FIXES=0\)"):
+    (source / f"{download.FIXES}.zip").unlink()
+    with pytest.raises(NucleiError, match=r"answers 404; check the address, or leave out --fixes \(make: FIXES=0\)"):
         download.fetch(server.url, dest, fixes=True)
     assert len(download.fetch(server.url, dest)) == 2
 
 
 def test_a_busy_server_is_asked_again(server, source, tmp_path):
     server.answers = [503, 429]
-    download.download(f"{server.url}{TRAIN}.zip", tmp_path / "x.zip")
-    assert (tmp_path / "x.zip").read_bytes() == (source / f"{TRAIN}.zip").read_bytes()
+    download.download(f"{server.url}{download.TRAIN}.zip", tmp_path / "x.zip")
+    assert (tmp_path / "x.zip").read_bytes() == (source / f"{download.TRAIN}.zip").read_bytes()
 
 
 def test_a_server_that_stays_busy_is_not_called_a_wrong_address(server, dest):
     server.answers = [500, 502, 503]
-    with pytest.raises(
-        data.DataError, match=r"stage1_train\.zip: the server answers 503; nothing arrived; run the same"
-    ):
+    with pytest.raises(NucleiError, match=r"stage1_train\.zip: the server answers 503; nothing arrived; run the same"):
         download.fetch(server.url, dest)
     assert len(server.requests) == 3
 
@@ -480,49 +478,49 @@ def test_a_server_that_stays_busy_is_not_called_a_wrong_address(server, dest):
 def test_a_server_that_drips_is_given_up_and_what_arrived_is_kept(server, dest, monkeypatch):
     server.drips = True
     monkeypatch.setattr(download, "SLOW_SECONDS", 0.1)
-    with pytest.raises(data.DataError, match=r"bytes arrived in .*bytes are kept in .*stage1_train\.zip\.part"):
+    with pytest.raises(NucleiError, match=r"bytes arrived in .*bytes are kept in .*stage1_train\.zip\.part"):
         download.fetch(server.url, dest)
     assert len(server.requests) == 3
     server.drips = False
     download.fetch(server.url, dest)
-    assert contents(dest / TRAIN) == train_files()
+    assert contents(dest / download.TRAIN) == train_files()
 
 
 def test_a_full_disk_does_not_cost_the_download(server, source, dest, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full_disk)
-        with pytest.raises(data.DataError, match="cannot be written") as caught:
+        with pytest.raises(NucleiError, match="cannot be written") as caught:
             download.fetch(server.url, dest)
     assert "removed" not in str(caught.value)
-    assert (dest / f"{TRAIN}.zip").exists()
+    assert (dest / f"{download.TRAIN}.zip").exists()
     download.fetch(server.url, dest)
     assert len(server.requests) == 2, "the archive was not fetched again"
 
 
 def test_an_archive_that_lacks_bytes_is_removed_and_fetched_again(server, source, dest):
-    path = source / f"{TRAIN}.zip"
+    path = source / f"{download.TRAIN}.zip"
     good = path.read_bytes()
     path.write_bytes(good[:200] + good[220:])
-    with pytest.raises(data.DataError, match=r"stage1_train\.zip was removed; run the same command again"):
+    with pytest.raises(NucleiError, match=r"stage1_train\.zip was removed; run the same command again"):
         download.fetch(server.url, dest)
     path.write_bytes(good)
     download.fetch(server.url, dest)
-    assert contents(dest / TRAIN) == train_files()
+    assert contents(dest / download.TRAIN) == train_files()
 
 
 def test_no_server(source, dest):
-    with pytest.raises(data.DataError, match="nothing arrived"):
+    with pytest.raises(NucleiError, match="nothing arrived"):
         download.fetch("http://127.0.0.1:9/", dest)
 
 
 def test_a_bad_download_is_not_kept(server, source, dest):
-    good = (source / f"{TRAIN}.zip").read_bytes()
-    (source / f"{TRAIN}.zip").write_bytes(b"<html>please log in</html>")
-    with pytest.raises(data.DataError, match="not a whole zip archive"):
+    good = (source / f"{download.TRAIN}.zip").read_bytes()
+    (source / f"{download.TRAIN}.zip").write_bytes(b"<html>please log in</html>")
+    with pytest.raises(NucleiError, match="not a whole zip archive"):
         download.fetch(server.url, dest)
-    (source / f"{TRAIN}.zip").write_bytes(good)
+    (source / f"{download.TRAIN}.zip").write_bytes(good)
     download.fetch(server.url, dest)
-    assert contents(dest / TRAIN) == train_files()
+    assert contents(dest / download.TRAIN) == train_files()
 
 
 def test_fixes_of_the_community_come_from_its_repository(server, source, dest, monkeypatch):
@@ -531,20 +529,20 @@ def test_fixes_of_the_community_come_from_its_repository(server, source, dest, m
     outer = "kaggle-dsbowl-2018-dataset-fixes-master/"
     repository = {f"{outer}stage1_train/{name}": content for name, content in corrected.items()}
     write_zip(source / "master.zip", repository | {f"{outer}README.rst": b"fixes", f"{outer}stage1_train/": b""})
-    (source / f"{FIXES}.zip").unlink()
+    (source / f"{download.FIXES}.zip").unlink()
     monkeypatch.setattr(download, "BROAD", server.url)
     monkeypatch.setattr(download, "COMMUNITY", f"{server.url}master.zip")
     reports = download.fetch(server.url, dest, fixes=True)
-    assert reports[-1][:3] == (dest / FIXES, 2, 5)
-    assert contents(dest / FIXES) == fixes_files()
-    assert not (dest / f"{FIXES}.zip").exists()
+    assert reports[-1][:3] == (dest / download.FIXES, 2, 5)
+    assert contents(dest / download.FIXES) == fixes_files()
+    assert not (dest / f"{download.FIXES}.zip").exists()
 
 
 def test_the_repository_having_moved_on_is_refused(server, source, dest, monkeypatch):
     write_zip(source / "master.zip", {f"m/stage1_train/{name}": content for name, content in field("a", 1).items()})
     monkeypatch.setattr(download, "BROAD", server.url)
     monkeypatch.setattr(download, "COMMUNITY", f"{server.url}master.zip")
-    with pytest.raises(data.DataError, match="1 images and 1 masks, expected 2 images and 5 masks"):
+    with pytest.raises(NucleiError, match="1 images and 1 masks, expected 2 images and 5 masks"):
         download.fetch(server.url, dest, fixes=True)
-    assert not (dest / FIXES).exists()
-    assert (dest / TRAIN).is_dir()
+    assert not (dest / download.FIXES).exists()
+    assert (dest / download.TRAIN).is_dir()

@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from nuclei_utils import data, pipeline
+from nuclei_utils import datasets, input_pipeline
+from nuclei_utils.errors import NucleiError
 
-tfds = pipeline._tensorflow_datasets()
+tfds = input_pipeline._tensorflow_datasets()
 if tfds is None:  # as on Colab in the summer of 2026: test_pipeline.py tests the reading without it
     pytest.skip("TensorFlow Datasets cannot be imported", allow_module_level=True)
 
@@ -59,7 +60,7 @@ def draw_dummy_data(place):
     draw_masks(fixes / "id-1", (21, 30), [4])
     (fixes / "REMOVED.txt").write_text(f"{REMOVED}\n")
     sides = [split for split, count in COUNTS.items() for _ in range(count)]
-    table = pd.DataFrame({"id": [f"id-{i}" for i in range(len(sides))], "kind": data.KINDS[2]})
+    table = pd.DataFrame({"id": [f"id-{i}" for i in range(len(sides))], "image_type": datasets.IMAGE_TYPES[2]})
     table = table.assign(group=table["id"], split=sides)
     (place / "splits").mkdir()
     for name in ("sample", "stage1_train"):
@@ -74,7 +75,7 @@ def dummy_data():
         draw_dummy_data(place)
         with (
             mock.patch.dict(os.environ, {"NUCLEI_HOME": str(place)}),
-            mock.patch.object(data, "_asset", lambda name: place / name),
+            mock.patch.object(datasets, "_asset", lambda name: place / name),
         ):
             yield place
     finally:
@@ -116,24 +117,24 @@ def home():
         yield place
 
 
-@pytest.mark.parametrize("name", data.NAMES)
+@pytest.mark.parametrize("name", datasets.DATASETS)
 def test_examples_are_the_records(home, name):
-    records = {record.id: record for record in data.load(name)}
-    examples = [example for split in data.SPLITS for example in tfds.as_numpy(pipeline.read(name, split))]
+    records = {record.id: record for record in datasets.load(name)}
+    examples = [example for split in datasets.SPLITS for example in tfds.as_numpy(input_pipeline.read(name, split))]
     assert sorted(example["id"].decode() for example in examples) == sorted(records)
     for example in examples:
         record = records[example["id"].decode()]
         assert np.array_equal(example["image"], record.image)
-        assert np.array_equal(example["labels"][..., 0], record.labels)
-        assert data.KINDS[example["kind"]] == record.kind
+        assert np.array_equal(example["label_map"][..., 0], record.label_map)
+        assert datasets.IMAGE_TYPES[example["image_type"]] == record.image_type
 
 
-@pytest.mark.parametrize("name", data.NAMES)
+@pytest.mark.parametrize("name", datasets.DATASETS)
 def test_without_tfds_the_examples_are_the_same_in_the_same_order(home, name, monkeypatch):
-    with_tfds = {split: list(pipeline.read(name, split).as_numpy_iterator()) for split in data.SPLITS}
-    monkeypatch.setattr(pipeline, "_tensorflow_datasets", lambda: None)
+    with_tfds = {split: list(input_pipeline.read(name, split).as_numpy_iterator()) for split in datasets.SPLITS}
+    monkeypatch.setattr(input_pipeline, "_tensorflow_datasets", lambda: None)
     for split, expected in with_tfds.items():
-        found = list(pipeline.read(name, split).as_numpy_iterator())
+        found = list(input_pipeline.read(name, split).as_numpy_iterator())
         assert [list(example) for example in found] == [list(example) for example in expected]
         for one, other in zip(found, expected, strict=True):
             assert all(np.array_equal(one[key], other[key]) for key in one)
@@ -142,16 +143,16 @@ def test_without_tfds_the_examples_are_the_same_in_the_same_order(home, name, mo
 def test_corrected_labels_are_used_and_removed_images_left_out(home):
     nuclei = {}
     for name in ("stage1", "stage1_fixed"):
-        examples = tfds.as_numpy(pipeline.read(name, "train"))
-        nuclei[name] = {example["id"].decode(): example["labels"].max() for example in examples}
+        examples = tfds.as_numpy(input_pipeline.read(name, "train"))
+        nuclei[name] = {example["id"].decode(): example["label_map"].max() for example in examples}
     assert nuclei["stage1"] == {"id-0": 2, "id-1": 2, "id-2": 2}
     assert nuclei["stage1_fixed"] == {"id-1": 1, "id-2": 2}
 
 
 def test_missing_real_data_say_what_to_do(home):
     shutil.rmtree(home / "dsb2018")
-    with pytest.raises(data.DataError, match="python -m nuclei_utils data"):
-        pipeline.read("stage1", "train")
+    with pytest.raises(NucleiError, match="python -m nuclei_utils data"):
+        input_pipeline.read("stage1", "train")
 
 
 def test_description_names_citation_and_home():
@@ -159,7 +160,7 @@ def test_description_names_citation_and_home():
     assert "2018 Data Science Bowl" in info.description
     assert "10.1038/s41592-019-0612-7" in info.citation
     assert info.homepage == "https://bbbc.broadinstitute.org/BBBC038"
-    assert info.features["kind"].names == list(data.KINDS)
+    assert info.features["image_type"].names == list(datasets.IMAGE_TYPES)
 
 
 @pytest.mark.parametrize("first", ["nuclei_utils", "tensorflow_datasets"])
@@ -173,7 +174,7 @@ def test_importing_the_package_is_enough(first, tmp_path):
     )
     environment = {**os.environ, "TFDS_DATA_DIR": str(tmp_path / "tfds"), "NUCLEI_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    count = len(data.ids("sample", "train"))
+    count = len(datasets.ids("sample", "train"))
     assert f"images: {count} dsb2018/sample/1.0.0" in done.stdout, done.stderr
 
 
@@ -182,7 +183,7 @@ def test_importing_the_package_is_enough(first, tmp_path):
 
 def test_read_prints_nothing_that_a_notebook_would_keep(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
-    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
+    assert len(input_pipeline.read("sample", "test")) == len(datasets.ids("sample", "test"))
     assert capsys.readouterr().out == ""
 
 
@@ -195,22 +196,22 @@ def test_another_notebook_may_prepare_the_same_data_meanwhile(tmp_path, monkeypa
         raise FileExistsError
 
     monkeypatch.setattr(dsb2018.Builder, "download_and_prepare", overtaken)
-    assert len(pipeline.read("sample", "test")) == len(data.ids("sample", "test"))
+    assert len(input_pipeline.read("sample", "test")) == len(datasets.ids("sample", "test"))
 
 
 def test_another_split_is_prepared_anew(monkeypatch):
-    before = pipeline._prepared_folder("sample")
-    table = data.splits("sample")
-    monkeypatch.setattr(data, "splits", lambda name: table.assign(split=table["split"].iloc[::-1].to_numpy()))
-    assert pipeline._prepared_folder("sample") != before
+    before = input_pipeline._prepared_folder("sample")
+    table = datasets.split_table("sample")
+    monkeypatch.setattr(datasets, "split_table", lambda name: table.assign(split=table["split"].iloc[::-1].to_numpy()))
+    assert input_pipeline._prepared_folder("sample") != before
 
 
 def test_changed_masks_are_prepared_anew_and_what_was_prepared_before_is_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("NUCLEI_HOME", str(tmp_path))
-    pipeline.read("sample", "test")
+    input_pipeline.read("sample", "test")
     (before,) = (tmp_path / "tfds").iterdir()
-    os.utime(next(data.folder("sample").glob("*/masks/*.png")), ns=(0, 0))
-    pipeline.read("sample", "test")
+    os.utime(next(datasets.folder("sample").glob("*/masks/*.png")), ns=(0, 0))
+    input_pipeline.read("sample", "test")
     (after,) = (tmp_path / "tfds").iterdir()
     assert before != after
     assert before.name.startswith("sample-")

@@ -17,9 +17,9 @@ from PIL import Image
 from roifile import ROI_TYPE, roiread
 from skimage.draw import polygon2mask
 
-from nuclei_utils import data, export, plots
-from nuclei_utils.data import DataError
-from nuclei_utils.labels import encode_rle, measure, split_labels
+from nuclei_utils import export, io, labels, plots
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.labels import encode_label_map, encode_rle, split_labels
 
 LABEL_MAPS = arrays(np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3))
 
@@ -69,7 +69,7 @@ def test_table_of_known_nuclei():
     image = np.zeros((20, 30, 3), np.uint8)
     image[2:6, 10:15] = [100, 0, 7]
     image[15, 29] = [1, 2, 3]
-    table = export.nuclei_table(image, labels, "a.png")
+    table = export.measure_nuclei(image, labels, "a.png")
     first, second = table.to_dict("records")
     semi = {"major_axis": 4 * np.sqrt(99 / 12), "minor_axis": 4 * np.sqrt(15 / 12)}
     assert first == pytest.approx(
@@ -87,13 +87,13 @@ def test_table_of_known_nuclei():
 
 
 def test_table_agrees_with_the_measures_of_labels(image, label_map):
-    table, expected = export.nuclei_table(image, label_map, "a"), measure(label_map)
+    table, expected = export.measure_nuclei(image, label_map, "a"), labels.measure(label_map)
     for column in ("label", "area", "eccentricity", "solidity"):
         np.testing.assert_allclose(table[column], expected[column])
 
 
 def test_table_in_micrometres(image, label_map):
-    pixels, table = export.nuclei_table(image, label_map, "a"), export.nuclei_table(image, label_map, "a", 0.5)
+    pixels, table = export.measure_nuclei(image, label_map, "a"), export.measure_nuclei(image, label_map, "a", 0.5)
     squared, same = ["area"], ["label", "eccentricity", "solidity", "mean_red", "mean_green", "mean_blue"]
     lengths = pixels.columns.difference([*squared, *same, "image", "unit"])
     assert len(lengths) == 8
@@ -109,10 +109,10 @@ def test_intensities_are_those_of_the_file_whatever_its_brightest_pixel(tmp_path
     nuclei, tables = (label_map * 150 + 90).astype(np.uint16), []
     for brightest in (2047, 2048):
         nuclei[0, 0] = brightest
-        export.write_labels(tmp_path / f"{brightest}.{ending}", nuclei)
-        raw = data.read_raw(tmp_path / f"{brightest}.{ending}")
+        io.write_label_map(tmp_path / f"{brightest}.{ending}", nuclei)
+        raw = io.read_raw(tmp_path / f"{brightest}.{ending}")
         assert (raw.dtype, raw.shape) == (np.uint16, (*label_map.shape, 1))
-        tables.append(export.nuclei_table(raw, label_map, "a"))
+        tables.append(export.measure_nuclei(raw, label_map, "a"))
     pd.testing.assert_frame_equal(*tables)
     for column in ("mean_red", "mean_green", "mean_blue"):
         np.testing.assert_allclose(tables[0][column], tables[0]["label"] * 150 + 90)
@@ -120,19 +120,19 @@ def test_intensities_are_those_of_the_file_whatever_its_brightest_pixel(tmp_path
 
 def test_table_of_raw_colours_keeps_16_bits(label_map):
     raw = np.dstack([label_map * 5000, label_map * 7000, label_map]).astype(np.uint16)
-    table = export.nuclei_table(raw, label_map, "a")
+    table = export.measure_nuclei(raw, label_map, "a")
     for column, factor in {"mean_red": 5000, "mean_green": 7000, "mean_blue": 1}.items():
         np.testing.assert_allclose(table[column], table["label"] * factor)
 
 
 def test_table_without_nuclei_has_the_same_columns(image, label_map):
-    table = export.nuclei_table(image, np.zeros_like(label_map), "a", pixel_size=0.5)
-    assert table.columns.tolist() == export.nuclei_table(image, label_map, "a").columns.tolist()
+    table = export.measure_nuclei(image, np.zeros_like(label_map), "a", pixel_size=0.5)
+    assert table.columns.tolist() == export.measure_nuclei(image, label_map, "a").columns.tolist()
     assert len(table) == 0
 
 
 def test_table_comes_back(tmp_path, image, label_map):
-    table = pd.concat([export.nuclei_table(image, label_map, name, 0.3) for name in ("a, b", "Kern ä")])
+    table = pd.concat([export.measure_nuclei(image, label_map, name, 0.3) for name in ("a, b", "Kern ä")])
     export.write_table(tmp_path / "nuclei.csv", table)
     found = pd.read_csv(tmp_path / "nuclei.csv")
     pd.testing.assert_frame_equal(found, table.reset_index(drop=True), check_dtype=False, rtol=1e-14)
@@ -157,7 +157,7 @@ NAMES = [
 
 
 def test_names_are_no_formulas_in_a_spreadsheet(tmp_path, image, label_map):
-    table = pd.concat([export.nuclei_table(image, label_map, name) for name in NAMES])
+    table = pd.concat([export.measure_nuclei(image, label_map, name) for name in NAMES])
     export.write_table(tmp_path / "nuclei.csv", table)
     written = pd.read_csv(tmp_path / "nuclei.csv", dtype=str, keep_default_na=False)
     assert not written.map(lambda cell: cell[:1] in tuple("=+-@\t\r\n") and cell != "").any(axis=None)
@@ -167,21 +167,21 @@ def test_names_are_no_formulas_in_a_spreadsheet(tmp_path, image, label_map):
 
 def test_names_of_a_submission_come_back_as_they_were(tmp_path, label_map):
     label_maps = {name: label_map for name in NAMES if name}
-    export.write_submission(tmp_path / "s.csv", export.submission(label_maps))
+    export.write_submission(tmp_path / "s.csv", export.submission_table(label_maps))
     found = export.read_submission(tmp_path / "s.csv", dict.fromkeys(label_maps, label_map.shape))
     assert list(found) == list(label_maps)
 
 
 def test_ids_of_the_competition_are_written_as_they_are(tmp_path, label_map):
     name = "0a1b2c3d" * 8
-    export.write_submission(tmp_path / "s.csv", export.submission({name: label_map > 0}))
+    export.write_submission(tmp_path / "s.csv", export.submission_table({name: label_map > 0}))
     assert (tmp_path / "s.csv").read_text().splitlines()[1].startswith(f"{name},")
 
 
 def test_a_name_that_is_not_utf_8_does_not_lose_the_table(tmp_path, image, label_map):
     name = b"cell\xff".decode(errors="surrogateescape")
-    export.write_table(tmp_path / "nuclei.csv", export.nuclei_table(image, label_map, name))
-    export.write_submission(tmp_path / "s.csv", export.submission({name: label_map}))
+    export.write_table(tmp_path / "nuclei.csv", export.measure_nuclei(image, label_map, name))
+    export.write_submission(tmp_path / "s.csv", export.submission_table({name: label_map}))
     for file in ("nuclei.csv", "s.csv"):
         assert "cell\\udcff" in (tmp_path / file).read_text(encoding="utf-8")
 
@@ -189,12 +189,12 @@ def test_a_name_that_is_not_utf_8_does_not_lose_the_table(tmp_path, image, label
 @pytest.mark.parametrize("pixel_size", [0, -0.5, np.inf, np.nan])
 def test_table_refuses_a_pixel_size_that_is_none(image, label_map, pixel_size):
     with pytest.raises(ValueError, match="pixel size"):
-        export.nuclei_table(image, label_map, "a", pixel_size)
+        export.measure_nuclei(image, label_map, "a", pixel_size)
 
 
 def test_table_refuses_shapes_that_differ(image, label_map):
     with pytest.raises(ValueError, match=r"a\.png: expected an image \(40, 59, 3\).*found\s\(40, 60, 3\)"):
-        export.nuclei_table(image, label_map[:, 1:], "a.png")
+        export.measure_nuclei(image, label_map[:, 1:], "a.png")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_table_refuses_shapes_that_differ(image, label_map):
     ],
 )
 def test_what_is_no_label_map_is_refused(tmp_path, labels, found):
-    for write in (export.write_labels, export.write_geojson, export.write_rois):
+    for write in (io.write_label_map, export.write_geojson, export.write_imagej_rois):
         with pytest.raises(ValueError, match=f"expected a label map.*{found}"):
             write(tmp_path / "a.png", labels)
     assert list(tmp_path.iterdir()) == []
@@ -220,8 +220,8 @@ def test_what_is_no_label_map_is_refused(tmp_path, labels, found):
 @pytest.mark.parametrize("factor", [1, 7281], ids=["8 bits", "16 bits"])
 def test_labels_come_back(tmp_path, label_map, ending, factor):
     path = tmp_path / "new" / f"Kern ä.{ending}"
-    export.write_labels(path, label_map * factor)
-    found = export.read_labels(path)
+    io.write_label_map(path, label_map * factor)
+    found = io.read_label_map(path)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, label_map * factor)
     if ending == "png":
@@ -232,27 +232,27 @@ def test_labels_come_back(tmp_path, label_map, ending, factor):
 
 def test_many_nuclei_need_a_tiff(tmp_path, label_map):
     with pytest.raises(ValueError, match=r"a\.png: the highest label is 65536.*a\.tif"):
-        export.write_labels(tmp_path / "a.png", label_map * 0 + 65536)
-    export.write_labels(tmp_path / "a.tif", label_map * 65536)
+        io.write_label_map(tmp_path / "a.png", label_map * 0 + 65536)
+    io.write_label_map(tmp_path / "a.tif", label_map * 65536)
     assert tifffile.imread(tmp_path / "a.tif").dtype == np.uint32
-    np.testing.assert_array_equal(export.read_labels(tmp_path / "a.tif"), label_map * 65536)
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.tif"), label_map * 65536)
 
 
 def test_labels_of_other_programs_are_read(tmp_path, label_map):
     for dtype in (np.uint8, np.int16, np.int32, np.uint32, np.int64):
         tifffile.imwrite(tmp_path / "a.tif", label_map.astype(dtype))
-        np.testing.assert_array_equal(export.read_labels(tmp_path / "a.tif"), label_map)
+        np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.tif"), label_map)
     Image.fromarray(label_map.astype(np.uint8)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(export.read_labels(tmp_path / "a.png"), label_map)
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.png"), label_map)
 
 
 def test_mask_is_black_and_white(tmp_path, label_map):
     for name in ("a.png", "a.tif"):
-        export.write_mask(tmp_path / name, label_map)
+        io.write_mask(tmp_path / name, label_map)
         with Image.open(tmp_path / name) as picture:
             assert picture.mode == "L"
             np.testing.assert_array_equal(np.array(picture), np.where(label_map, 255, 0))
-    np.testing.assert_array_equal(export.read_labels(tmp_path / "a.png"), np.where(label_map, 255, 0))
+    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.png"), np.where(label_map, 255, 0))
 
 
 @pytest.mark.parametrize("strip", [1, 7, 1024])
@@ -264,7 +264,7 @@ def test_overlay_is_that_of_plots_whatever_the_strips(tmp_path, monkeypatch, ima
 
 
 def test_endings_that_lose_labels_are_refused(tmp_path, image, label_map):
-    for write in (export.write_labels, export.write_mask):
+    for write in (io.write_label_map, io.write_mask):
         with pytest.raises(ValueError, match=r"a\.jpg.*'\.jpg', expected one of \.png"):
             write(tmp_path / "a.jpg", label_map)
     with pytest.raises(ValueError, match=r"found the ending ''"):
@@ -276,8 +276,8 @@ def test_endings_that_lose_labels_are_refused(tmp_path, image, label_map):
 
 def test_unreadable_label_maps_are_named(tmp_path, image, label_map):
     def refused(name, message):
-        with pytest.raises(DataError, match=message) as caught:
-            export.read_labels(tmp_path / name)
+        with pytest.raises(NucleiError, match=message) as caught:
+            io.read_label_map(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
 
     refused("missing.png", "is missing")
@@ -290,7 +290,7 @@ def test_unreadable_label_maps_are_named(tmp_path, image, label_map):
     tifffile.imwrite(tmp_path / "negative.tif", (label_map - 1).astype(np.int16))
     refused("negative.tif", "found values from -1 to 8")
     for name in ("cut.png", "cut.tif", "plain.tif"):
-        export.write_labels(tmp_path / name, label_map)
+        io.write_label_map(tmp_path / name, label_map)
         if name == "plain.tif":
             tifffile.imwrite(tmp_path / name, label_map.astype(np.uint16))
         content = (tmp_path / name).read_bytes()
@@ -329,7 +329,7 @@ def test_outline_of_one_pixel_is_its_square():
 
 
 def test_outlines_have_the_centroids_of_the_table(image, label_map):
-    table = export.nuclei_table(image, label_map, "a").set_index("label")
+    table = export.measure_nuclei(image, label_map, "a").set_index("label")
     for label, [[outer, *holes], *more] in export.outlines(label_map):
         if not holes and not more:
             corners = np.concatenate([outer, outer[:1]])
@@ -343,25 +343,25 @@ def test_geojson_is_what_qupath_imports(tmp_path, label_map):
     export.write_geojson(tmp_path / "a.geojson", label_map)
     content = json.loads((tmp_path / "a.geojson").read_text())
     assert content["type"] == "FeatureCollection"
-    labels, kinds = np.zeros_like(label_map), {}
+    labels, image_types = np.zeros_like(label_map), {}
     for feature in content["features"]:
         assert feature["type"] == "Feature"
         properties, geometry = feature["properties"], feature["geometry"]
         assert properties["objectType"] == "detection"
         assert properties["classification"] == {"name": "Nucleus", "color": [230, 159, 0]}
-        kinds[properties["name"]] = geometry["type"]
+        image_types[properties["name"]] = geometry["type"]
         polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
         rings = [ring for polygon in polygons for ring in polygon]
         assert all(ring[0] == ring[-1] for ring in rings), "closed"
         labels[filled(labels.shape, [ring[:-1] for ring in rings])] = int(properties["name"])
     np.testing.assert_array_equal(labels, label_map)
-    assert kinds == {"1": "Polygon", "2": "Polygon", "4": "Polygon", "7": "Polygon", "9": "MultiPolygon"}
+    assert image_types == {"1": "Polygon", "2": "Polygon", "4": "Polygon", "7": "Polygon", "9": "MultiPolygon"}
 
 
 def test_rois_come_back(tmp_path, label_map):
     path = tmp_path / "a.zip"
     for _ in range(2):  # the second time replaces the first, and adds nothing to it
-        export.write_rois(path, label_map)
+        export.write_imagej_rois(path, label_map)
     rois = {roi.name: roi for roi in roiread(path)}
     assert list(rois) == ["1", "2", "4", "7", "9", "9-2"]
     with zipfile.ZipFile(path) as file:
@@ -377,16 +377,16 @@ def test_rois_come_back(tmp_path, label_map):
 def test_rois_reach_as_far_as_imagej_does(tmp_path):
     labels = np.zeros((2, 60535), np.int32)
     labels[:, -3:] = 1
-    export.write_rois(tmp_path / "a.zip", labels)
+    export.write_imagej_rois(tmp_path / "a.zip", labels)
     assert roiread(tmp_path / "a.zip")[0].coordinates().max(axis=0).tolist() == [60535, 2]
     with pytest.raises(ValueError, match=r"a\.zip: the image is \(1, 60536\)"):
-        export.write_rois(tmp_path / "a.zip", np.zeros((1, 60536), int))
+        export.write_imagej_rois(tmp_path / "a.zip", np.zeros((1, 60536), int))
 
 
 def test_no_nuclei_make_empty_files(tmp_path):
     labels = np.zeros((5, 6), int)
     export.write_geojson(tmp_path / "a.geojson", labels)
-    export.write_rois(tmp_path / "a.zip", labels)
+    export.write_imagej_rois(tmp_path / "a.zip", labels)
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
     assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == []
 
@@ -397,7 +397,7 @@ def test_no_nuclei_make_empty_files(tmp_path):
 @quick
 @given(LABEL_MAPS)
 def test_codes_of_all_nuclei_are_those_of_each(labels):
-    codes = export.encode_labels(labels)
+    codes = encode_label_map(labels)
     assert list(codes) == np.unique(labels[labels > 0]).tolist()
     assert list(codes.values()) == [encode_rle(mask) for mask in split_labels(labels)]
 
@@ -405,14 +405,14 @@ def test_codes_of_all_nuclei_are_those_of_each(labels):
 def test_thousands_of_nuclei_are_quick():
     labels = np.kron(np.arange(1, 2501, dtype=np.int32).reshape(50, 50), np.ones((18, 18), np.int32))
     start = time.process_time()
-    codes, outlines = export.encode_labels(labels), dict(export.outlines(labels))
+    codes, outlines = encode_label_map(labels), dict(export.outlines(labels))
     assert time.process_time() - start < 3  # 0.3 s; whole masks one after the other take 10 s and more
     assert len(codes) == len(outlines) == 2500
 
 
 def test_submission_comes_back(tmp_path, label_map):
     label_maps = {"b": label_map, "007": np.zeros((3, 4), int), "NA": label_map.T}
-    table = export.submission(label_maps)
+    table = export.submission_table(label_maps)
     assert table["ImageId"].tolist() == ["b"] * 5 + ["007"] + ["NA"] * 5
     assert table["EncodedPixels"][5] == ""
     export.write_submission(tmp_path / "s.csv", table.assign(more=1))
@@ -421,9 +421,9 @@ def test_submission_comes_back(tmp_path, label_map):
     found = export.read_submission(tmp_path / "s.csv", shapes | {"absent": (1, 1)})
     assert list(found) == list(label_maps)
     numbered = np.array([0, 1, 2, 0, 3, 0, 0, 4, 0, 5])  # in the order of the file, without gaps
-    for name, labels in label_maps.items():
+    for name, label_map in label_maps.items():
         assert found[name].dtype == np.int32
-        np.testing.assert_array_equal(found[name], numbered[labels])
+        np.testing.assert_array_equal(found[name], numbered[label_map])
 
 
 def test_solution_of_the_competition_is_read(tmp_path):
@@ -463,7 +463,7 @@ def test_smaller_nucleus_of_a_solution_stays_on_top(tmp_path):
 )
 def test_broken_submission_is_named_with_its_line(tmp_path, content, message):
     (tmp_path / "s.csv").write_text(content)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(NucleiError, match=message) as caught:
         export.read_submission(tmp_path / "s.csv", {"a": (3, 4)})
     assert str(tmp_path / "s.csv") in str(caught.value)
 
@@ -482,16 +482,16 @@ def test_broken_submission_is_named_with_its_line(tmp_path, content, message):
 )
 def test_broken_solution_is_named_with_its_line(tmp_path, rows, message):
     (tmp_path / "s.csv").write_text("ImageId,EncodedPixels,Height,Width\n" + rows)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(NucleiError, match=message):
         export.read_solution(tmp_path / "s.csv")
-    with pytest.raises(DataError, match=r"none\.csv is missing"):
+    with pytest.raises(NucleiError, match=r"none\.csv is missing"):
         export.read_solution(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("name", ["truth.zip", "truth.gz", "truth.csv"])
 def test_what_is_no_table_is_refused_whatever_its_ending(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\3\4\xff\xfe\0\0")
-    with pytest.raises(DataError, match=f"{name} cannot be read as a table|{name}, line 1"):
+    with pytest.raises(NucleiError, match=f"{name} cannot be read as a table|{name}, line 1"):
         export.read_solution(tmp_path / name)
 
 

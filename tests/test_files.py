@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from nuclei_utils.files import locked, remove_older, remove_unfinished, written_whole
+from nuclei_utils.files import atomic_write, file_lock, remove_older, remove_partial_files
 
 
 def test_a_file_is_put_in_place_when_it_is_whole(tmp_path):
     path = tmp_path / "new folder" / "a.json"
     for text in ("first", "second"):
-        with written_whole(str(path)) as aside:
+        with atomic_write(str(path)) as aside:
             assert aside.suffix == ".json"
             aside.write_text(text)
             assert text == "first" or path.read_text() == "first"
@@ -29,7 +29,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, error):
     path.write_text("old")
 
     def write():
-        with written_whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text("half of i")
             raise error
 
@@ -40,23 +40,23 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, error):
 
 
 def test_a_failure_before_anything_is_written_shows_itself(tmp_path):
-    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "a.json"):
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a.json"):
         1 / 0  # noqa: B018
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_writers_in_one_process_do_not_clash(tmp_path):
     path = tmp_path / "a.txt"
-    with written_whole(path) as outer:
+    with atomic_write(path) as outer:
         outer.write_text("outer")
-        with written_whole(path) as inner:
+        with atomic_write(path) as inner:
             inner.write_text("inner")
         assert path.read_text() == "inner"
     assert path.read_text() == "outer"
 
 
 def write(path, content=b"new"):
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(content)
 
 
@@ -117,18 +117,18 @@ def test_an_error_of_the_disk_is_named_by_the_file(tmp_path):
     def fail(aside):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(aside))
 
-    with pytest.raises(PermissionError) as caught, written_whole(tmp_path / "a.json") as aside:
+    with pytest.raises(PermissionError) as caught, atomic_write(tmp_path / "a.json") as aside:
         fail(aside)
     assert caught.value.filename == str(tmp_path / "a.json")
 
 
 def test_an_error_of_another_file_stays_as_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError) as caught, written_whole(tmp_path / "a.json"):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "a.json"):
         (tmp_path / "source.json").read_text()
     assert caught.value.filename == str(tmp_path / "source.json")
 
 
-@pytest.mark.parametrize("use", [write, lambda path: locked(path, "busy").__enter__()])
+@pytest.mark.parametrize("use", [write, lambda path: file_lock(path, "busy").__enter__()])
 def test_a_file_in_place_of_a_folder_is_named(tmp_path, use):
     (tmp_path / "notes").touch()
     with pytest.raises(NotADirectoryError) as caught:
@@ -146,9 +146,9 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
 
 WRITER = """
 import sys
-from nuclei_utils.files import written_whole
+from nuclei_utils.files import atomic_write
 for _ in range(50):
-    with written_whole("a.txt") as aside:
+    with atomic_write("a.txt") as aside:
         with aside.open("w") as file:
             for _ in range(100):
                 file.write(sys.argv[1] * 100)
@@ -208,9 +208,9 @@ def test_what_a_killed_process_was_about_to_write_can_be_removed(tmp_path, kille
     kept = {".a-notes.json", ".b-1-0a1b2c3d.json", ".a-1-0a1b2c3d.csv", "a-1-0a1b2c3d.json"}
     for other in kept:
         (tmp_path / other).touch()
-    killed("written_whole", name)
+    killed("atomic_write", name)
     assert len(list(tmp_path.iterdir())) == len(kept) + 2
-    remove_unfinished(path)
+    remove_partial_files(path)
     assert {path.name for path in tmp_path.iterdir()} == {name, *kept}
     assert path.read_text() == "old"
 
@@ -219,11 +219,11 @@ def test_a_lock_keeps_other_processes_out_and_dies_with_its_process(tmp_path, ki
     path = tmp_path / "new folder" / "lock"
 
     def refused():
-        with pytest.raises(BlockingIOError, match=r"^busy$"), locked(path, "busy"):
+        with pytest.raises(BlockingIOError, match=r"^busy$"), file_lock(path, "busy"):
             pytest.fail("two in one block")
 
-    killed("locked", "new folder/lock", "busy", meanwhile=refused)
-    with locked(path, "busy"):
+    killed("file_lock", "new folder/lock", "busy", meanwhile=refused)
+    with file_lock(path, "busy"):
         assert path.exists()
     assert list(path.parent.iterdir()) == []
 
@@ -231,22 +231,22 @@ def test_a_lock_keeps_other_processes_out_and_dies_with_its_process(tmp_path, ki
 def test_a_lock_holds_within_one_process_and_ends_with_its_block(tmp_path):
     path = tmp_path / "lock"
     for _ in range(2):
-        with locked(path, "busy"), pytest.raises(BlockingIOError), locked(path, "busy"):
+        with file_lock(path, "busy"), pytest.raises(BlockingIOError), file_lock(path, "busy"):
             pytest.fail("two in one block")
         assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ZeroDivisionError), locked(path, "busy"):
+    with pytest.raises(ZeroDivisionError), file_lock(path, "busy"):
         1 / 0  # noqa: B018
-    with locked(path, "busy"):
+    with file_lock(path, "busy"):
         pass
 
 
 COUNTER = """
 from pathlib import Path
-from nuclei_utils.files import locked
+from nuclei_utils.files import file_lock
 done = 0
 while done < 200:
     try:
-        with locked("lock", "busy"):
+        with file_lock("lock", "busy"):
             number = int(Path("number").read_text())
             Path("number").write_text(str(number + 1))
             done += 1
@@ -269,7 +269,7 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(tmp_path / "lock", "busy"):
+    with file_lock(tmp_path / "lock", "busy"):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
-from nuclei_utils import data, io
+from nuclei_utils import datasets, io
+from nuclei_utils.errors import NucleiError
 from tests import corpus
 
 SIZE = (20, 30)
@@ -113,16 +114,16 @@ def test_postscript_starts_no_program(tmp_path):
         case.write(tmp_path / case.name)
     names = [case.name for case in corpus_files]
     code = f"""
-from nuclei_utils import data, export
+from nuclei_utils import errors, io
 for name in {names}:
-    for read in (data.read_image, data.read_mask, export.read_labels):
+    for read in (io.read_image, io.read_mask, io.read_label_map):
         try:
             read(name)
-        except data.DataError as error:
+        except errors.NucleiError as error:
             print("refused")
 """
     environment = os.environ | {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    environment["PYTHONPATH"] = str(Path(data.__file__).parents[1])
+    environment["PYTHONPATH"] = str(Path(datasets.__file__).parents[1])
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.stdout.split() == ["refused"] * 3 * len(names), run.stderr
     assert len(names) >= 4
@@ -133,9 +134,9 @@ for name in {names}:
 def test_the_limit_of_pixels_is_the_callers(tmp_path, name):
     pillow(COLOUR)(tmp_path / name)
     pixels = COLOUR.shape[0] * COLOUR.shape[1]
-    for read in (data.read_image, data.read_raw):
+    for read in (io.read_image, io.read_raw):
         assert read(tmp_path / name, max_pixels=pixels).shape == COLOUR.shape
-        with pytest.raises(data.DataError, match=f"20 x 30 pixels, more than the limit of {pixels - 1}"):
+        with pytest.raises(NucleiError, match=f"20 x 30 pixels, more than the limit of {pixels - 1}"):
             read(tmp_path / name, max_pixels=pixels - 1)
 
 
@@ -144,7 +145,7 @@ def test_images_above_pillows_own_limit_are_read_and_its_limit_stays(tmp_path, m
     pillow(COLOUR, **({"compression": "tiff_lzw"} if name == "lzw.tif" else {}))(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(io, "_PILLOW_WARNS", 100)
-    np.testing.assert_array_equal(data.read_image(tmp_path / name), COLOUR)
+    np.testing.assert_array_equal(io.read_image(tmp_path / name), COLOUR)
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -160,8 +161,8 @@ def test_what_does_not_fit_into_memory_is_named(tmp_path, monkeypatch):
     for place, name in ((ImageFile.ImageFile, "load"), (io, "to_rgb8")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, no_memory)
-            with pytest.raises(data.DataError, match=r"a\.png.*memory"):
-                data.read_image(tmp_path / "a.png")
+            with pytest.raises(NucleiError, match=r"a\.png.*memory"):
+                io.read_image(tmp_path / "a.png")
 
 
 # Files as other programs write them
@@ -222,12 +223,12 @@ def test_image_is_read_as_8_bit_rgb(tmp_path, name, save, expected):
     written = tmp_path / ("written.tif" if save in RENAMED else name)
     save(written)
     written.rename(tmp_path / name)
-    image = data.read_image(tmp_path / name)
+    image = io.read_image(tmp_path / name)
     np.testing.assert_array_equal(image, expected)
     assert image.dtype == np.uint8
     assert image.flags.writeable
     assert image.flags.c_contiguous
-    np.testing.assert_array_equal(data.read_image(str(tmp_path / name)), image)
+    np.testing.assert_array_equal(io.read_image(str(tmp_path / name)), image)
 
 
 @pytest.mark.parametrize(
@@ -243,12 +244,12 @@ def test_image_is_read_as_8_bit_rgb(tmp_path, name, save, expected):
 )
 def test_16_bits_are_scaled_to_the_brightest_part(tmp_path, values, expected):
     opencv(np.array([values], np.uint16))(tmp_path / "image.png")
-    assert data.read_image(tmp_path / "image.png")[0, :, 0].tolist() == expected
+    assert io.read_image(tmp_path / "image.png")[0, :, 0].tolist() == expected
 
 
 def test_alpha_does_not_count_for_the_scale(tmp_path):
     opencv(np.dstack([COLOUR16 // 16, np.full(SIZE, 65535, np.uint16)]))(tmp_path / "image.png")
-    np.testing.assert_allclose(data.read_image(tmp_path / "image.png"), COLOUR.astype(int), atol=1)
+    np.testing.assert_allclose(io.read_image(tmp_path / "image.png"), COLOUR.astype(int), atol=1)
 
 
 def drawn_16_bits(side, nuclei, radius):
@@ -337,8 +338,8 @@ def stains(count):
 )
 def test_what_is_not_one_image_is_refused_by_name(tmp_path, name, save, message):
     save(tmp_path / name)
-    with pytest.raises(data.DataError, match=message) as caught:
-        data.read_image(tmp_path / name)
+    with pytest.raises(NucleiError, match=message) as caught:
+        io.read_image(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name))
     assert " at 0x" not in str(caught.value)
 
@@ -347,8 +348,8 @@ def test_pages_of_different_size_are_refused(tmp_path):
     with tifffile.TiffWriter(tmp_path / "image.tif") as file:
         file.write(COLOUR, photometric="rgb")
         file.write(GREY[:5, :5])
-    with pytest.raises(data.DataError, match="found 2 pages"):
-        data.read_image(tmp_path / "image.tif")
+    with pytest.raises(NucleiError, match="found 2 pages"):
+        io.read_image(tmp_path / "image.tif")
 
 
 # Masks
@@ -377,7 +378,7 @@ NUCLEUS = square(5, 5, 9, 12)
 )
 def test_mask_is_read_whatever_its_format(tmp_path, name, save):
     save(tmp_path / name)
-    mask = data.read_mask(tmp_path / name, SIZE)
+    mask = io.read_mask(tmp_path / name, SIZE)
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, NUCLEUS > 0)
 
@@ -386,8 +387,8 @@ def test_black_mask_is_empty_though_opaque_and_white_mask_is_full(tmp_path):
     opaque = np.full(SIZE, 255, np.uint8)
     pillow(np.dstack([as_rgb(opaque * 0), opaque]))(tmp_path / "black.png")
     pillow(opaque)(tmp_path / "white.png")
-    assert not data.read_mask(tmp_path / "black.png").any()
-    assert data.read_mask(tmp_path / "white.png").all()
+    assert not io.read_mask(tmp_path / "black.png").any()
+    assert io.read_mask(tmp_path / "white.png").all()
 
 
 @pytest.mark.parametrize(
@@ -404,6 +405,6 @@ def test_black_mask_is_empty_though_opaque_and_white_mask_is_full(tmp_path):
 )
 def test_mask_that_would_have_to_be_guessed_is_refused(tmp_path, name, save, message):
     save(tmp_path / name)
-    with pytest.raises(data.DataError, match=message) as caught:
-        data.read_mask(tmp_path / name, SIZE)
+    with pytest.raises(NucleiError, match=message) as caught:
+        io.read_mask(tmp_path / name, SIZE)
     assert str(tmp_path / name) in str(caught.value)

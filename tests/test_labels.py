@@ -241,7 +241,7 @@ def two_squares():
 
 
 def test_boundary_lies_on_both_sides_of_every_border():
-    found = labels.boundary(two_squares())
+    found = labels.boundary_map(two_squares())
     assert found[4, 5], "between two nuclei"
     assert found[4, 6]
     assert found[2, 4], "inside, at the background"
@@ -251,11 +251,11 @@ def test_boundary_lies_on_both_sides_of_every_border():
 
 
 def test_edge_of_the_image_is_no_boundary():
-    assert not labels.boundary(np.ones((4, 4), np.int32)).any()
+    assert not labels.boundary_map(np.ones((4, 4), np.int32)).any()
 
 
 def test_distance_is_1_in_the_middle_and_low_between_nuclei():
-    found = labels.distance(two_squares())
+    found = labels.distance_map(two_squares())
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[3], [0, 0, 0.5, 1, 1, 0.5, 0.5, 1, 1, 0.5, 0, 0])
     assert found[two_squares() == 0].max() == 0
@@ -266,6 +266,6 @@ def test_distance_gives_every_nucleus_its_own_scale():
     sizes[2:5, 2:5] = 1
     sizes[5:35, 20:55] = 2
     sizes[39, 59] = 3  # a single pixel
-    found = labels.distance(sizes)
+    found = labels.distance_map(sizes)
     assert [found[sizes == number].max() for number in (1, 2, 3)] == [1, 1, 1]
-    assert not labels.distance(np.zeros((5, 5), np.int32)).any()
+    assert not labels.distance_map(np.zeros((5, 5), np.int32)).any()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score, roc_auc_score
 
-from nuclei_utils import metrics
+from nuclei_utils import losses, metrics
 
 TRUTH = np.array([[1, 1, 0, 0]])
 CASES = [  # prediction, Dice, IoU
@@ -49,7 +49,7 @@ def test_dice_and_iou_tell_the_same_story(a, b):
 
 
 def test_streaming_dice_pools_batches():
-    metric = metrics.Dice()
+    metric = losses.Dice()
     assert float(metric.result()) == 1
     metric.update_state(TRUTH, np.array([[0.9, 0.1, 0.9, 0.1]]))
     metric.update_state(TRUTH, np.array([[0.9, 0.9, 0.1, 0.1]]))
@@ -59,7 +59,7 @@ def test_streaming_dice_pools_batches():
 
 
 def test_streaming_dice_comes_back_from_its_configuration():
-    again = keras.metrics.deserialize(keras.metrics.serialize(metrics.Dice(threshold=0.3)))
+    again = keras.metrics.deserialize(keras.metrics.serialize(losses.Dice(threshold=0.3)))
     assert again.threshold == 0.3
 
 

@@ -128,7 +128,7 @@ def test_mobilenet_unet_refuses_other_sizes(shape):
 
 def test_other_sizes_are_padded_and_cut_back(network):
     image = np.random.default_rng(0).integers(0, 256, (45, 70, 3), dtype=np.uint8)
-    (found,) = predict.probabilities(network, [image])
+    (found,) = predict.predict_masks(network, [image])
     assert found.shape == (45, 70)
     padded = preprocess.pad_to_multiple(preprocess.normalize(image), 32)
     assert padded.shape == (64, 96, 3)
@@ -219,7 +219,7 @@ STATISTICS = ("moving_mean", "moving_variance")
 
 @pytest.mark.parametrize("trainable", [False, 0, 2, 16, True])
 def test_what_a_step_moves_in_a_pretrained_encoder(network, trainable):
-    models.train_encoder(network, trainable)
+    models.unfreeze_encoder(network, trainable)
     moved = moved_by_a_step(network)
     encoder = encoder_paths(network)
     assert moved - encoder == arrays(network).keys() - encoder, "the decoder learns, and its statistics follow"
@@ -238,7 +238,7 @@ def _block(path):
 @pytest.mark.parametrize("blocks", [-1, 17])
 def test_blocks_that_mobilenet_does_not_have(network, blocks):
     with pytest.raises(ValueError, match=f"16 blocks, of which {blocks}"):
-        models.train_encoder(network, blocks)
+        models.unfreeze_encoder(network, blocks)
 
 
 def test_a_random_encoder_trains_its_normalisation_as_well():
@@ -258,12 +258,12 @@ def test_trainable_is_chosen_when_it_is_built(weights_file):
     "ignore:Skipping variable loading for optimizer"
 )  # another part of the encoder is trained now
 def test_a_mobilenet_unet_is_saved_with_all_that_matters(network, tmp_path):
-    models.train_encoder(network, False)
+    models.unfreeze_encoder(network, False)
     images = random_images(1, 64, 64, 3)
     network.save(tmp_path / "network.keras")
     loaded = keras.models.load_model(tmp_path / "network.keras")
     np.testing.assert_allclose(loaded(images), network(images), atol=1e-6)
-    models.train_encoder(loaded, True)
+    models.unfreeze_encoder(loaded, True)
     moved = moved_by_a_step(loaded)
     assert not any(path.endswith(STATISTICS) for path in moved & encoder_paths(loaded)), "inference mode is saved too"
 
@@ -287,4 +287,4 @@ def test_multiplications_of_a_known_network():
     inputs = keras.Input((8, 6, 3))
     x = keras.layers.Conv2D(4, 3, padding="same")(inputs)  # 48 pixels, 9 * 3 * 4 weights
     x = keras.layers.Conv2DTranspose(2, 2, strides=2)(x)  # each of 48 pixels becomes four: 2 * 2 * 4 * 2 weights
-    assert models.multiplications(keras.Model(inputs, x)) == 48 * 108 + 48 * 32
+    assert models.count_multiplications(keras.Model(inputs, x)) == 48 * 108 + 48 * 32

@@ -52,11 +52,11 @@ def test_normalize_channels_share_one_scale():
 
 
 @given(images, st.sampled_from([np.uint8, np.uint16, np.float32]))
-def test_limits_and_stretch_part_by_part_are_normalize(image, kind):
-    image = image.astype(kind)
-    ends = preprocess.limits(image)
+def test_limits_and_stretch_part_by_part_are_normalize(image, image_type):
+    image = image.astype(image_type)
+    ends = preprocess.intensity_range(image)
     middle = len(image) // 2
-    parts = [preprocess.stretch(part, *ends) for part in (image[:middle], image[middle:])]
+    parts = [preprocess.rescale_intensity(part, *ends) for part in (image[:middle], image[middle:])]
     assert np.array_equal(np.concatenate(parts), preprocess.normalize(image))
 
 
@@ -64,20 +64,20 @@ def test_limits_and_stretch_part_by_part_are_normalize(image, kind):
 def test_limits_are_percentiles_of_every_pixel(image):
     dark, bright = np.percentile(image, [5, 95])
     if dark < bright:
-        assert preprocess.limits(image, 5, 95) == (dark, bright)
+        assert preprocess.intensity_range(image, 5, 95) == (dark, bright)
     else:
-        assert preprocess.limits(image, 5, 95) == (image.min(), image.max())
+        assert preprocess.intensity_range(image, 5, 95) == (image.min(), image.max())
 
 
 def test_limits_of_a_large_image_come_from_a_grid_of_its_pixels(monkeypatch):
     image = np.random.default_rng(0).gamma(2, 20, (300, 400, 3)).clip(0, 255).astype(np.uint8)
     image[1::2] //= 2  # every other row is darker, as through a camera's filter
-    exact = preprocess.limits(image)
+    exact = preprocess.intensity_range(image)
     monkeypatch.setattr(preprocess, "EXACT", 20_000)
     taken = []
     percentile = np.percentile
     monkeypatch.setattr(np, "percentile", lambda values, q: taken.append(values.shape) or percentile(values, q))
-    np.testing.assert_allclose(preprocess.limits(image), exact, atol=5)
+    np.testing.assert_allclose(preprocess.intensity_range(image), exact, atol=5)
     assert taken == [(100, 134, 3)]
 
 
@@ -85,7 +85,7 @@ def test_limits_of_a_large_dark_image_see_its_only_bright_pixel(monkeypatch):
     monkeypatch.setattr(preprocess, "EXACT", 100)
     image = np.zeros((100, 100, 3), np.uint8)
     image[50, 51] = 90
-    assert preprocess.limits(image) == (0, 90)
+    assert preprocess.intensity_range(image) == (0, 90)
 
 
 def test_clahe_raises_contrast_and_keeps_grey_grey():
@@ -139,7 +139,7 @@ def test_crop_refuses_to_leave_the_image(top, left):
 
 @given(label_maps, sides, sides)
 def test_resize_labels_invents_no_label(labels, height, width):
-    small = preprocess.resize_labels(labels, (height, width))
+    small = preprocess.resize_label_map(labels, (height, width))
     assert small.shape == (height, width)
     assert small.dtype == labels.dtype
     assert np.isin(small, labels).all()
@@ -147,9 +147,9 @@ def test_resize_labels_invents_no_label(labels, height, width):
 
 @given(label_maps, st.integers(1, 4))
 def test_resize_labels_to_a_multiple_and_back(labels, factor):
-    large = preprocess.resize_labels(labels, (labels.shape[0] * factor, labels.shape[1] * factor))
+    large = preprocess.resize_label_map(labels, (labels.shape[0] * factor, labels.shape[1] * factor))
     assert np.array_equal(large, np.kron(labels, np.ones((factor, factor), np.int32)))
-    assert np.array_equal(preprocess.resize_labels(large, labels.shape), labels)
+    assert np.array_equal(preprocess.resize_label_map(large, labels.shape), labels)
 
 
 @given(images, sides, sides)
@@ -170,11 +170,11 @@ def test_image_and_labels_shrink_to_the_same_place():
     cv2.circle(labels, (100, 40), 20, 1, -1)
     image = np.dstack([labels * 255] * 3).astype(np.uint8)
     small_image = preprocess.resize(image, (32, 48))[..., 0] > 127
-    small_labels = preprocess.resize_labels(labels, (32, 48)) > 0
+    small_labels = preprocess.resize_label_map(labels, (32, 48)) > 0
     assert (small_image != small_labels).sum() <= 0.05 * small_labels.sum()
 
 
 def test_crop_middle_takes_the_middle_or_all_there_is():
     image = np.arange(7 * 4).reshape(7, 4)
-    assert np.array_equal(preprocess.crop_middle(image, (3, 2)), image[2:5, 1:3])
-    assert np.array_equal(preprocess.crop_middle(image, (3, 9)), image[2:5])
+    assert np.array_equal(preprocess.center_crop(image, (3, 2)), image[2:5, 1:3])
+    assert np.array_equal(preprocess.center_crop(image, (3, 9)), image[2:5])

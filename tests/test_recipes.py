@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import data, models, recipes, training
+from nuclei_utils import datasets, models, recipes, training
+from nuclei_utils.errors import NucleiError
 from tests.interruption import batches, damage, small_model, train
 
 
@@ -49,18 +50,18 @@ def test_a_network_is_trained_once_and_then_loaded(capsys):
     watched = recipes.watched()
     assert len(frames) == 1 + training.profile().epochs
     for frame in frames:
-        assert [one.shape for one in frame] == [record.labels.shape for record in watched]
+        assert [one.shape for one in frame] == [record.label_map.shape for record in watched]
     assert np.abs(frames[0][0] - frames[-1][0]).max() > 0
 
 
 def test_one_image_of_each_kind_is_watched():
     watched = recipes.watched()
-    assert [record.kind for record in watched] == sorted(data.KINDS)
-    whole = {record.id: record for record in data.load(split="validation")}
+    assert [record.image_type for record in watched] == sorted(datasets.IMAGE_TYPES)
+    whole = {record.id: record for record in datasets.load(split="validation")}
     for record in watched:
-        assert max(record.labels.shape) <= 256
-        assert record.image.shape[:2] == record.labels.shape
-        assert set(np.unique(record.labels)) <= set(np.unique(whole[record.id].labels))
+        assert max(record.label_map.shape) <= 256
+        assert record.image.shape[:2] == record.label_map.shape
+        assert set(np.unique(record.label_map)) <= set(np.unique(whole[record.id].label_map))
 
 
 def test_unet_plus_plus_comes_back_in_its_accurate_mode():
@@ -129,7 +130,7 @@ class Kill(keras.callbacks.Callback):
 @pytest.fixture
 def two_phases(monkeypatch, tmp_path):
     """Return a function that trains in two phases of two epochs each, broken off in an epoch if one is named."""
-    monkeypatch.setattr(models, "train_encoder", lambda model, blocks: None)
+    monkeypatch.setattr(models, "unfreeze_encoder", lambda model, blocks: None)
     plain = training.callbacks
 
     def run(folder=tmp_path / "run", kill=None):
@@ -173,7 +174,7 @@ def test_a_second_phase_without_a_backup_needs_the_model_of_the_first(two_phases
     with pytest.raises(KeyboardInterrupt):
         two_phases(kill=2)
     damage(tmp_path / "run" / "frozen" / "best.keras", how)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(NucleiError) as caught:
         two_phases()
     assert str(tmp_path / "run" / "frozen" / "best.keras") in str(caught.value)
 
@@ -193,7 +194,7 @@ def trained(tmp_path_factory):
 def test_a_damaged_network_is_named(trained, tmp_path, how):
     folder = shutil.copytree(trained, tmp_path / "run")
     damage(folder / "best.keras", how)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(NucleiError) as caught:
         recipes.load(folder)
     assert str(folder / "best.keras") in str(caught.value)
 
@@ -222,10 +223,10 @@ def test_a_finished_training_is_replaced_with_its_first_phase(trained, tmp_path,
 
 def test_images_without_a_nucleus_are_refused(tmp_path):
     records = recipes.watched()
-    empty = [record._replace(labels=np.zeros_like(record.labels)) for record in records]
+    empty = [record._replace(label_map=np.zeros_like(record.label_map)) for record in records]
     recipes.check_nuclei([*empty, records[0]], "train on")
     for wrong in (empty, [*empty, records[0]], [*records, empty[0]]):
-        with pytest.raises(data.DataError, match="nucleus"):
+        with pytest.raises(NucleiError, match="nucleus"):
             recipes.fine_tune(None, wrong[-3:], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -233,7 +234,7 @@ def test_images_without_a_nucleus_are_refused(tmp_path):
 def test_a_file_of_other_weights_is_named(tmp_path, monkeypatch):
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]).save_weights(tmp_path / "other.weights.h5")
     monkeypatch.setenv(models.WEIGHTS, str(tmp_path / "other.weights.h5"))
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(NucleiError) as caught:
         recipes.pretrained()
     assert str(tmp_path / "other.weights.h5") in str(caught.value)
 
@@ -264,11 +265,11 @@ def test_an_unknown_network_is_refused():
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
 def test_a_share_of_the_images_has_every_kind(share):
-    table = data.splits("sample").set_index("id")
+    table = datasets.split_table("sample").set_index("id")
     chosen = table.loc[recipes.some_ids(share)]
     assert set(chosen["split"]) == {"train"}
-    whole = table[table["split"] == "train"]["kind"].value_counts()
-    assert chosen["kind"].value_counts().to_dict() == {k: max(round(share * n), 1) for k, n in whole.items()}
+    whole = table[table["split"] == "train"]["image_type"].value_counts()
+    assert chosen["image_type"].value_counts().to_dict() == {k: max(round(share * n), 1) for k, n in whole.items()}
 
 
 def test_a_larger_share_holds_the_smaller():
@@ -278,12 +279,12 @@ def test_a_larger_share_holds_the_smaller():
 
 def test_a_share_gives_crops_of_its_images_alone(monkeypatch):
     seen = []
-    batches = recipes.pipeline.training_batches
+    batches = recipes.input_pipeline.training_batches
 
     def watch(examples, *arguments, **words):
         seen.extend(example["id"].numpy().decode() for example in examples)
         return batches(examples, *arguments, **words)
 
-    monkeypatch.setattr(recipes.pipeline, "training_batches", watch)
+    monkeypatch.setattr(recipes.input_pipeline, "training_batches", watch)
     recipes.batches(share=0.05)
     assert sorted(seen) == sorted(recipes.some_ids(0.05))

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import tables
-from nuclei_utils import recipes, training
-from nuclei_utils.notebook import PICTURES
+from nuclei_utils import notebook, recipes, training
 from tools import picture, setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,18 +60,20 @@ def difference(one, other):
 @pytest.mark.parametrize("name", picture.SOURCES)
 def test_pictures_are_those_of_the_notebooks(name):
     source = Image.open(BytesIO(picture.of_notebook(picture.SOURCES[name])))
-    assert difference(Image.open(PICTURES / name), source) < 8, "run `make outputs`"
+    assert difference(Image.open(notebook.PICTURES / name), source) < 8, "run `make outputs`"
     assert f'notebook.show_goal(\n    "{name}"' in text_of(ROOT / "notebooks" / f"{picture.SOURCES[name]}.ipynb")
 
 
 def test_notebook_06_opens_with_the_last_frame_of_the_film():
-    assert difference(Image.open(PICTURES / picture.LAST), picture.last_frame(picture.FILM)) < 8, "run `make outputs`"
+    assert difference(Image.open(notebook.PICTURES / picture.LAST), picture.last_frame(picture.FILM)) < 8, (
+        "run `make outputs`"
+    )
     assert f'"{picture.LAST}"' in text_of(ROOT / "notebooks" / "06_evaluate_and_animate.ipynb")
 
 
 def test_package_has_no_picture_that_nothing_shows_and_none_is_large():
-    assert {path.name for path in PICTURES.iterdir()} == {*picture.SOURCES, picture.LAST}
-    assert sum(path.stat().st_size for path in PICTURES.iterdir()) < 2**20, "they are in everybody's install"
+    assert {path.name for path in notebook.PICTURES.iterdir()} == {*picture.SOURCES, picture.LAST}
+    assert sum(path.stat().st_size for path in notebook.PICTURES.iterdir()) < 2**20, "they are in everybody's install"
 
 
 def test_readme_shows_no_picture_that_is_not_there():
@@ -99,7 +100,7 @@ def test_readme_example_runs(tmp_path, monkeypatch, capsys):
     opening, helpers = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     # the same with less training
-    helpers = helpers.replace("20", "1").replace("at_least=32", "at_least=1").replace("filters=16", "filters=2")
+    helpers = helpers.replace("20", "1").replace("min_crops=32", "min_crops=1").replace("filters=16", "filters=2")
     names = {}
     exec(helpers, names)
     names["model"].save("mine.keras")

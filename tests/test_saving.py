@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 from nuclei_utils import losses, models, saving
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import NucleiError
 
 IMAGES = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
 
@@ -125,7 +125,7 @@ HOSTILE = {
 def test_a_file_that_names_something_else_is_refused(name, saved, monkeypatch):
     rewritten(saved, HOSTILE[name])
     monkeypatch.setattr(keras.models, "load_model", lambda *args, **kwargs: pytest.fail("something was built"))
-    with pytest.raises(DataError, match=r"small\.keras.*list of layers"):
+    with pytest.raises(NucleiError, match=r"small\.keras.*list of layers"):
         saving.load_model(saved)
 
 
@@ -165,7 +165,7 @@ def doubling_links(file, folder):
 )
 def test_weights_that_lie_elsewhere_or_are_huge_are_refused(change, saved):
     rewritten(saved, change_weights=change)
-    with pytest.raises(DataError, match=r"small\.keras: its weights"):
+    with pytest.raises(NucleiError, match=r"small\.keras: its weights"):
         saving.load_model(saved)
 
 
@@ -173,14 +173,14 @@ def test_weights_that_lie_elsewhere_or_are_huge_are_refused(change, saved):
 def test_a_file_with_further_parts_is_refused(name, saved):
     with zipfile.ZipFile(saved, "a") as archive:
         archive.writestr(name, "x")
-    with pytest.raises(DataError, match=f"small.keras holds '{name}'"):
+    with pytest.raises(NucleiError, match=f"small.keras holds '{name}'"):
         saving.load_model(saved)
 
 
 def test_a_configuration_of_many_bytes_is_refused_before_reading(saved):
     with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", b" " * (saving.PARTS["config.json"] + 1))
-    with pytest.raises(DataError, match=r"small\.keras: config\.json has 16,777,217 bytes"):
+    with pytest.raises(NucleiError, match=r"small\.keras: config\.json has 16,777,217 bytes"):
         saving.load_model(saved)
 
 
@@ -188,19 +188,19 @@ def test_a_configuration_of_many_bytes_is_refused_before_reading(saved):
 def test_other_formats_are_refused(ending, tmp_path):
     path = tmp_path / f"model{ending}"
     path.write_bytes(b"x")
-    with pytest.raises(DataError, match=r"expected \.keras"):
+    with pytest.raises(NucleiError, match=r"expected \.keras"):
         saving.load_model(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"gone\.keras is missing"):
+    with pytest.raises(NucleiError, match=r"gone\.keras is missing"):
         saving.load_model(tmp_path / "gone.keras")
 
 
 @pytest.mark.parametrize("kept", [0, 30, 1000, -1])
 def test_a_broken_file_is_named(kept, saved):
     saved.write_bytes(saved.read_bytes()[:kept])
-    with pytest.raises(DataError, match=r"small\.keras cannot be loaded"):
+    with pytest.raises(NucleiError, match=r"small\.keras cannot be loaded"):
         saving.load_model(saved)
 
 
@@ -212,7 +212,7 @@ def test_a_file_of_a_newer_keras_says_so(saved):
     with zipfile.ZipFile(saved, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    with pytest.raises(DataError, match=rf"Keras 99\.0\.0 saved the file and this is Keras {keras.__version__}"):
+    with pytest.raises(NucleiError, match=rf"Keras 99\.0\.0 saved the file and this is Keras {keras.__version__}"):
         saving.load_model(saved)
 
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from nuclei_utils import training
-from nuclei_utils.data import DataError
+from nuclei_utils.errors import NucleiError
 from tests.interruption import DAMAGES, PullThePlug, batches, damage, small_model, train
 
 EPOCHS, DONE = 5, 3
@@ -41,7 +41,7 @@ def test_banner_is_one_line_that_says_what_runs(monkeypatch):
 
 
 def test_learning_rate_warms_up_and_ends_at_zero():
-    rate = training.warm_up_and_cosine(1e-3, steps=100)
+    rate = training.warmup_cosine(1e-3, steps=100)
     values = [float(rate(step)) for step in (0, 5, 50, 100)]
     assert values[0] == pytest.approx(1e-4, rel=0.2)
     assert values[1] == pytest.approx(1e-3, rel=0.01)
@@ -137,7 +137,7 @@ def test_the_same_model_can_be_trained_again_after_a_break(tmp_path):
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_a_backup_of_another_network_is_named(folder):
     before = contents(folder)
-    with pytest.raises(DataError, match="another network") as caught:
+    with pytest.raises(NucleiError, match="another network") as caught:
         training.fit(small_model(channels=3), batches(), batches(), folder, EPOCHS, verbose=0)
     assert str(folder / "backup") in str(caught.value)
     assert contents(folder) == before
@@ -219,7 +219,7 @@ def test_where_nothing_whole_is_left_the_files_are_named_and_stay(folder, names,
         # a history that is cut in its first line
         (folder / name).write_bytes(content[:9] if how == "cut" else DAMAGES[how](content))
     before = contents(folder)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(NucleiError) as caught:
         train(folder, EPOCHS)
     for name in names:
         assert f"{folder / name} is damaged" in str(caught.value)
@@ -229,7 +229,7 @@ def test_where_nothing_whole_is_left_the_files_are_named_and_stay(folder, names,
 def test_a_model_without_a_history_is_not_replaced(folder):
     for name in ("history.csv", "backup/history.csv"):
         (folder / name).unlink()
-    with pytest.raises(DataError, match=r"history\.csv is missing"):
+    with pytest.raises(NucleiError, match=r"history\.csv is missing"):
         train(folder, EPOCHS)
     assert training.begun(folder)
 
@@ -269,7 +269,7 @@ def test_the_whole_lines_of_a_history_are_read(tmp_path, content, epochs):
 )
 def test_a_history_without_a_whole_epoch_is_named(tmp_path, content):
     (tmp_path / "history.csv").write_bytes(content)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(NucleiError) as caught:
         training.read_history(tmp_path)
     assert str(tmp_path / "history.csv") in str(caught.value)
 
@@ -282,7 +282,7 @@ def test_overwritten_models_are_no_traceback(straight, tmp_path, seed):
     length = chance.randrange(1, 4096)
     content[start : start + length] = chance.randbytes(length)
     (tmp_path / "model.keras").write_bytes(content)
-    with pytest.raises(DataError, match=r"model\.keras is damaged"):
+    with pytest.raises(NucleiError, match=r"model\.keras is damaged"):
         training.check_whole(tmp_path / "model.keras")
 
 

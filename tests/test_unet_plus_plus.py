@@ -38,7 +38,7 @@ def batch():
 def compiled(model, **options):
     """Compile a model; eagerly unless told, since tracing a graph takes longer than these few small batches."""
     options = {"run_eagerly": True, **options}
-    model.compile("adam", losses.BinaryCrossentropyDice(), metrics=[metrics.Dice()], **options)
+    model.compile("adam", losses.BinaryCrossentropyDice(), metrics=[losses.Dice()], **options)
     return model
 
 

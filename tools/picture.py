@@ -11,8 +11,8 @@ from io import BytesIO
 import nbformat
 from PIL import Image
 
-from nuclei_utils.files import written_whole
-from nuclei_utils.notebook import PICTURES
+from nuclei_utils import notebook
+from nuclei_utils.files import atomic_write
 from tools.setup_cell import ROOT
 
 SOURCES = {
@@ -48,16 +48,16 @@ def last_frame(path):
 
 def keep(picture, name):
     """Write a picture into the package, as a JPEG file."""
-    with written_whole(PICTURES / name) as aside:
+    with atomic_write(notebook.PICTURES / name) as aside:
         picture.convert("RGB").save(aside, quality=QUALITY, optimize=True)
 
 
 def main():
     """Write the pictures."""
-    for name, notebook in SOURCES.items():
-        keep(Image.open(BytesIO(of_notebook(notebook))), name)
+    for name, source in SOURCES.items():
+        keep(Image.open(BytesIO(of_notebook(source))), name)
     if MADE.exists():
-        with written_whole(FILM) as aside:
+        with atomic_write(FILM) as aside:
             shutil.copyfile(MADE, aside)
     keep(last_frame(FILM), LAST)
 

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 
-from nuclei_utils import data, export, instances, metrics
-from nuclei_utils.errors import DataError
+from nuclei_utils import datasets, export, io, matching, metrics
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.labels import looks_like_mask
 
 LABEL_MAPS = (".png", ".tif", ".tiff")
 SEMANTIC = ("dice", "iou", "precision", "recall")
@@ -30,14 +31,14 @@ def run(arguments):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If there are no label maps, none of them go together, or a pair differs in size.
     """
     truth, predictions = label_maps(arguments.truth), label_maps(arguments.predicted)
     names = sorted(truth.keys() & predictions.keys())
     missing, extra = sorted(truth.keys() - predictions.keys()), sorted(predictions.keys() - truth.keys())
     if not names:
-        raise DataError(
+        raise NucleiError(
             f"no image of {arguments.predicted} is in {arguments.truth}: found {_some(extra)} there, and "
             f"{_some(missing)} in the truth; the names must agree"
         )
@@ -69,13 +70,13 @@ def label_maps(place):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If there are none, two of one name, or files named in both ways.
     """
     if place.is_file():
         return export.read_solution(place)
     if not place.is_dir():
-        raise DataError(f"{place} is missing: expected a folder of label maps or masks, or a solution CSV")
+        raise NucleiError(f"{place} is missing: expected a folder of label maps or masks, or a solution CSV")
     folder = place / "labels" if (place / "labels").is_dir() else place
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in LABEL_MAPS and file.name[0] != ".")
     files = _named_labels(folder, files) or files
@@ -83,10 +84,10 @@ def label_maps(place):
     for file in files:
         other = found.setdefault(file.stem.removesuffix("_labels"), file)
         if other is not file:
-            raise DataError(f"{folder}: {other.name} and {file.name} are of one image: keep one of them")
+            raise NucleiError(f"{folder}: {other.name} and {file.name} are of one image: keep one of them")
     found = found or {masks.parent.name: masks for masks in sorted(place.glob("*/masks")) if masks.is_dir()}
     if not found:
-        raise DataError(
+        raise NucleiError(
             f"{place} holds no label maps: expected NAME_labels.png, NAME.png (or .tif), or NAME/masks/*.png"
         )
     return found
@@ -99,7 +100,7 @@ def _named_labels(folder, files):
     for file in set(files) - set(labels) if labels else ():
         # `predict` writes masks and overlays beside the label maps; the image may lie there, too
         if not names & {file.stem, file.stem.removesuffix("_mask"), file.stem.removesuffix("_overlay")}:
-            raise DataError(
+            raise NucleiError(
                 f"{folder}: found {file.name}, but no {file.stem}_labels, while other files are named NAME_labels: "
                 f"rename it to {file.stem}_labels{file.suffix} if it is a label map, or move it away"
             )
@@ -121,9 +122,9 @@ def read(source):
     if isinstance(source, np.ndarray):
         return source
     if source.is_dir():
-        return data.read_masks(source)
-    labels = export.read_labels(source)
-    if data.is_mask(labels):
+        return datasets.read_masks(source)
+    labels = io.read_label_map(source)
+    if looks_like_mask(labels):
         _complain(f"{source}: all nuclei have one number: is it a mask? Each nucleus needs a number of its own")
     return labels
 
@@ -144,7 +145,7 @@ def scores(names, true, predicted):
         images), counts, and `thresholds`, pooled over nuclei; `per_image`.
     """
     pixels = metrics.pixel_scores(true, predicted, threshold=0)
-    each, pooled = instances.image_scores(true, predicted), instances.average_precision(true, predicted)
+    each, pooled = matching.image_scores(true, predicted), matching.average_precision(true, predicted)
     counts = {name: int(each[name].sum()) for name in ("true", "predicted", "merges", "splits")}
     rows = [
         {"image": name} | _plain(own) | _plain(whole)
@@ -172,7 +173,7 @@ def _plain(row):
 
 def _check_pair(name, true, predicted):
     if true.shape != predicted.shape:
-        raise DataError(
+        raise NucleiError(
             f"{name}: the predicted label map is {predicted.shape}, the true one {true.shape} (height, width); "
             "they must agree: predict images at their own size"
         )

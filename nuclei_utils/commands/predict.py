@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from nuclei_utils import data, export, io, predict, saving
+from nuclei_utils import datasets, export, io, predict, saving
 from nuclei_utils.commands.tables import Tables, names_in_tables
-from nuclei_utils.errors import DataError
-from nuclei_utils.files import locked, printable, remove_unfinished, written_whole
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write, file_lock, printable_name, remove_partial_files
 
 TRUSTED = 0.5
-"""Agreement (`predict.agreement`) below which an image is said not to be trusted."""
+"""Agreement (`predict.tta_consistency`) below which an image is said not to be trusted."""
 LARGE = 2048
 """Height or width, pixels, above which an image has a progress bar of its own."""
 SETTINGS = "predict_settings.json"
@@ -64,7 +64,7 @@ def run(arguments):
     Parameters
     ----------
     arguments : argparse.Namespace
-        `images`, `out`, `model`, `pixel_size`, `format`, `views`, `max_pixels`, `resume`, `replace`.
+        `images`, `out`, `model`, `pixel_size`, `format`, `n_tta`, `max_pixels`, `resume`, `replace`.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def run(arguments):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If two images have the same name, a file would be overwritten, or the model cannot be loaded or used.
     OSError
         If no results can be written at all. The error names the file.
@@ -86,7 +86,7 @@ def run(arguments):
         return 1
     out = arguments.out
     busy = f"another `nuclei-utils predict` is writing into {out}: wait for its end, or name another folder with --out"
-    with locked(out / ".predict.lock", busy):
+    with file_lock(out / ".predict.lock", busy):
         tables = Tables(out, _columns(arguments.pixel_size))
         plan = _plan(paths, tables, arguments)
         model = _network(arguments.model)
@@ -118,9 +118,9 @@ def _predict_all(paths, model, tables, plan, arguments):
                 raise
             broken += 1
             _complain(f"{path} does not fit into memory ({error.err}): cut the image into pieces")
-        except (DataError, OSError) as error:
+        except (NucleiError, OSError) as error:
             if getattr(error, "errno", None) in NO_ROOM:
-                raise DataError(
+                raise NucleiError(
                     f"{error}: the results of {path} could not be written. {done} of {len(paths)} images are done and "
                     "in the tables. Make room, or allow writing in the folder; the same command with --resume then "
                     "goes on"
@@ -157,7 +157,7 @@ def load_model(path):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         As from `saving.load_model`; if the network makes something else of images.
     """
     model = saving.load_model(path)
@@ -165,12 +165,12 @@ def load_model(path):
     outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
     fits = len(shapes) == 1 and all(len(shape) == 4 for shape in (*shapes, *outputs))
     if not fits or shapes[0][-1] != 3 or any(shape[-1] != 1 for shape in outputs):
-        raise DataError(
+        raise NucleiError(
             f"{path}: found a network from {shapes} to {outputs}, expected one from colour images, "
             "[(None, None, None, 3)], to one value for each pixel, [(None, None, None, 1)]"
         )
     if isinstance(model.output, dict) and "mask" not in model.output:
-        raise DataError(f'{path}: found outputs named {sorted(model.output)}, expected "mask" among them')
+        raise NucleiError(f'{path}: found outputs named {sorted(model.output)}, expected "mask" among them')
     return model
 
 
@@ -178,11 +178,11 @@ def _network(path):
     """Load a network, and see that it works: a network of another kind is refused before any image is read."""
     model = predict.freeze(load_model(path) if path else predict.default_model())
     try:
-        predict.maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+        predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     except Exception as error:  # the layers of a stranger's network can fail in any way
         if not path:
             raise
-        raise DataError(f"{path} cannot be used: {_first_line(error)}") from error
+        raise NucleiError(f"{path} cannot be used: {_first_line(error)}") from error
     return model
 
 
@@ -205,7 +205,7 @@ def _images(given):
 def _in_folder(folder):
     """Return the images of a folder, or those of the competition's layout below it."""
     below = (place for place in sorted(folder.glob("*/images")) if place.is_dir())
-    return data.images_in(folder) or [file for place in below for file in data.images_in(place)]
+    return datasets.list_images(folder) or [file for place in below for file in datasets.list_images(place)]
 
 
 def _check_names(paths, arguments):
@@ -213,7 +213,7 @@ def _check_names(paths, arguments):
     out = os.path.realpath(arguments.out)
     for place in arguments.images:
         if place.is_dir() and os.path.realpath(place) == out:
-            raise DataError(
+            raise NucleiError(
                 f"{place} is to be read and written: name another folder with --out, so that results are not "
                 "taken for images the next time"
             )
@@ -223,10 +223,12 @@ def _check_names(paths, arguments):
         # names that differ in case alone are one on Windows and macOS
         other = names.setdefault(path.stem.casefold(), path)
         if other is not path:
-            raise DataError(f"{other} and {path} would give results of one name: rename one, or predict one at a time")
+            raise NucleiError(
+                f"{other} and {path} would give results of one name: rename one, or predict one at a time"
+            )
         for file in _files(path.stem, arguments.out).values():
             if os.path.realpath(file) in inputs:
-                raise DataError(
+                raise NucleiError(
                     f"{file} is one of the images, and would be overwritten: name another folder with --out"
                 )
 
@@ -275,7 +277,7 @@ def _remove_unfinished(names, out):
             if any(
                 each.startswith(f".{file.stem}-") for each in hidden
             ):  # seldom, and cheaper than a look at all files
-                remove_unfinished(file)
+                remove_partial_files(file)
 
 
 def _listed(kinds, out):
@@ -285,7 +287,7 @@ def _listed(kinds, out):
 def _refuse_existing(files):
     if files:
         more = f" and {len(files) - LISTED:,} more" if len(files) > LISTED else ""
-        raise DataError(
+        raise NucleiError(
             f"{', '.join(map(str, files[:LISTED]))}{more} would be overwritten: name another folder with --out, go on "
             "with a run that was broken off or add images with --resume, or replace the results with --replace"
         )
@@ -297,7 +299,7 @@ def _refuse_stale(there, arguments):
     for name, kinds in there.items():
         for kind in kinds:
             if kind not in written:
-                raise DataError(
+                raise NucleiError(
                     f"{_files(name, arguments.out)[kind]} would stay beside the new results of the image, but is not "
                     "replaced: move or delete the file"
                 )
@@ -305,7 +307,7 @@ def _refuse_stale(there, arguments):
 
 def _columns(pixel_size):
     nothing = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.int32)
-    return export.nuclei_table(*nothing, "", pixel_size).columns
+    return export.measure_nuclei(*nothing, "", pixel_size).columns
 
 
 def _settings(arguments):
@@ -314,7 +316,7 @@ def _settings(arguments):
     return {
         "--model": hashlib.sha256(model.read_bytes()).hexdigest() if model else "included",
         "--pixel-size": arguments.pixel_size,
-        "--views": arguments.views,
+        "--tta": arguments.n_tta,
         "--format": sorted(set(arguments.format)),
     }
 
@@ -327,18 +329,18 @@ def _check_settings(out, settings):
     except FileNotFoundError:
         before = {}
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): name another folder with --out") from error
+        raise NucleiError(f"{path} is damaged ({error}): name another folder with --out") from error
     for name, value in settings.items():
         if name not in before or before[name] != value:
             found = "another network" if name == "--model" else f"{before.get(name)}, not {value}"
-            raise DataError(
+            raise NucleiError(
                 f"the tables in {out} hold images that were predicted with other {name}: {found}. Use the same "
                 "options, or name another folder with --out"
             )
 
 
 def _write_settings(out, settings):
-    with written_whole(out / SETTINGS) as aside:
+    with atomic_write(out / SETTINGS) as aside:
         aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -355,36 +357,36 @@ def _one(path, model, tables, is_measured, arguments):
     """Find the nuclei of one image, measure them, and write the results."""
     raw, image = _read(path, arguments.max_pixels)
     if "rois" in arguments.format and max(image.shape) > export.WIDEST_FOR_IMAGEJ:
-        raise DataError(
+        raise NucleiError(
             f"{path}: an image of {image.shape[:2]} (height, width) is too large for ImageJ's ROIs, which reach to "
             f"{export.WIDEST_FOR_IMAGEJ} pixels: write --format geojson, or cut the image"
         )
     # a bar of its own where one image takes long, and somebody watches
     progress = sys.stderr.isatty() and max(image.shape) > LARGE
     try:
-        label_map = predict.labels(model, image, views=arguments.views, progress=progress)
-        agreement = predict.agreement(model, image, label_map, views=arguments.views)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    name = printable(path.stem)
-    table = export.nuclei_table(raw, label_map, name, arguments.pixel_size)
+        label_map = predict.predict_labels(model, image, n_tta=arguments.n_tta, progress=progress)
+        agreement = predict.tta_consistency(model, image, label_map, n_tta=arguments.n_tta)
+    except NucleiError as error:
+        raise NucleiError(f"{path}: {error}") from error
+    name = printable_name(path.stem)
+    table = export.measure_nuclei(raw, label_map, name, arguments.pixel_size)
     # The rows come first. So a file without rows is never of this command, and no run needs to overwrite it.
-    with contextlib.nullcontext() if is_measured else tables.added(table, export.submission({name: label_map})):
+    with contextlib.nullcontext() if is_measured else tables.added(table, export.submission_table({name: label_map})):
         _write_files(_files(path.stem, arguments.out), image, label_map, is_measured, arguments.format)
     return Result(len(table), agreement)
 
 
 def _write_files(files, image, label_map, is_measured, formats):
     """Write all files of one image; if one cannot be written, remove the others again."""
-    kind, other = ("png", "tif") if label_map.max(initial=0) <= export.HIGHEST_IN_16_BITS else ("tif", "png")
+    kind, other = ("png", "tif") if label_map.max(initial=0) <= io.HIGHEST_IN_16_BITS else ("tif", "png")
     if os.path.lexists(files[other]):
-        raise DataError(f"{files[other]} is another label map of the image: move or delete the file")
+        raise NucleiError(f"{files[other]} is another label map of the image: move or delete the file")
     writers = {
-        kind: lambda file: export.write_labels(file, label_map),
-        "mask": lambda file: export.write_mask(file, label_map),
+        kind: lambda file: io.write_label_map(file, label_map),
+        "mask": lambda file: io.write_mask(file, label_map),
         "overlay": lambda file: export.write_overlay(file, image, label_map),
         "geojson": lambda file: export.write_geojson(file, label_map),
-        "rois": lambda file: export.write_rois(file, label_map),
+        "rois": lambda file: export.write_imagej_rois(file, label_map),
     }
     written = []
     try:

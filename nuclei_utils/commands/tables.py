@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pandas as pd
 
 from nuclei_utils import export
-from nuclei_utils.errors import DataError
-from nuclei_utils.files import printable, remove_unfinished, written_whole
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write, printable_name, remove_partial_files
 
 
 class Tables:
@@ -50,11 +50,11 @@ class Tables:
 
         Raises
         ------
-        data.DataError
+        errors.NucleiError
             If a file is no such table, or rows of other images are missing. Nothing is changed then.
         """
         for path in self.columns:
-            remove_unfinished(path)
+            remove_partial_files(path)
         nuclei, submission = self.columns
         names = [row[0] for row in _rows(nuclei, self.columns[nuclei]) if row]
         measured, coded = Counter(names), Counter()
@@ -64,8 +64,8 @@ class Tables:
         changed = sorted((measured.keys() | coded.keys()) - complete.keys() - {*names[-1:], *replaced})
         if changed:
             more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
-            raise DataError(
-                f"{nuclei} and {submission.name} do not hold the same nuclei of {printable(changed[0])}{more}: rows or "
+            raise NucleiError(
+                f"{nuclei} and {submission.name} do not hold the same nuclei of {printable_name(changed[0])}{more}: rows or "
                 "a file were removed or changed. Put them back, move both tables away, or name another folder with "
                 "--out"
             )
@@ -86,7 +86,7 @@ class Tables:
         for path, columns in self.columns.items():
             if all(row and wanted(row[0]) for row in _rows(path, columns)):
                 continue
-            with written_whole(path) as aside, _opened(aside, "w") as file:
+            with atomic_write(path) as aside, _opened(aside, "w") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(columns)
                 writer.writerows(row for row in _rows(path, columns) if row and wanted(row[0]))
@@ -130,14 +130,14 @@ def names_in_tables(names):
     -------
     list of str
     """
-    text = export.csv_bytes(pd.DataFrame({"image": [printable(name) for name in names]}), header=False).decode()
+    text = export.csv_bytes(pd.DataFrame({"image": [printable_name(name) for name in names]}), header=False).decode()
     return [row[0] for row in csv.reader(io.StringIO(text, newline=""))]
 
 
 def _append(path, table, is_new):
     content = export.csv_bytes(table, header=is_new)
     if is_new:
-        with written_whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_bytes(content)
         return
     try:
@@ -158,14 +158,14 @@ def _rows(path, columns):
         reader = csv.reader(file)
         found = next(reader, [])
         if found != columns:
-            raise DataError(
+            raise NucleiError(
                 f"{path}: found the columns {', '.join(found)}, expected {', '.join(columns)}: it is no table of this "
                 "command; move it, or name another folder with --out"
             )
         row = next(reader, None)
         for after in reader:
             if len(row) != len(columns):
-                raise DataError(f"{path}, line {reader.line_num}: found {len(row)} cells, expected {len(columns)}")
+                raise NucleiError(f"{path}, line {reader.line_num}: found {len(row)} cells, expected {len(columns)}")
             yield row
             row = after
     if row is not None:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from nuclei_utils import data, models, pipeline, plots, recipes, training
-from nuclei_utils.errors import DataError
-from nuclei_utils.files import locked, remove_unfinished, written_whole
+from nuclei_utils import datasets, input_pipeline, models, plots, recipes, training
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write, file_lock, remove_partial_files
 
 FILTERS = {"unet": 32, "mobilenet_unet": 16, "unet_plus_plus": 32, "instance_unet": 16}
 """Feature maps of each network at full size with `--channels 1`."""
@@ -49,7 +49,7 @@ def run(arguments):
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If there is a model or an unfinished training already, the training to go on with was begun in another way,
         the images cannot be read or hold no nucleus, or the memory is not enough.
     BlockingIOError
@@ -59,12 +59,12 @@ def run(arguments):
     """
     out, folder = arguments.out, arguments.out.with_suffix(".training")
     busy = f"another process is training {out}: wait for its end, or name another model with --out"
-    with locked(out.with_name(f".{folder.name}.lock"), busy):
+    with file_lock(out.with_name(f".{folder.name}.lock"), busy):
         try:
             return _train(arguments, out, folder)
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             reason, *_ = str(error).split("\n")
-            raise DataError(
+            raise NucleiError(
                 f"out of memory or disk space ({reason}). Use fewer or smaller images in --data, a "
                 f"smaller --size or --channels 0.5, or make space on the disk of {folder}"
             ) from error
@@ -95,18 +95,18 @@ def _check_places(out, folder, resume):
     """Refuse to lose a model or a training; remove what a training left that was stopped in its first epoch."""
     if _parts(folder):
         if not resume:
-            raise DataError(
+            raise NucleiError(
                 f"{folder} holds a training that was broken off: go on with --resume, or delete it (and {out}, its "
                 "best so far) to start anew"
             )
         return
     if out.exists():
         why = "its training came to its end" if resume else "it would be replaced"
-        raise DataError(f"{out} is there already, and {why}: name another model with --out, or delete it")
+        raise NucleiError(f"{out} is there already, and {why}: name another model with --out, or delete it")
     settings = folder / SETTINGS
-    remove_unfinished(settings)
+    remove_partial_files(settings)
     if folder.exists() and not settings.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is in the way, and no training of this command: name another model with --out")
+        raise NucleiError(f"{folder} is in the way, and no training of this command: name another model with --out")
     _remove(folder)
     if resume:
         print(f"there is nothing to go on with in {folder}: a new training begins", file=sys.stderr)
@@ -123,10 +123,10 @@ def _remove(folder):
 def _records(path, seed):
     """Read the images to train on and those to validate on."""
     if path is None:
-        return data.load(split="train"), data.load(split="validation")
-    records = data.read_folder(path)
+        return datasets.load(split="train"), datasets.load(split="validation")
+    records = datasets.read_folder(path)
     if len(records) < 2:
-        raise DataError(f"{path} holds {len(records)} image: at least two are needed, one of them for validation")
+        raise NucleiError(f"{path} holds {len(records)} image: at least two are needed, one of them for validation")
     order = np.random.default_rng(seed).permutation(len(records))
     held_out = set(order[: max(round(SHARE * len(records)), 1)])
     sides = ([], [])
@@ -160,13 +160,13 @@ def _check_settings(folder, settings):
                 f"{path} is {state}, so that the options of this command cannot be compared with those of before",
                 stacklevel=2,
             )
-        with written_whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(settings, indent=1))
         return
     for name, value in settings.items():
         if before.get(name) != value:
             found = f"{before.get(name)}, not {value}" if name.startswith("--") else "not those of now"
-            raise DataError(f"the training in {folder} was begun with other {name}: {found}. Use the same")
+            raise NucleiError(f"the training in {folder} was begun with other {name}: {found}. Use the same")
 
 
 def _fit(arguments, weights, train, validation, folder):
@@ -185,12 +185,12 @@ def _fit(arguments, weights, train, validation, folder):
 
 def _batches(arguments, train, validation):
     size, batch = arguments.size, BATCH[arguments.size]
-    examples, checks = pipeline.from_records(train), pipeline.from_records(validation)
-    options = {"size": size, "batch_size": batch, "seed": arguments.seed, "at_least": CROPS}
+    examples, checks = input_pipeline.from_records(train), input_pipeline.from_records(validation)
+    options = {"size": size, "batch_size": batch, "seed": arguments.seed, "min_crops": CROPS}
     if arguments.model == "instance_unet":
-        make, make_checks = pipeline.instance_batches, pipeline.instance_validation_batches
+        make, make_checks = input_pipeline.instance_batches, input_pipeline.instance_validation_batches
     else:
-        make, make_checks = pipeline.training_batches, pipeline.validation_batches
+        make, make_checks = input_pipeline.training_batches, input_pipeline.validation_batches
     return make(examples, **options), make_checks(checks, min(2 * size, VALIDATED), batch)
 
 
@@ -231,7 +231,7 @@ def _write(name, out, folder):
     histories = {part: training.read_history(part) for part in _parts(folder)}
     parts = [part for part in histories if (part / training.BEST).is_file()]
     if not parts:
-        raise DataError(f"{folder} has no whole model yet: go on with --resume")
+        raise NucleiError(f"{folder} has no whole model yet: go on with --resume")
     best = max(parts, key=lambda part: histories[part][f"val_{column}"].max()) / training.BEST
     training.check_whole(best)
     # without the optimizer's memory, which is twice as large as the network
@@ -241,13 +241,13 @@ def _write(name, out, folder):
     history = pd.concat(histories.values(), ignore_index=True)
     history["epoch"] = range(len(history))
     model_file, history_file, curves_file = _files(out)
-    with written_whole(model_file) as aside:
+    with atomic_write(model_file) as aside:
         model.save(aside)
-    with written_whole(history_file) as aside:
+    with atomic_write(history_file) as aside:
         history.to_csv(aside, index=False)
     names = ("loss", "mask_dice", "boundary_dice") if name == "instance_unet" else ("loss", "dice", "iou")
     figure = plots.learning_curves(history, names, title=out.stem)
-    with written_whole(curves_file) as aside:
+    with atomic_write(curves_file) as aside:
         figure.savefig(aside, dpi=120)
     plt.close(figure)
     return history.rename(columns={f"val_{column}": "val_dice"})

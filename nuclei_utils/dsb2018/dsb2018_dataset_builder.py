@@ -5,10 +5,10 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nuclei_utils import data
+from nuclei_utils import datasets
 
 _DESCRIPTIONS = {
-    "sample": "Forty small images drawn by nuclei_utils.synthetic; comes with the package.",
+    "sample": "Forty small images drawn by tools.draw_sample; comes with the package.",
     "stage1": "The stage-1 training images with their original labels.",
     "stage1_fixed": "The stage-1 training images with the community's corrected labels.",
 }
@@ -29,9 +29,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "labels": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png"),
+                    "label_map": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png"),
                     "id": tfds.features.Text(),
-                    "kind": tfds.features.ClassLabel(names=data.KINDS),
+                    "image_type": tfds.features.ClassLabel(names=datasets.IMAGE_TYPES),
                 }
             ),
             supervised_keys=("image", "labels"),
@@ -40,16 +40,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         # the images come from where `python -m nuclei_utils data` has put them, read as everywhere in the course
-        return {split: self._generate_examples(split) for split in data.SPLITS}
+        return {split: self._generate_examples(split) for split in datasets.SPLITS}
 
     def _generate_examples(self, split):
-        for record in data.load(self.builder_config.name, split):
+        for record in datasets.load(self.builder_config.name, split):
             yield (
                 record.id,
                 {
                     "image": record.image,
-                    "labels": record.labels.astype(np.uint16)[..., None],
+                    "label_map": record.label_map.astype(np.uint16)[..., None],
                     "id": record.id,
-                    "kind": record.kind,
+                    "image_type": record.image_type,
                 },
             )

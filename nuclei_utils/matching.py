@@ -1,330 +1,19 @@
-"""From masks to nuclei: separate those that touch, match them to the true ones, and score what was found.
-
-A label map is an integer array `(H, W)`: 0 is background, any other number is one nucleus. Nuclei that this module
-separates are numbered 1..N, are each one piece, and have no holes.
-
-Two pixels belong to one piece if they share a side (4-connectivity). Two nuclei that touch at the corner of a pixel
-only are far more common than a nucleus that narrows to such a corner.
-"""
+"""Match predicted nuclei to true nuclei, and score them."""
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
-from skimage.morphology import local_maxima, reconstruction
-from skimage.segmentation import relabel_sequential, watershed
 
-from nuclei_utils.labels import checked
+from nuclei_utils import labels
 
-MASK_THRESHOLD = 0.6
-"""Pixels whose probability of nucleus is above it belong to a nucleus."""
-RISE = 0.25
-"""How far a peak of the predicted distance rises above the saddle to a higher one, to mark a nucleus of its own
-(`split_by_distance`)."""
-MARKER_THRESHOLD = 0.5
-"""Pixels whose probability of nucleus exceeds that of boundary by more mark the middle of a nucleus
-(`split_by_boundary`)."""
-SMALLEST = 25
-"""Area of the smallest nucleus, pixels: what is smaller is taken for dirt."""
-FILL_ROUNDS, FILL_STEPS = 32, 8
-"""How often `_levelled` looks whether its fill goes on, and the steps between two looks."""
-
-THRESHOLDS = np.arange(50, 100, 5) / 100
+IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 """The IoU that a match must exceed, from lenient to strict, as in the competition: 0.50, 0.55 … 0.95."""
 
 
-# From a mask to nuclei
-
-
-def components(mask, smallest=0):
-    """Take each connected piece of a mask for one nucleus: the simplest way to count, blind to nuclei that touch.
-
-    Parameters
-    ----------
-    mask : array (H, W)
-        Anything but zero is nucleus.
-    smallest : int
-        Pieces of fewer pixels are left out.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the mask has not two axes.
-    """
-    return _finished(_pieces(_checked(mask) != 0, smallest))
-
-
-def split_by_shape(mask, rise=1.0, smallest=0):
-    """Cut a mask where it is narrow: watershed of the distance to the background.
-
-    Two nuclei that touch have a waist between them. The distance to the background has a peak in each of the two and
-    a saddle at the waist; each peak becomes a marker from which one nucleus grows (Vincent and Soille 1991,
-    doi:10.1109/34.87344).
-
-    Parameters
-    ----------
-    mask : array (H, W)
-        Anything but zero is nucleus.
-    rise : float
-        How far a peak must rise above the saddle to a higher one in order to count, pixels above 0. Lower peaks come
-        from ragged outlines (h-maxima, Soille 2003, doi:10.1007/978-3-662-05088-0).
-    smallest : int
-        As for `grow`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the mask has not two axes, or `rise` is not above 0.
-    """
-    mask = _checked(mask) != 0
-    # the edge of the image is no background: a nucleus that is cut off goes on outside
-    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return grow(_peaks(depth, rise), mask, -depth, smallest)
-
-
-def _peaks(landscape, rise):
-    """Mark the peaks that rise by more than this above the saddle to a higher one (h-maxima)."""
-    if not rise > 0:
-        raise ValueError(f"rise must be above 0, found {rise}")
-    return local_maxima(_levelled(landscape, np.float32(rise)), connectivity=1)
-
-
-def _levelled(landscape, rise):
-    """Cut peaks off and fill from there: the grayscale reconstruction of a landscape that is 0 or above.
-
-    The fill spreads by one pixel a step. Nuclei are small, so that this takes far fewer operations than sorting all
-    pixels, which `skimage.morphology.reconstruction` does. Large regions are left to that function.
-    """
-    # a peak that is lower than the rise is not above the background: 0 is the same as any value below
-    levelled = np.maximum(landscape - rise, 0)
-    for _ in range(FILL_ROUNDS):
-        before = levelled
-        for _ in range(FILL_STEPS):
-            levelled = np.minimum(cv2.dilate(levelled, _CROSS.astype(np.uint8)), landscape)
-        if np.array_equal(levelled, before):
-            return levelled
-    return reconstruction(levelled, landscape, footprint=_CROSS)
-
-
-# From a network's maps to nuclei
-
-
-def split_by_boundary(
-    mask_probability,
-    boundary_probability,
-    mask_threshold=MASK_THRESHOLD,
-    marker_threshold=MARKER_THRESHOLD,
-    smallest=SMALLEST,
-):
-    """Cut a mask where a network sees a boundary: what is nucleus and not boundary marks the nuclei.
-
-    The idea of the contour-aware networks (Chen et al. 2016, doi:10.1109/CVPR.2016.273), and with a watershed behind
-    it that of the best entries to the 2018 Data Science Bowl (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7).
-
-    Parameters
-    ----------
-    mask_probability, boundary_probability : float array (H, W) in [0, 1]
-        How likely each pixel is nucleus, and on a border (`labels.boundary`).
-    mask_threshold : float
-        Nuclei grow to where the probability of nucleus is above it.
-    marker_threshold : float
-        Pixels where the probability of nucleus exceeds that of boundary by more than this are markers, -1..1. A
-        higher one cuts more.
-    smallest : int
-        As for `grow`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the maps have not the same two axes.
-    """
-    mask_probability, boundary_probability = _checked(mask_probability, boundary_probability)
-    core = mask_probability - boundary_probability > marker_threshold
-    return grow(core, mask_probability > mask_threshold, boundary_probability, smallest)
-
-
-def split_by_distance(mask_probability, distance, mask_threshold=MASK_THRESHOLD, rise=RISE, smallest=SMALLEST):
-    """Cut a mask where a network sees a valley between nuclei: its peaks of distance mark the nuclei.
-
-    As `split_by_shape`, but the landscape is learned: the network has seen the image, and knows the nuclei where the
-    outline shows no waist (Naylor et al. 2019, doi:10.1109/TMI.2018.2865709).
-
-    Parameters
-    ----------
-    mask_probability : float array (H, W) in [0, 1]
-        How likely each pixel is nucleus.
-    distance : float array (H, W) in [0, 1]
-        Predicted depth inside the own nucleus, 1 in its middle (`labels.distance`).
-    mask_threshold : float
-        Nuclei grow to where the probability of nucleus is above it.
-    rise : float
-        How far a peak of the distance must rise above the saddle to a higher one in order to count, above 0. A lower
-        one cuts more.
-    smallest : int
-        As for `grow`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the maps have not the same two axes, or `rise` is not above 0.
-    """
-    mask_probability, distance = _checked(mask_probability, distance)
-    mask = mask_probability > mask_threshold
-    landscape = np.where(mask, distance, 0).astype(np.float32)
-    return grow(_peaks(landscape, rise), mask, -landscape, smallest)
-
-
-def separate(maps, mask_threshold=MASK_THRESHOLD, rise=RISE, smallest=SMALLEST):
-    """Separate nuclei by the best that a network's maps allow: by its distance, or else by the shape of its mask.
-
-    Parameters
-    ----------
-    maps : dict of str to float array (H, W) in [0, 1]
-        What `predict.maps` gives: "mask", and "distance" if the network has learned it.
-    mask_threshold : float
-        Nuclei grow to where the probability of nucleus is above it.
-    rise : float
-        As for `split_by_distance`; without "distance" there is nothing to which it applies.
-    smallest : int
-        As for `grow`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If there is no "mask", or the maps have not the same two axes.
-    """
-    if "mask" not in maps:
-        raise ValueError(f'found the maps {sorted(maps)}, expected "mask" among them')
-    if "distance" in maps:
-        return split_by_distance(maps["mask"], maps["distance"], mask_threshold, rise, smallest)
-    return split_by_shape(_checked(maps["mask"]) > mask_threshold, smallest=smallest)
-
-
-def grow(markers, mask, relief, smallest=0):
-    """Grow markers into nuclei until they meet or reach the edge of the mask: the watershed with markers.
-
-    The relief is flooded from the markers; where two floods meet, there is the border (Meyer and Beucher 1990,
-    doi:10.1016/1047-3203(90)90014-M). A piece of the mask without a marker is one nucleus by itself.
-
-    Parameters
-    ----------
-    markers : array (H, W)
-        Anything but zero is marker; each connected piece of them within the mask becomes one nucleus.
-    mask : array (H, W)
-        Anything but zero is nucleus.
-    relief : float array (H, W)
-        Low in the middle of nuclei, high between them.
-    smallest : int
-        Pieces of the mask of fewer pixels are left out. A nucleus of fewer pixels next to a larger one is no nucleus
-        of its own: its marker is dropped, and the neighbours grow into its place.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the arrays have not the same two axes.
-    """
-    markers, mask, relief = _checked(markers, mask, relief)
-    pieces = _pieces(mask != 0, smallest)
-    seeds = _cover(_pieces((markers != 0) & (pieces > 0)), pieces)
-    grown = watershed(relief, seeds, mask=pieces > 0, connectivity=1)
-    small = np.bincount(grown.ravel()) < smallest
-    small[0] = False
-    if small.any():
-        affected = np.zeros(pieces.max() + 1, bool)
-        affected[pieces[small[grown]]] = True
-        affected = affected[pieces]
-        seeds = _cover(np.where(small[seeds], 0, seeds), pieces)
-        grown[affected] = watershed(relief, seeds, mask=affected, connectivity=1)[affected]
-    return _finished(grown)
-
-
-_CROSS = ndimage.generate_binary_structure(2, 1)
-_SQUARE = ndimage.generate_binary_structure(2, 2)
-
-
-def _checked(*maps):
-    """Return the maps as arrays (a single one by itself) after a look at their shapes."""
-    maps = [np.asarray(one) for one in maps]
-    if maps[0].ndim != 2 or len({one.shape for one in maps}) > 1:
-        raise ValueError(f"maps must all have one shape (H, W), found {[one.shape for one in maps]}")
-    return maps[0] if len(maps) == 1 else maps
-
-
-def _pieces(mask, smallest=0):
-    """Give each connected piece of a mask its number; those of fewer pixels than `smallest` are left out."""
-    pieces = ndimage.label(mask, _CROSS)[0]
-    pieces[np.bincount(pieces.ravel())[pieces] < smallest] = 0
-    return pieces
-
-
-def _cover(seeds, pieces):
-    """Add each piece that holds no seed as a seed of its own."""
-    bare = np.ones(pieces.max() + 1, bool)
-    bare[pieces[seeds > 0]] = False
-    bare[0] = False
-    return np.where(bare[pieces], pieces + seeds.max(), seeds)
-
-
-def _finished(labels):
-    """Fill the holes of each nucleus, and number the nuclei 1..N.
-
-    A hole is background that one nucleus alone encloses; a gap between several nuclei stays open.
-    """
-    gaps = ndimage.label(labels == 0, _SQUARE)[0]
-    outside = np.unique(np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]]))
-    enclosed = np.ones(gaps.max() + 1, bool)
-    enclosed[outside] = False
-    enclosed[0] = False
-    y, x = np.nonzero(enclosed[gaps])  # none of them at the edge of the image: all have eight neighbours
-    own = gaps[y, x]
-    lowest, highest = np.full(len(enclosed), np.iinfo(np.int32).max), np.zeros(len(enclosed), np.int32)
-    for down, right in np.argwhere(_SQUARE) - 1:
-        around = labels[y + down, x + right]
-        nucleus = around > 0
-        np.minimum.at(lowest, own[nucleus], around[nucleus])
-        np.maximum.at(highest, own[nucleus], around[nucleus])
-    filled = labels.copy()
-    filled[y, x] = np.where(lowest == highest, highest, 0)[own]
-    return relabel_sequential(filled)[0].astype(np.int32)
-
-
-# Which nucleus is which?
-
-
-class Overlaps(NamedTuple):
+class LabelOverlap(NamedTuple):
     """How many pixels the nuclei of two label maps share; only pairs that share any are listed.
 
     Attributes
@@ -356,10 +45,10 @@ class Overlaps(NamedTuple):
     def swapped(self):
         """The same overlaps with true and predicted nuclei exchanged: what is split on one side is merged there."""
         true = self.predicted, self.true, self.predicted_areas, self.true_areas
-        return Overlaps(*true, self.columns, self.rows, self.pixels)
+        return LabelOverlap(*true, self.columns, self.rows, self.pixels)
 
 
-def overlaps(true_labels, predicted_labels):
+def label_overlap(true_labels, predicted_labels):
     """Count the pixels that true and predicted nuclei share, in one pass for all pairs.
 
     Parameters
@@ -376,7 +65,7 @@ def overlaps(true_labels, predicted_labels):
     ValueError
         If these are no label maps, or their shapes differ.
     """
-    true_labels, predicted_labels = checked(true_labels), checked(predicted_labels)
+    true_labels, predicted_labels = labels.check_label_map(true_labels), labels.check_label_map(predicted_labels)
     if true_labels.shape != predicted_labels.shape:
         raise ValueError(
             f"label maps must show the same image, found the shapes {true_labels.shape} and {predicted_labels.shape}"
@@ -396,7 +85,7 @@ def overlaps(true_labels, predicted_labels):
     # the background comes first where there is any
     first_true, first_predicted = np.searchsorted(true, 1), np.searchsorted(predicted, 1)
     kept = (rows >= first_true) & (columns >= first_predicted)
-    return Overlaps(
+    return LabelOverlap(
         true[first_true:],
         predicted[first_predicted:],
         true_areas[first_true:],
@@ -431,13 +120,13 @@ def iou_matrix(true_labels, predicted_labels):
     ValueError
         As for `overlaps`.
     """
-    shared = overlaps(true_labels, predicted_labels)
+    shared = label_overlap(true_labels, predicted_labels)
     matrix = np.zeros((len(shared.true), len(shared.predicted)))
     matrix[shared.rows, shared.columns] = shared.ious
     return matrix
 
 
-class Match(NamedTuple):
+class Matching(NamedTuple):
     """Which predicted nuclei are true ones.
 
     Attributes
@@ -457,7 +146,7 @@ class Match(NamedTuple):
     ious: np.ndarray
 
 
-def match(true_labels, predicted_labels, threshold=0.5):
+def matching(true_labels, predicted_labels, threshold=0.5):
     """Match predicted nuclei to true ones: a pair matches if its intersection over union exceeds the threshold.
 
     Each nucleus is in one pair at most. From a threshold of 0.5 on it cannot be otherwise, since two that both cover
@@ -481,12 +170,12 @@ def match(true_labels, predicted_labels, threshold=0.5):
         As for `overlaps`, or if the threshold is none.
     """
     _check_thresholds([threshold])
-    shared = overlaps(true_labels, predicted_labels)
+    shared = label_overlap(true_labels, predicted_labels)
     ious = shared.ious
     chosen = _chosen(shared, ious, threshold)
     pairs = np.stack([shared.true[shared.rows[chosen]], shared.predicted[shared.columns[chosen]]], axis=1)
     found = len(chosen)
-    return Match(found, len(shared.predicted) - found, len(shared.true) - found, pairs, ious[chosen])
+    return Matching(found, len(shared.predicted) - found, len(shared.true) - found, pairs, ious[chosen])
 
 
 def _check_thresholds(thresholds):
@@ -523,10 +212,7 @@ def _chosen(shared, ious, threshold):
     return possible[np.sort(np.concatenate(chosen))]
 
 
-# Merged and split nuclei
-
-
-def merges(true_labels, predicted_labels):
+def find_merges(true_labels, predicted_labels):
     """Find the predicted nuclei that are several true ones: each holds more than half of two or more of them.
 
     Parameters
@@ -544,11 +230,11 @@ def merges(true_labels, predicted_labels):
     ValueError
         As for `overlaps`.
     """
-    shared = overlaps(true_labels, predicted_labels)
+    shared = label_overlap(true_labels, predicted_labels)
     return shared.predicted[_merging(shared)]
 
 
-def splits(true_labels, predicted_labels):
+def find_splits(true_labels, predicted_labels):
     """Find the true nuclei that were cut up: each holds more than half of two or more predicted ones.
 
     Parameters
@@ -566,7 +252,7 @@ def splits(true_labels, predicted_labels):
     ValueError
         As for `overlaps`.
     """
-    return merges(predicted_labels, true_labels)
+    return find_merges(predicted_labels, true_labels)
 
 
 def _merging(shared):
@@ -574,10 +260,7 @@ def _merging(shared):
     return np.bincount(shared.columns[held], minlength=len(shared.predicted)) > 1
 
 
-# Scores of many images
-
-
-def average_precision(true, predicted, thresholds=THRESHOLDS):
+def average_precision(true, predicted, thresholds=IOU_THRESHOLDS):
     """Score what was found over all nuclei of all images, for each IoU threshold, as StarDist does.
 
     Every nucleus counts the same, so that images with many of them weigh more. What the field calls average precision
@@ -652,7 +335,7 @@ def image_scores(true, predicted):
     rows = []
     for shared in _each(true, predicted):
         n_true, n_predicted = len(shared.true), len(shared.predicted)
-        tp = _tally(shared, THRESHOLDS)[0]
+        tp = _tally(shared, IOU_THRESHOLDS)[0]
         rows.append(
             {
                 "score": float(_share(tp, n_true + n_predicted - tp).mean()),
@@ -668,7 +351,7 @@ def image_scores(true, predicted):
     return pd.DataFrame(rows, columns=["score", "true", "predicted", "tp", "fp", "fn", "merges", "splits"])
 
 
-def kaggle_score(true, predicted):
+def dsb2018_score(true, predicted):
     """Score as the competition did: TP / (TP + FP + FN), averaged over `THRESHOLDS` and then over images.
 
     Every image counts the same, however many nuclei it has (2018 Data Science Bowl, Caicedo et al. 2019,
@@ -699,7 +382,7 @@ def _each(true, predicted):
     """Count the overlaps image by image."""
     if len(true) != len(predicted):
         raise ValueError(f"found {len(true)} true and {len(predicted)} predicted label maps, expected pairs")
-    return (overlaps(*pair) for pair in zip(true, predicted, strict=True))
+    return (label_overlap(*pair) for pair in zip(true, predicted, strict=True))
 
 
 def _tally(shared, thresholds):

@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from skimage.morphology import local_maxima, reconstruction
 
-from nuclei_utils import instances, labels
+from nuclei_utils import labels, matching, segmentation
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
@@ -59,7 +59,7 @@ ONE = boxes((2, 2, 8, 14))
 
 
 def test_import_is_free_of_keras():
-    code = "import sys, nuclei_utils.instances; print({'keras', 'tensorflow'} & set(sys.modules))"
+    code = "import sys, nuclei_utils.matching, nuclei_utils.segmentation; print({'keras', 'tensorflow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
@@ -67,28 +67,32 @@ def test_import_is_free_of_keras():
 
 
 def test_components_are_the_connected_pieces():
-    found = instances.components(boxes((0, 0, 3, 3), (5, 5, 9, 9), (5, 12, 7, 14)))
+    found = segmentation.components(boxes((0, 0, 3, 3), (5, 5, 9, 9), (5, 12, 7, 14)))
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, boxes((0, 0, 3, 3), (5, 5, 9, 9), (5, 12, 7, 14)))
-    assert instances.components(TWO).max() == 1
+    assert segmentation.components(TWO).max() == 1
 
 
 def test_nuclei_that_touch_at_a_corner_are_two():
-    assert instances.components(boxes((0, 0, 3, 3), (3, 3, 6, 6))).max() == 2
+    assert segmentation.components(boxes((0, 0, 3, 3), (3, 3, 6, 6))).max() == 2
 
 
 def test_smallest_is_the_smallest_that_stays():
     mask = boxes((0, 0, 3, 3), (5, 5, 8, 9)) > 0  # 9 and 12 pixels
-    assert [instances.components(mask, smallest).max() for smallest in (9, 10, 12, 13)] == [2, 1, 1, 0]
+    assert [segmentation.components(mask, min_size).max() for min_size in (9, 10, 12, 13)] == [2, 1, 1, 0]
 
 
 def separations():
     """Name every way to separate nuclei, each taking a mask and the true label map."""
     return {
-        "components": lambda mask, truth: instances.components(mask, 5),
-        "shape": lambda mask, truth: instances.split_by_shape(mask, smallest=5),
-        "boundary": lambda mask, truth: instances.split_by_boundary(mask * 1.0, labels.boundary(truth), smallest=5),
-        "distance": lambda mask, truth: instances.split_by_distance(mask * 1.0, labels.distance(truth), smallest=5),
+        "components": lambda mask, truth: segmentation.components(mask, 5),
+        "shape": lambda mask, truth: segmentation.watershed_from_mask(mask, min_size=5),
+        "boundary": lambda mask, truth: segmentation.watershed_from_boundary(
+            mask * 1.0, labels.boundary_map(truth), min_size=5
+        ),
+        "distance": lambda mask, truth: segmentation.watershed_from_distance(
+            mask * 1.0, labels.distance_map(truth), min_size=5
+        ),
     }
 
 
@@ -125,7 +129,7 @@ def test_hole_is_filled_but_a_gap_between_nuclei_is_not():
     mask = truth > 0
     mask[5, 5] = False  # inside the first
     mask[14:16, 9:11] = False  # between the two others
-    found = instances.split_by_distance(mask * 1.0, labels.distance(truth))
+    found = segmentation.watershed_from_distance(mask * 1.0, labels.distance_map(truth))
     assert found[5, 5] == found[4, 4]
     assert not found[14:16, 9:11].any()
     assert same_nuclei(found, np.where(found > 0, truth, 0))
@@ -134,52 +138,55 @@ def test_hole_is_filled_but_a_gap_between_nuclei_is_not():
 
 def test_a_nucleus_within_a_ring_stays_its_own():
     ring = boxes((1, 1, 12, 12)) - boxes((3, 3, 10, 10)) + 2 * boxes((5, 5, 8, 8))
-    assert instances.components(ring > 0).max() == 2
-    assert instances.components(ring > 0)[4, 4] == 0
+    assert segmentation.components(ring > 0).max() == 2
+    assert segmentation.components(ring > 0)[4, 4] == 0
 
 
 def test_background_that_reaches_the_edge_is_no_hole():
     mask = np.ones((9, 9), bool)
     mask[4:, 4] = False
-    assert (instances.components(mask) > 0).sum() == mask.sum()
+    assert (segmentation.components(mask) > 0).sum() == mask.sum()
 
 
 def test_shape_cuts_at_the_waist_where_components_cannot():
     truth = disks((20, 20, 10), (20, 37, 10))
-    assert instances.components(truth > 0).max() == 1
-    found = instances.split_by_shape(truth > 0)
+    assert segmentation.components(truth > 0).max() == 1
+    found = segmentation.watershed_from_mask(truth > 0)
     assert found.max() == 2
-    assert instances.match(truth, found, 0.9).tp == 2
+    assert matching.matching(truth, found, 0.9).tp == 2
 
 
 def test_rise_decides_which_waist_counts():
     mask = disks((20, 20, 10), (20, 32, 10)) > 0  # the waist is two pixels narrower than the disks
-    assert [instances.split_by_shape(mask, rise).max() for rise in (0.5, 4)] == [2, 1]
-    with pytest.raises(ValueError, match="rise must be above 0, found 0"):
-        instances.split_by_shape(mask, 0)
+    assert [segmentation.watershed_from_mask(mask, min_prominence).max() for min_prominence in (0.5, 4)] == [2, 1]
+    with pytest.raises(ValueError, match="min_prominence must be above 0, found 0"):
+        segmentation.watershed_from_mask(mask, 0)
 
 
 def test_edge_of_the_image_is_no_waist():
     truth = disks((0, 30, 15))
-    assert instances.split_by_shape(truth > 0).max() == 1
+    assert segmentation.watershed_from_mask(truth > 0).max() == 1
 
 
 @pytest.mark.parametrize("way", ["boundary", "distance"])
 def test_learned_maps_cut_where_the_outline_shows_nothing(way):
     truth = boxes((5, 5, 25, 25), (5, 25, 25, 45), shape=(40, 60))
     found = separations()[way](truth > 0, truth)
-    assert instances.split_by_shape(truth > 0).max() == 1
-    assert instances.match(truth, found, 0.99).tp == 2
+    assert segmentation.watershed_from_mask(truth > 0).max() == 1
+    assert matching.matching(truth, found, 0.99).tp == 2
 
 
 def test_rise_and_marker_threshold_decide_what_is_cut():
     truth = disks((20, 20, 10), (20, 41, 10))
-    mask, distance = (truth > 0) * 1.0, labels.distance(truth)
-    rise = 1 - 1 / 11  # both are 11 pixels deep, and 1 where they touch
-    found = [instances.split_by_distance(mask, distance, rise=rise + d).max() for d in (0.01, -0.01)]
+    mask, distance = (truth > 0) * 1.0, labels.distance_map(truth)
+    min_prominence = 1 - 1 / 11  # both are 11 pixels deep, and 1 where they touch
+    found = [
+        segmentation.watershed_from_distance(mask, distance, min_prominence=min_prominence + d).max()
+        for d in (0.01, -0.01)
+    ]
     assert found == [1, 2]
-    boundary = np.where(labels.boundary(truth), 0.4, 0)
-    found = [instances.split_by_boundary(mask, boundary, marker_threshold=t).max() for t in (0.59, 0.61)]
+    boundary = np.where(labels.boundary_map(truth), 0.4, 0)
+    found = [segmentation.watershed_from_boundary(mask, boundary, marker_thresh=t).max() for t in (0.59, 0.61)]
     assert found == [1, 2]
 
 
@@ -189,39 +196,39 @@ def test_rise_and_marker_threshold_decide_what_is_cut():
     arrays(np.float32, st.tuples(st.integers(3, 24), st.integers(3, 24)), elements=st.sampled_from(np.arange(9) / 8)),
     st.sampled_from([0.01, 0.125, 0.25, 0.6, 1]),
 )
-def test_distance_cuts_as_the_reconstruction_of_scikit_image_says(rounds, distance, rise):
+def test_distance_cuts_as_the_reconstruction_of_scikit_image_says(rounds, distance, min_prominence):
     """The definition of h-maxima, by a function that is slower."""
     mask = distance > 0.2
     landscape = np.where(mask, distance, 0).astype(np.float32)
     cross = ndimage.generate_binary_structure(2, 1)
-    levelled = reconstruction(landscape - np.float32(rise), landscape, footprint=cross)
-    expected = instances.grow(local_maxima(levelled, connectivity=1), mask, -landscape, 2)
+    levelled = reconstruction(landscape - np.float32(min_prominence), landscape, footprint=cross)
+    expected = segmentation.watershed_from_markers(local_maxima(levelled, connectivity=1), mask, -landscape, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instances, "FILL_ROUNDS", rounds)
-        found = instances.split_by_distance(mask, distance, 0.5, rise, 2)
+        patch.setattr(segmentation, "FILL_ROUNDS", rounds)
+        found = segmentation.watershed_from_distance(mask, distance, 0.5, min_prominence, 2)
     assert np.array_equal(found, expected)
 
 
 def test_mask_threshold_is_exclusive():
     probability = np.full((6, 6), 0.5, np.float32)
-    assert not instances.split_by_distance(probability, probability).any()
-    assert instances.split_by_distance(probability, probability, mask_threshold=0.49).all()
+    assert not segmentation.watershed_from_distance(probability, probability).any()
+    assert segmentation.watershed_from_distance(probability, probability, prob_thresh=0.49).all()
 
 
 def test_small_fragment_falls_to_its_neighbour():
     truth = boxes((2, 2, 12, 12))
-    distance = labels.distance(truth)
+    distance = labels.distance_map(truth)
     distance[2, 2] = 0.9  # a second peak in a corner
     distance[2:4, 2:4] = np.maximum(distance[2:4, 2:4], [[0.9, 0.1], [0.1, 0.1]])
-    fragments = instances.split_by_distance((truth > 0) * 1.0, distance, smallest=0)
+    fragments = segmentation.watershed_from_distance((truth > 0) * 1.0, distance, min_size=0)
     assert fragments.max() == 2
     area = np.bincount(fragments.ravel())[1:].min()
     assert area < 50
     np.testing.assert_array_equal(
-        instances.split_by_distance((truth > 0) * 1.0, distance, smallest=int(area) + 1), truth
+        segmentation.watershed_from_distance((truth > 0) * 1.0, distance, min_size=int(area) + 1), truth
     )
     np.testing.assert_array_equal(
-        instances.split_by_distance((truth > 0) * 1.0, distance, smallest=int(area)), fragments
+        segmentation.watershed_from_distance((truth > 0) * 1.0, distance, min_size=int(area)), fragments
     )
 
 
@@ -229,49 +236,53 @@ def test_piece_without_a_marker_is_a_nucleus():
     mask = boxes((2, 2, 8, 8), (10, 10, 16, 16)) > 0
     markers = np.zeros_like(mask)
     markers[4, 4] = True
-    np.testing.assert_array_equal(instances.grow(markers, mask, 0.0 * mask), instances.components(mask))
+    np.testing.assert_array_equal(
+        segmentation.watershed_from_markers(markers, mask, 0.0 * mask), segmentation.components(mask)
+    )
 
 
 def test_markers_outside_the_mask_are_nothing():
     mask = boxes((2, 2, 8, 8)) > 0
-    np.testing.assert_array_equal(instances.grow(np.ones_like(mask), mask, 0.0 * mask), mask)
+    np.testing.assert_array_equal(segmentation.watershed_from_markers(np.ones_like(mask), mask, 0.0 * mask), mask)
 
 
 def test_a_part_of_the_image_gives_the_same_nuclei():
-    # `predict.labels` separates large images block by block and relies on it
+    # `predict.predict_labels` separates large images block by block and relies on it
     rng = np.random.default_rng(1)
     truth = disks(*[(*rng.integers(0, 80, 2), rng.integers(3, 8)) for _ in range(50)], shape=(80, 80))
     mask = (truth > 0) & (np.arange(80) != 50)[:, None]  # nothing crosses row 50
-    distance = labels.distance(truth) + rng.normal(0, 0.1, truth.shape)
-    whole = instances.split_by_distance(mask * 1.0, distance)[:50]
+    distance = labels.distance_map(truth) + rng.normal(0, 0.1, truth.shape)
+    whole = segmentation.watershed_from_distance(mask * 1.0, distance)[:50]
     assert whole.max() > 10
-    assert same_nuclei(whole, instances.split_by_distance(mask[:50] * 1.0, distance[:50]))
+    assert same_nuclei(whole, segmentation.watershed_from_distance(mask[:50] * 1.0, distance[:50]))
 
 
 def test_separate_takes_the_best_there_is():
     truth = boxes((5, 5, 25, 25), (5, 25, 25, 35), (35, 35, 38, 38), shape=(40, 60))
     maps = {"mask": (truth > 0).astype(np.float32)}
-    np.testing.assert_array_equal(instances.separate(maps, smallest=5), instances.split_by_shape(truth > 0, smallest=5))
-    maps |= {"distance": labels.distance(truth), "boundary": np.zeros(truth.shape, np.float32)}
-    found = instances.separate(maps, smallest=5)
-    assert instances.match(truth, found, 0.85).tp == found.max() == 3
-    assert instances.separate(maps, smallest=10).max() == 2
-    assert instances.separate(maps, rise=0.95, smallest=5).max() == 2  # one piece, and the small one
-    assert instances.separate(maps, mask_threshold=1).max() == 0
-    assert instances.separate({"mask": maps["mask"]}, mask_threshold=1).max() == 0
+    np.testing.assert_array_equal(
+        segmentation.maps_to_labels(maps, min_size=5), segmentation.watershed_from_mask(truth > 0, min_size=5)
+    )
+    maps |= {"distance": labels.distance_map(truth), "boundary": np.zeros(truth.shape, np.float32)}
+    found = segmentation.maps_to_labels(maps, min_size=5)
+    assert matching.matching(truth, found, 0.85).tp == found.max() == 3
+    assert segmentation.maps_to_labels(maps, min_size=10).max() == 2
+    assert segmentation.maps_to_labels(maps, min_prominence=0.95, min_size=5).max() == 2  # one piece, and the small one
+    assert segmentation.maps_to_labels(maps, prob_thresh=1).max() == 0
+    assert segmentation.maps_to_labels({"mask": maps["mask"]}, prob_thresh=1).max() == 0
 
 
 def test_separation_says_what_is_wrong():
     flat = np.zeros((4, 4))
     with pytest.raises(ValueError, match=r"found the maps \['distance'\], expected \"mask\""):
-        instances.separate({"distance": flat})
+        segmentation.maps_to_labels({"distance": flat})
     for call in (
-        lambda: instances.separate({"mask": flat, "distance": flat[1:]}),
-        lambda: instances.separate({"mask": flat[..., None]}),
-        lambda: instances.split_by_boundary(flat, flat[None]),
-        lambda: instances.components(flat[0]),
-        lambda: instances.split_by_shape(flat[None]),
-        lambda: instances.grow(flat, flat, flat[:2]),
+        lambda: segmentation.maps_to_labels({"mask": flat, "distance": flat[1:]}),
+        lambda: segmentation.maps_to_labels({"mask": flat[..., None]}),
+        lambda: segmentation.watershed_from_boundary(flat, flat[None]),
+        lambda: segmentation.components(flat[0]),
+        lambda: segmentation.watershed_from_mask(flat[None]),
+        lambda: segmentation.watershed_from_markers(flat, flat, flat[:2]),
     ):
         with pytest.raises(ValueError, match=r"maps must all have one shape \(H, W\), found \[\("):
             call()
@@ -284,7 +295,7 @@ def test_separation_says_what_is_wrong():
 @given(label_map_pairs())
 def test_overlaps_count_every_pair(pair):
     true, predicted = pair
-    shared = instances.overlaps(true, predicted)
+    shared = matching.label_overlap(true, predicted)
     assert shared.true.tolist() == [n for n in np.unique(true) if n]
     assert shared.predicted.tolist() == [n for n in np.unique(predicted) if n]
     assert shared.true_areas.tolist() == [(true == n).sum() for n in shared.true]
@@ -304,7 +315,7 @@ def test_iou_matrix_by_its_definition(pair):
         for t in np.unique(true)
     ]
     expected = np.array(expected)[(np.unique(true) > 0)][:, np.unique(predicted) > 0]
-    found = instances.iou_matrix(true, predicted)
+    found = matching.iou_matrix(true, predicted)
     assert found.shape == expected.shape
     np.testing.assert_array_equal(found, expected)
 
@@ -321,7 +332,7 @@ def test_iou_matrix_by_its_definition(pair):
 )
 def test_what_is_no_pair_of_label_maps_is_refused(true, predicted, message):
     with pytest.raises(ValueError, match=message):
-        instances.match(true, predicted)
+        matching.matching(true, predicted)
 
 
 # Match
@@ -330,7 +341,7 @@ def test_what_is_no_pair_of_label_maps_is_refused(true, predicted, message):
 def test_match_by_hand():
     true = boxes((0, 0, 4, 4), (6, 0, 10, 4), (12, 0, 16, 4))
     predicted = boxes((12, 0, 16, 3), (0, 0, 4, 4), (0, 10, 4, 14))
-    found = instances.match(true, predicted)
+    found = matching.matching(true, predicted)
     assert (found.tp, found.fp, found.fn) == (2, 1, 1)
     assert found.pairs.tolist() == [[1, 2], [3, 1]]
     assert found.ious.tolist() == [1, 0.75]
@@ -338,17 +349,17 @@ def test_match_by_hand():
 
 def test_iou_must_exceed_the_threshold():
     true, predicted = boxes((0, 0, 10, 10)), boxes((0, 0, 10, 5))  # IoU exactly 0.5
-    assert instances.match(true, predicted, 0.5).tp == 0
-    assert instances.match(true, predicted, 0.4999).tp == 1
+    assert matching.matching(true, predicted, 0.5).tp == 0
+    assert matching.matching(true, predicted, 0.4999).tp == 1
     eleven = boxes((0, 0, 1, 11))
-    assert instances.match(boxes((0, 0, 1, 20)), eleven, instances.THRESHOLDS[1]).tp == 0  # exactly 0.55
-    assert instances.match(boxes((0, 0, 1, 20)), eleven, instances.THRESHOLDS[0]).tp == 1
+    assert matching.matching(boxes((0, 0, 1, 20)), eleven, matching.IOU_THRESHOLDS[1]).tp == 0  # exactly 0.55
+    assert matching.matching(boxes((0, 0, 1, 20)), eleven, matching.IOU_THRESHOLDS[0]).tp == 1
 
 
 @pytest.mark.parametrize(("true", "predicted"), [(EMPTY, EMPTY), (EMPTY, TWO), (TWO, EMPTY)])
 def test_match_of_nothing(true, predicted):
     for threshold in (0, 0.5):
-        found = instances.match(true, predicted, threshold)
+        found = matching.matching(true, predicted, threshold)
         assert (found.tp, found.fp, found.fn) == (0, predicted.max(), true.max())
         assert found.pairs.shape == (0, 2)
         assert found.ious.shape == (0,)
@@ -356,7 +367,7 @@ def test_match_of_nothing(true, predicted):
 
 def test_numbers_may_have_gaps_and_be_large():
     renumbered = np.array([0, 2**31 - 1, 40])[TWO].astype(np.int64)
-    found = instances.match(renumbered, TWO)
+    found = matching.matching(renumbered, TWO)
     assert found.pairs.tolist() == [[40, 2], [2**31 - 1, 1]]
 
 
@@ -364,20 +375,20 @@ def test_below_one_half_the_best_pairs_are_chosen():
     # each of the predicted ones overlaps the first true one best: taking it greedily would leave the second unfound
     true = boxes((0, 0, 1, 10), (0, 10, 1, 14), shape=(1, 20))
     predicted = boxes((0, 0, 1, 4), (0, 4, 1, 14), shape=(1, 20))
-    np.testing.assert_allclose(instances.iou_matrix(true, predicted), [[0.4, 6 / 14], [0, 0.4]])
-    found = instances.match(true, predicted, 0.3)
+    np.testing.assert_allclose(matching.iou_matrix(true, predicted), [[0.4, 6 / 14], [0, 0.4]])
+    found = matching.matching(true, predicted, 0.3)
     assert found.pairs.tolist() == [[1, 1], [2, 2]]
-    assert instances.match(true, predicted, 0.41).pairs.tolist() == [[1, 2]]
+    assert matching.matching(true, predicted, 0.41).pairs.tolist() == [[1, 2]]
 
 
 @quick
 @given(label_map_pairs(), st.sampled_from([0, 0.1, 0.3, 0.5, 0.7]))
 def test_match_is_optimal(pair, threshold):
     true, predicted = pair
-    ious = instances.iou_matrix(true, predicted)
+    ious = matching.iou_matrix(true, predicted)
     value = np.where(ious > threshold, 1000 + ious, 0)
     best = value[linear_sum_assignment(value, maximize=True)]
-    found = instances.match(true, predicted, threshold)
+    found = matching.matching(true, predicted, threshold)
     assert found.tp == (best > 0).sum()
     assert found.tp * 1000 + found.ious.sum() == pytest.approx(best.sum())
     assert (found.tp + found.fn, found.tp + found.fp) == ious.shape[::1]
@@ -389,34 +400,34 @@ def test_match_is_optimal(pair, threshold):
 @pytest.mark.parametrize("threshold", [-0.1, 1, np.nan])
 def test_threshold_out_of_range_is_refused(threshold):
     with pytest.raises(ValueError, match="0 or above and below 1, found"):
-        instances.match(TWO, TWO, threshold)
+        matching.matching(TWO, TWO, threshold)
     with pytest.raises(ValueError, match="0 or above and below 1, found"):
-        instances.average_precision([TWO], [TWO], [0.5, threshold])
+        matching.average_precision([TWO], [TWO], [0.5, threshold])
 
 
 def test_thresholds_are_the_competitions():
-    assert instances.THRESHOLDS.tolist() == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
+    assert matching.IOU_THRESHOLDS.tolist() == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
 
 
 # Merges and splits
 
 
 def test_merges_and_splits_by_hand():
-    assert instances.merges(TWO, ONE).tolist() == [1]
-    assert instances.splits(TWO, ONE).tolist() == []
-    assert instances.merges(ONE, TWO).tolist() == []
-    assert instances.splits(ONE, TWO).tolist() == [1]
+    assert matching.find_merges(TWO, ONE).tolist() == [1]
+    assert matching.find_splits(TWO, ONE).tolist() == []
+    assert matching.find_merges(ONE, TWO).tolist() == []
+    assert matching.find_splits(ONE, TWO).tolist() == [1]
     for truth in (EMPTY, TWO):
-        assert instances.merges(truth, truth).tolist() == []
-        assert instances.splits(truth, EMPTY).tolist() == []
+        assert matching.find_merges(truth, truth).tolist() == []
+        assert matching.find_splits(truth, EMPTY).tolist() == []
 
 
 def test_half_a_nucleus_is_not_the_larger_part():
     true = boxes((0, 0, 4, 4), (0, 4, 4, 8))
-    assert instances.merges(true, boxes((0, 0, 4, 6))).tolist() == []
-    assert instances.merges(true, boxes((0, 0, 4, 7))).tolist() == [1]
-    assert instances.splits(boxes((0, 0, 4, 6)), true).tolist() == []
-    assert instances.splits(boxes((0, 0, 4, 7)) * 9, true).tolist() == [9]
+    assert matching.find_merges(true, boxes((0, 0, 4, 6))).tolist() == []
+    assert matching.find_merges(true, boxes((0, 0, 4, 7))).tolist() == [1]
+    assert matching.find_splits(boxes((0, 0, 4, 6)), true).tolist() == []
+    assert matching.find_splits(boxes((0, 0, 4, 7)) * 9, true).tolist() == [9]
 
 
 # Scores
@@ -426,7 +437,7 @@ def test_average_precision_is_pooled_over_nuclei():
     # the second image has three nuclei, so it counts three times the first one
     true = [boxes((0, 0, 4, 4)), boxes((0, 0, 4, 4), (6, 0, 10, 4), (12, 0, 16, 4))]
     predicted = [EMPTY, boxes((0, 0, 4, 4), (6, 0, 10, 3), (12, 10, 16, 14))]
-    table = instances.average_precision(true, predicted, [0.5, 0.8])
+    table = matching.average_precision(true, predicted, [0.5, 0.8])
     assert table.index.name == "threshold"
     expected = pd.DataFrame(
         {
@@ -450,8 +461,8 @@ def test_average_precision_is_pooled_over_nuclei():
     [([EMPTY], [EMPTY], 1, 1, 1), ([EMPTY], [TWO], 0, 0, 0), ([TWO], [EMPTY], 0, 0, 0), ([], [], 1, 1, 1)],
 )
 def test_average_precision_of_nothing(true, predicted, ap, precision, recall):
-    table = instances.average_precision(true, predicted)
-    assert table.index.tolist() == instances.THRESHOLDS.tolist()
+    table = matching.average_precision(true, predicted)
+    assert table.index.tolist() == matching.IOU_THRESHOLDS.tolist()
     row = table.loc[0.5]
     assert (row["ap"], row["precision"], row["recall"]) == (ap, precision, recall)
     assert row["f1"] == row["panoptic_quality"] == ap
@@ -461,8 +472,8 @@ def test_average_precision_of_nothing(true, predicted, ap, precision, recall):
 @quick
 @given(st.lists(label_map_pairs(), min_size=1, max_size=3), st.sampled_from([0.2, 0.5, 0.75]))
 def test_average_precision_adds_up_the_matches(pairs, threshold):
-    matches = [instances.match(true, predicted, threshold) for true, predicted in pairs]
-    row = instances.average_precision(*zip(*pairs, strict=True), [threshold]).loc[threshold]
+    matches = [matching.matching(true, predicted, threshold) for true, predicted in pairs]
+    row = matching.average_precision(*zip(*pairs, strict=True), [threshold]).loc[threshold]
     assert (row["tp"], row["fp"], row["fn"]) == tuple(sum(getattr(m, n) for m in matches) for n in ("tp", "fp", "fn"))
     if row["tp"]:
         assert row["matched_iou"] == pytest.approx(np.concatenate([m.ious for m in matches]).mean())
@@ -479,7 +490,7 @@ def test_image_scores_by_hand():
         "split": (ONE, TWO, 0, 0, 2, 0, 1),
         "IoU 0.75": (boxes((0, 0, 4, 4)), boxes((0, 0, 4, 3)), 0.5, 1, 1, 0, 0),  # 0.50 .. 0.70: five of ten
     }
-    table = instances.image_scores([case[0] for case in cases.values()], [case[1] for case in cases.values()])
+    table = matching.image_scores([case[0] for case in cases.values()], [case[1] for case in cases.values()])
     assert list(table.columns) == ["score", "true", "predicted", "tp", "fp", "fn", "merges", "splits"]
     table.index = list(cases)
     for name, (true, _, score, tp, count, merged, split) in cases.items():
@@ -490,22 +501,22 @@ def test_image_scores_by_hand():
 
 
 def test_kaggle_score_averages_over_images():
-    assert instances.kaggle_score([EMPTY], [EMPTY]) == 1
-    assert instances.kaggle_score([EMPTY, TWO], [TWO, EMPTY]) == 0
+    assert matching.dsb2018_score([EMPTY], [EMPTY]) == 1
+    assert matching.dsb2018_score([EMPTY, TWO], [TWO, EMPTY]) == 0
     # an image with one nucleus counts as much as one with two
-    assert instances.kaggle_score([TWO, ONE], [EMPTY, ONE]) == 0.5
+    assert matching.dsb2018_score([TWO, ONE], [EMPTY, ONE]) == 0.5
     with pytest.raises(ValueError, match="no image"):
-        instances.kaggle_score([], [])
+        matching.dsb2018_score([], [])
 
 
 def test_kaggle_score_by_its_definition():
     # one of three at IoU 0.75, one exact, one missed, one too many
     true = boxes((0, 0, 4, 4), (6, 0, 10, 4), (12, 0, 16, 4))
     predicted = boxes((0, 0, 4, 4), (6, 0, 10, 3), (12, 10, 16, 14))
-    assert instances.kaggle_score([true], [predicted]) == pytest.approx((5 * 2 / 4 + 5 * 1 / 5) / 10)
+    assert matching.dsb2018_score([true], [predicted]) == pytest.approx((5 * 2 / 4 + 5 * 1 / 5) / 10)
 
 
-@pytest.mark.parametrize("score", [instances.average_precision, instances.image_scores, instances.kaggle_score])
+@pytest.mark.parametrize("score", [matching.average_precision, matching.image_scores, matching.dsb2018_score])
 def test_scores_take_pairs_only(score):
     with pytest.raises(ValueError, match="found 2 true and 1 predicted"):
         score([TWO, TWO], [TWO])
@@ -519,7 +530,7 @@ def test_large_images_are_matched_in_under_a_second():
     true[::28] = true[:, ::28] = 0
     predicted = np.roll(true, (3, 3), (0, 1))
     start = process_time()  # of this process alone: others may keep the machine busy
-    found = instances.match(true, predicted)
+    found = matching.matching(true, predicted)
     assert process_time() - start < 1
     assert true.shape == (2000, 2000)
     assert found.tp == 5041

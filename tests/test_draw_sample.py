@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage as ndi
 
-from nuclei_utils import synthetic
+from tools import draw_sample
 
 BUNDLED = Path(__file__).parents[1] / "data" / "sample.zip"
 
@@ -31,7 +31,7 @@ def read_archive(path):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    return synthetic.write_sample(tmp_path_factory.mktemp("sample") / "sample.zip", seed=0)
+    return draw_sample.write_sample(tmp_path_factory.mktemp("sample") / "sample.zip", seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def sample(archive):
 
 @pytest.fixture(scope="module")
 def table():
-    return {row["id"]: row for row in synthetic.sample_table(0)}
+    return {row["id"]: row for row in draw_sample.sample_table(0)}
 
 
 def overlapping(masks):
@@ -55,15 +55,17 @@ def with_hole(mask):
 
 def test_same_seed_same_bytes_in_another_process(archive, tmp_path):
     other = tmp_path / "other.zip"
-    code = f"from nuclei_utils import synthetic; synthetic.write_sample({str(other)!r}, seed=0)"
+    code = f"from tools import draw_sample; draw_sample.write_sample({str(other)!r}, seed=0)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "7"}, cwd=BUNDLED.parents[1])
     assert other.read_bytes() == archive.read_bytes()
     assert list(tmp_path.iterdir()) == [other]
 
 
 def test_another_seed_gives_other_images():
-    assert {row["id"] for row in synthetic.sample_table(0)}.isdisjoint(row["id"] for row in synthetic.sample_table(1))
-    first, second = (synthetic.draw("fluorescence_small", seed, (96, 96))[0] for seed in (0, 1))
+    assert {row["id"] for row in draw_sample.sample_table(0)}.isdisjoint(
+        row["id"] for row in draw_sample.sample_table(1)
+    )
+    first, second = (draw_sample.draw("fluorescence_small", seed, (96, 96))[0] for seed in (0, 1))
     assert (first != second).any()
 
 
@@ -97,7 +99,7 @@ def test_archive_is_small(archive):
 
 def test_files_agree_with_the_table(sample, table):
     assert sample.keys() == table.keys()
-    assert Counter(row["kind"] for row in table.values()) == synthetic.COUNTS
+    assert Counter(row["image_type"] for row in table.values()) == draw_sample.COUNTS
     for id_, (image, masks) in sample.items():
         assert image.dtype == np.uint8
         assert image.shape == (*table[id_]["size"], table[id_]["channels"])
@@ -117,18 +119,18 @@ def test_kinds_look_like_themselves(sample, table):
         inside = np.any(masks, axis=0)
         light = image[..., :3].mean(axis=2)
         colour = np.ptp(image[..., :3].astype(int), axis=2).mean()
-        kind = table[id_]["kind"]
-        if kind.startswith("fluorescence"):
+        image_type = table[id_]["image_type"]
+        if image_type.startswith("fluorescence"):
             assert light[inside].mean() > light[~inside].mean()
             assert np.median(light[~inside]) < 50
         else:
             assert light[inside].mean() < light[~inside].mean() - 20
-        assert (colour > 5) == kind.startswith("purple")
+        assert (colour > 5) == image_type.startswith("purple")
 
 
 def test_label_errors_are_there_and_only_on_purpose(sample, table):
     counts = Counter(row["error"] for row in table.values())
-    assert all(counts[error] == len(numbers) == 3 for error, numbers in synthetic.ERRORS.items())
+    assert all(counts[error] == len(numbers) == 3 for error, numbers in draw_sample.ERRORS.items())
     for id_, (_, masks) in sample.items():
         error = table[id_]["error"]
         assert overlapping(masks) == (error == "overlap")
@@ -136,7 +138,7 @@ def test_label_errors_are_there_and_only_on_purpose(sample, table):
         assert sum((mask > 0).sum() == 2 for mask in masks) >= 3 * (error == "speck")
     missed = [row for row in table.values() if row["error"] == "missed"]
     for row in missed:
-        whole = synthetic._draw_row(row | {"error": ""}, 0)[1]
+        whole = draw_sample._draw_row(row | {"error": ""}, 0)[1]
         assert 0 < len(sample[row["id"]][1]) < len(whole)
 
 
@@ -145,7 +147,7 @@ def test_twins_show_the_same_field(sample, table):
     for row in table.values():
         groups[row["group"]].append(row)
     twins = [rows for rows in groups.values() if len(rows) > 1]
-    assert len(twins) == len(synthetic.COUNTS)
+    assert len(twins) == len(draw_sample.COUNTS)
     for first, second in twins:
         down, right = second["corner"]
         one, other = (sample[row["id"]][0][..., :3] for row in (first, second))
@@ -160,10 +162,10 @@ def test_nuclei_touch_in_most_images(sample):
     assert touching > len(sample) / 2
 
 
-@pytest.mark.parametrize("kind", synthetic.COUNTS)
-def test_a_drawing_has_exact_masks(kind):
-    image, masks = synthetic.draw(kind, seed=3, size=(128, 160))
-    again, masks_again = synthetic.draw(kind, np.random.default_rng(3), (128, 160))
+@pytest.mark.parametrize("image_type", draw_sample.COUNTS)
+def test_a_drawing_has_exact_masks(image_type):
+    image, masks = draw_sample.draw(image_type, seed=3, size=(128, 160))
+    again, masks_again = draw_sample.draw(image_type, np.random.default_rng(3), (128, 160))
     assert np.array_equal(image, again)
     assert np.array_equal(masks, masks_again)
     assert image.shape == (128, 160, 3)
@@ -171,7 +173,7 @@ def test_a_drawing_has_exact_masks(kind):
     assert not overlapping(masks)
     for mask in masks:
         assert mask.dtype == bool
-        assert mask.sum() >= synthetic.SMALLEST
+        assert mask.sum() >= draw_sample.SMALLEST
         assert ndi.label(mask)[1] == 1
         assert not with_hole(mask)
     # The edge of the drawing runs along the edge of the mask: inside is unlike just outside.
@@ -183,6 +185,6 @@ def test_a_drawing_has_exact_masks(kind):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"'phase_contrast'.*fluorescence_small"):
-        synthetic.draw("phase_contrast")
+        draw_sample.draw("phase_contrast")
     with pytest.raises(ValueError, match=r"\(32, 256\).*64"):
-        synthetic.draw("grey_tissue", size=(32, 256))
+        draw_sample.draw("grey_tissue", size=(32, 256))

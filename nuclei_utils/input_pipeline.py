@@ -15,19 +15,24 @@ import tensorflow as tf
 from keras import layers
 from skimage.segmentation import relabel_sequential
 
-from nuclei_utils import data, labels, preprocess
+from nuclei_utils import datasets, labels, preprocess
+from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import remove_older
 
 CLAHE_SHARE = 0.2
 """Share of the training crops whose local contrast is evened out."""
+
+
 INVERTED_SHARE = 0.1
 """Share of the crops for instances whose light and dark are exchanged."""
+
+
 ZOOM = 2.0
 """Most that a crop for instances is enlarged, and reduced."""
 
 
 def read(name=None, split="train"):
-    """Read a data set through TensorFlow Datasets; it is prepared below `data.home()` on first use.
+    """Read a data set through TensorFlow Datasets; it is prepared below `datasets.home()` on first use.
 
     Where TensorFlow Datasets cannot be imported, the same examples are read from the images and masks themselves, in
     the same order, and a line on stderr says so once. (Google Colab had such a pair of libraries in the summer of 2026:
@@ -36,27 +41,27 @@ def read(name=None, split="train"):
     Parameters
     ----------
     name : str, optional
-        One of `data.NAMES`; `data.current()` if not given.
+        One of `datasets.DATASETS`; `datasets.current()` if not given.
     split : str
-        One of `data.SPLITS`.
+        One of `datasets.SPLITS`.
 
     Returns
     -------
     tf.data.Dataset
-        Of dictionaries `image` uint8 (H, W, 3), `labels` uint16 (H, W, 1), `id` and `kind`, sizes as they are.
+        Of dictionaries `image` uint8 (H, W, 3), `labels` uint16 (H, W, 1), `id` and `image_type`, sizes as they are.
 
     Raises
     ------
-    data.DataError
+    errors.NucleiError
         If the data set or the split is unknown, or the images have not been fetched yet.
     """
-    name = name or data.current()
-    data.ids(name, split)  # refuses an unknown split
+    name = name or datasets.current()
+    datasets.ids(name, split)  # refuses an unknown split
     tfds = _tensorflow_datasets()
     if tfds is None:
         # TFDS mixes the examples of a split in this way
         return from_records(
-            sorted(data.load(name, split), key=lambda r: hashlib.md5(f"{split}{r.id}".encode()).digest())
+            sorted(datasets.load(name, split), key=lambda r: hashlib.md5(f"{split}{r.id}".encode()).digest())
         )
     place = _prepared_folder(name)  # once: it looks at every file of the data set
     builder = tfds.builder(f"dsb2018/{name}", data_dir=place)
@@ -95,58 +100,63 @@ def _tensorflow_datasets():
 
 def _prepared_folder(name):
     """Where a data set is prepared: another folder for other files or another split, so that none is stale."""
-    state = f"{data.state(name)}\n{data.splits(name).to_csv()}"
-    return data.home() / "tfds" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
+    state = f"{datasets.state(name)}\n{datasets.split_table(name).to_csv()}"
+    return datasets.home() / "tfds" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
 
 
 def from_records(records):
-    """Turn records, such as those of a folder of one's own (`data.read_folder`), into examples as `read` gives them.
+    """Turn records, such as those of a folder of one's own (`datasets.read_folder`), into examples as `read` gives them.
 
     Parameters
     ----------
-    records : sequence of data.Record
+    records : sequence of datasets.Record
         They stay in memory.
 
     Returns
     -------
     tf.data.Dataset
-        Of dictionaries as from `read`, in the same order. Where the kind of an image is not known, its number is
-        `len(data.KINDS)`: for `training_batches` all such images are of one kind.
+        Of dictionaries as from `read`, in the same order. Where the image type is not known, its number is
+        `len(datasets.IMAGE_TYPES)`: for `training_batches` all such images are of one image_type.
 
     Raises
     ------
     ValueError
         If there is no record.
-    data.DataError
+    errors.NucleiError
         If an image has more nuclei than 16 bits can number.
     """
     records = list(records)
     if not records:
         raise ValueError("there is no record to make an example of")
-    records = [record._replace(labels=relabel_sequential(record.labels)[0]) for record in records]
+    records = [record._replace(label_map=relabel_sequential(record.label_map)[0]) for record in records]
     for record in records:
-        if record.labels.max(initial=0) > np.iinfo(np.uint16).max:
-            raise data.DataError(
-                f"{record.id}: {record.labels.max()} nuclei are too many for 16 bits: cut the image up"
+        if record.label_map.max(initial=0) > np.iinfo(np.uint16).max:
+            raise NucleiError(
+                f"{record.id}: {record.label_map.max()} nuclei are too many for 16 bits: cut the image up"
             )
-    kinds = {kind: number for number, kind in enumerate((*data.KINDS, ""))}
+    image_types = {image_type: number for number, image_type in enumerate((*datasets.IMAGE_TYPES, ""))}
 
     def generate():
         for record in records:
-            label_map = record.labels.astype(np.uint16)[..., None]
-            yield {"id": record.id, "image": record.image, "kind": kinds[record.kind], "labels": label_map}
+            label_map = record.label_map.astype(np.uint16)[..., None]
+            yield {
+                "id": record.id,
+                "image": record.image,
+                "image_type": image_types[record.image_type],
+                "label_map": label_map,
+            }
 
     signature = {
         "id": tf.TensorSpec((), tf.string),
         "image": tf.TensorSpec((None, None, 3), tf.uint8),
-        "kind": tf.TensorSpec((), tf.int64),
-        "labels": tf.TensorSpec((None, None, 1), tf.uint16),
+        "image_type": tf.TensorSpec((), tf.int64),
+        "label_map": tf.TensorSpec((None, None, 1), tf.uint16),
     }
     examples = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return examples.apply(tf.data.experimental.assert_cardinality(len(records)))
 
 
-def only(examples, ids):
+def select(examples, ids):
     """Keep the examples of some images.
 
     Parameters
@@ -162,7 +172,7 @@ def only(examples, ids):
     return examples.filter(lambda example: tf.reduce_any(example["id"] == tf.constant(ids)))
 
 
-def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at_least=0):
+def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, min_crops=0):
     """Turn examples into batches for training: every image once an epoch or more often, each time as a random crop.
 
     Parameters
@@ -177,9 +187,9 @@ def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at
         Change images and masks at random: CLAHE of some crops, then `augmentation`; or `flips` alone.
     seed : int
         Same seed, same order, crops and changes, epoch for epoch.
-    at_least : int
-        Least number of crops of each kind of image in an epoch. The images of a rare kind are gone through several
-        times; otherwise the network does well to ignore the kind.
+    min_crops : int
+        Least number of crops of each image type in an epoch. The images of a rare image_type are gone through several
+        times; otherwise the network does well to ignore the image_type.
 
     Returns
     -------
@@ -191,7 +201,7 @@ def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at
     ValueError
         If the examples never end, or `augment` is something else.
     """
-    changes = {"all": augmentation, "flips": flips}
+    changes = {"all": augmentation, "flips": random_flip}
     if augment is not None and augment not in changes:
         raise ValueError(f'augment is {augment!r}: choose "all", "flips" or None')
     cached = (
@@ -200,7 +210,7 @@ def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at
         .map(_as_8_bits, tf.data.AUTOTUNE)
         .cache()  # what is the same in every epoch is done once, and kept in a quarter of the memory
     )
-    rounds, count = _rounds(cached, at_least)
+    rounds, count = _rounds(cached, min_crops)
     crops = _repeated(cached, rounds, count).shuffle(count, seed=seed)
     # random numbers come from a stream beside the examples: cores can share the work, and it can still be repeated
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
@@ -214,22 +224,22 @@ def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, at
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def _rounds(examples, at_least):
-    """How often the images of each kind are gone through in an epoch, and how many crops that makes."""
+def _rounds(examples, min_crops):
+    """How often the images of each image_type are gone through in an epoch, and how many crops that makes."""
     if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("these examples never end: leave out .repeat(), or end them with .take(n)")
-    images = np.bincount([int(kind) for _, _, kind in examples], minlength=len(data.KINDS))
-    rounds = np.maximum(-(-at_least // np.maximum(images, 1)), 1)
+    images = np.bincount([int(image_type) for _, _, image_type in examples], minlength=len(datasets.IMAGE_TYPES))
+    rounds = np.maximum(-(-min_crops // np.maximum(images, 1)), 1)
     return tf.constant(rounds, tf.int64), int(images @ rounds)
 
 
 def _repeated(examples, rounds, count):
-    """Go through the images of each kind as often as `_rounds` says."""
+    """Go through the images of each image_type as often as `_rounds` says."""
     repeated = examples.flat_map(lambda *example: tf.data.Dataset.from_tensors(example).repeat(rounds[example[-1]]))
     return repeated.apply(tf.data.experimental.assert_cardinality(count))
 
 
-def instance_batches(examples, size=128, batch_size=16, seed=0, at_least=0):
+def instance_batches(examples, size=128, batch_size=16, seed=0, min_crops=0):
     """Turn examples into batches for a network that separates nuclei: each crop turned, mirrored and zoomed at random.
 
     Nuclei of the reader's images may have any size, so every crop is zoomed by up to `ZOOM` either way; some are
@@ -237,7 +247,7 @@ def instance_batches(examples, size=128, batch_size=16, seed=0, at_least=0):
 
     Parameters
     ----------
-    examples, batch_size, seed, at_least
+    examples, batch_size, seed, min_crops
         As for `training_batches`.
     size : int
         Height and width of the crops, pixels; what lies outside an image is filled by reflection.
@@ -249,7 +259,7 @@ def instance_batches(examples, size=128, batch_size=16, seed=0, at_least=0):
         `distance`, float32 (batch, size, size, 1), that `models.instance_unet` learns.
     """
     cached = examples.map(_image_labels_and_distance, tf.data.AUTOTUNE).cache()
-    rounds, count = _rounds(cached, at_least)
+    rounds, count = _rounds(cached, min_crops)
     crops = _repeated(cached, rounds, count).shuffle(count, seed=seed)
     draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     batches = (
@@ -290,7 +300,7 @@ def validation_batches(examples, size=256, batch_size=8):
     )
 
 
-def flips(seed=0):
+def random_flip(seed=0):
     """Make the function that mirrors a batch at random, image and mask together: no pixel changes its value.
 
     Parameters and return value are those of `augmentation`.
@@ -298,7 +308,7 @@ def flips(seed=0):
     return _together(layers.RandomFlip("horizontal_and_vertical", seed=seed))
 
 
-def rotation(seed=0):
+def random_rotation(seed=0):
     """Make the function that turns a batch at random by any angle, image and mask together.
 
     Masks stay masks of 0 and 1. Parameters and return value are those of `augmentation`.
@@ -321,7 +331,7 @@ def augmentation(seed=0):
     callable
         (images float32 (batch, H, W, 3) in [0, 1], masks float32 (batch, H, W, 1)) to the same.
     """
-    flip, turn, colours = flips(seed), rotation(seed + 1), colour_augmentation(seed + 2)
+    flip, turn, colours = random_flip(seed), random_rotation(seed + 1), colour_augmentation(seed + 2)
 
     def augment(images, masks):
         images, masks = turn(*flip(images, masks))
@@ -378,16 +388,16 @@ def colour_augmentation(seed=0):
 
 
 def _image_mask_and_kind(example):
-    return example["image"], tf.cast(example["labels"] > 0, tf.float32), example["kind"]
+    return example["image"], tf.cast(example["label_map"] > 0, tf.float32), example["image_type"]
 
 
-def _normalised(image, mask, kind):
+def _normalised(image, mask, image_type):
     normal = tf.numpy_function(preprocess.normalize, [image], tf.float32, stateful=False)
-    return tf.ensure_shape(normal, (None, None, 3)), mask, kind
+    return tf.ensure_shape(normal, (None, None, 3)), mask, image_type
 
 
-def _as_8_bits(image, mask, kind):
-    return tf.cast(tf.round(255 * image), tf.uint8), tf.cast(mask, tf.uint8), kind
+def _as_8_bits(image, mask, image_type):
+    return tf.cast(tf.round(255 * image), tf.uint8), tf.cast(mask, tf.uint8), image_type
 
 
 def _random_crop(image, mask, draw, size, augment):
@@ -409,15 +419,15 @@ def _window(cut, image, mask, size, *arguments):
 
 def _image_labels_and_distance(example):
     arrays = tf.numpy_function(
-        _prepared_instances, [example["image"], example["labels"][..., 0]], (tf.uint8, tf.int32), stateful=False
+        _prepared_instances, [example["image"], example["label_map"][..., 0]], (tf.uint8, tf.int32), stateful=False
     )
     image, both = arrays
-    return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(both, (None, None, 2)), example["kind"]
+    return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(both, (None, None, 2)), example["image_type"]
 
 
 def _prepared_instances(image, label_map):
     """Normalise an image, and put its label map and its map of distances (0..255) into one array."""
-    depth = np.round(255 * labels.distance(label_map))
+    depth = np.round(255 * labels.distance_map(label_map))
     normal = np.round(255 * preprocess.normalize(image)).astype(np.uint8)
     return normal, np.stack([label_map, depth], axis=-1).astype(np.int32)
 
@@ -435,7 +445,7 @@ def _middle_of_instances(image, both, size):
 def _instances(crops, size):
     """Make the dictionary of targets of a crop."""
     image, both = crops
-    boundary = tf.numpy_function(labels.boundary, [both[..., 0]], tf.bool, stateful=False)
+    boundary = tf.numpy_function(labels.boundary_map, [both[..., 0]], tf.bool, stateful=False)
     targets = {
         "mask": tf.cast(both[..., :1] > 0, tf.float32),
         "boundary": tf.cast(tf.ensure_shape(boundary, (size, size))[..., None], tf.float32),
@@ -483,4 +493,4 @@ def _cut_at_random(both, draw, size, augment):
 
 
 def _cut_middle(both, size):
-    return preprocess.crop_middle(preprocess.pad_to(both, (size, size)), (size, size))
+    return preprocess.center_crop(preprocess.pad_to(both, (size, size)), (size, size))

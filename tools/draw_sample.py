@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage as ndi
 
-from nuclei_utils.files import written_whole
+from nuclei_utils.files import atomic_write
 
-# How many images of each kind the sample has: mostly fluorescence, as in the 2018 Data Science Bowl.
+# How many images of each image_type the sample has: mostly fluorescence, as in the 2018 Data Science Bowl.
 COUNTS = {
     "fluorescence_small": 14,
     "fluorescence_large": 10,
@@ -28,14 +28,20 @@ COUNTS = {
     "purple_on_purple": 6,
     "grey_tissue": 4,
 }
-# The label errors of the real set, and the numbers (over all kinds) of the sample's images that get each of them.
+
+
+# The label errors of the real set, and the numbers (over all image_types) of the sample's images that get each of them.
 ERRORS = {"overlap": (2, 17, 33), "hole": (5, 19, 27), "speck": (3, 20, 29), "missed": (7, 16, 25)}
+
+
 SIZES = ((256, 256), (256, 320), (256, 256), (192, 192), (320, 320), (128, 192), (256, 256), (160, 240))
+
+
 SMALLEST = 20  # no nucleus shows less than this many pixels, as in the real set
 
 
 class Nucleus(NamedTuple):
-    """One nucleus, in the smallest upright rectangle of the image that holds it."""
+    """One nucleus, in the min_size upright rectangle of the image that holds it."""
 
     window: tuple[slice, slice]
     inside: np.ndarray  # bool, which pixels of the window it covers
@@ -44,12 +50,12 @@ class Nucleus(NamedTuple):
     centre: np.ndarray  # row, column
 
 
-def draw(kind, seed=0, size=(256, 256)):
+def draw(image_type, seed=0, size=(256, 256)):
     """Draw one image and the exact mask of each nucleus in it.
 
     Parameters
     ----------
-    kind : str
+    image_type : str
         One of `COUNTS`.
     seed : int, sequence of int or numpy.random.Generator
         The same seed gives the same drawing.
@@ -67,18 +73,15 @@ def draw(kind, seed=0, size=(256, 256)):
     Raises
     ------
     ValueError
-        If `kind` is not one of `COUNTS`, or `size` is too small.
+        If `image_type` is not one of `COUNTS`, or `size` is too small.
     """
-    if kind not in COUNTS:
-        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(COUNTS)}")
+    if image_type not in COUNTS:
+        raise ValueError(f"image_type is {image_type!r}; expected one of {', '.join(COUNTS)}")
     if min(size) < 64:
         raise ValueError(f"size is {size}; expected 64 or more rows and columns")
     rng = np.random.default_rng(seed)
-    image, labels = _PAINTERS[kind](rng, tuple(size))
+    image, labels = _PAINTERS[image_type](rng, tuple(size))
     return image, [labels == number for number in range(1, labels.max() + 1)]
-
-
-# Shapes and places
 
 
 def _clouds(rng, size, grain):
@@ -151,9 +154,6 @@ def _scatter(rng, size, count, radius, spread=0.15, stretch=1.3, rough=0.05, tou
     return labels, nuclei
 
 
-# Light and colour
-
-
 def _fibres(rng, size, count, width=0.8):
     """Draw `count` bent threads across the field, from 0 to about 1."""
     canvas, steps = np.zeros(size), np.arange(2 * max(size))
@@ -195,9 +195,6 @@ def _record(rng, picture, shot, read):
     noise = np.sqrt(shot**2 * np.maximum(picture, 0) + read**2) * rng.standard_normal(picture.shape)
     picture = np.clip(np.round(picture + noise), 0, 255).astype(np.uint8)
     return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
-
-
-# Kinds of image
 
 
 def _haze(rng, size, nuclei):
@@ -334,9 +331,6 @@ _PAINTERS = {
 }
 
 
-# The sample
-
-
 def sample_table(seed=0):
     """List the images of the sample.
 
@@ -348,24 +342,24 @@ def sample_table(seed=0):
     Returns
     -------
     list of dict
-        For each image, in the order of `COUNTS`: `id` (64 hex digits), `kind`, `group` (images with the same group show
-        the same field, and belong on one side of a split), `field` (its number within the kind), `size` (rows,
+        For each image, in the order of `COUNTS`: `id` (64 hex digits), `image_type`, `group` (images with the same group show
+        the same field, and belong on one side of a split), `field` (its number within the image_type), `size` (rows,
         columns), `corner` (row and column, in the drawn field, of the image's upper left), `channels`
         (3 for an RGB file, 4 for RGBA), `error` (a key of `ERRORS`, or "").
     """
     spoiled = {number: error for error, numbers in ERRORS.items() for number in numbers}
     rows = []
-    for kind, count in COUNTS.items():
+    for image_type, count in COUNTS.items():
         for index in range(count):
-            # In each kind the last image is the field of the one before, moved by a quarter: a near-duplicate.
+            # In each image_type the last image is the field of the one before, moved by a quarter: a near-duplicate.
             twin = index == count - 1
             field = min(index, count - 2)
             size = SIZES[field % len(SIZES)]
             rows.append(
                 {
-                    "id": hashlib.sha256(f"{kind} {seed} {index}".encode()).hexdigest(),
-                    "kind": kind,
-                    "group": f"{kind}-{field:02d}",
+                    "id": hashlib.sha256(f"{image_type} {seed} {index}".encode()).hexdigest(),
+                    "image_type": image_type,
+                    "group": f"{image_type}-{field:02d}",
                     "field": field,
                     "size": size,
                     "corner": (size[0] // 8, size[1] // 4) if twin else (0, 0),
@@ -378,10 +372,10 @@ def sample_table(seed=0):
 
 def _draw_row(row, seed):
     """Draw the image of one row of `sample_table`, a window of its field, with its label error."""
-    kind, field, (height, width), (top, left) = row["kind"], row["field"], row["size"], row["corner"]
-    shared = field == COUNTS[kind] - 2  # two windows look on this field, so it is larger
+    image_type, field, (height, width), (top, left) = row["image_type"], row["field"], row["size"], row["corner"]
+    shared = field == COUNTS[image_type] - 2  # two windows look on this field, so it is larger
     drawn = (height + height // 8, width + width // 4) if shared else (height, width)
-    image, masks = draw(kind, [seed, list(COUNTS).index(kind), field], drawn)
+    image, masks = draw(image_type, [seed, list(COUNTS).index(image_type), field], drawn)
     window = (slice(top, top + height), slice(left, left + width))
     masks = [mask[window] for mask in masks if mask[window].any()]
     rng = np.random.default_rng([seed, *bytes.fromhex(row["id"])])
@@ -447,7 +441,7 @@ def write_sample(path, seed=0):
         for number, mask in enumerate(masks):
             name = hashlib.sha256(f"{row['id']} {number}".encode()).hexdigest()
             members[f"{row['id']}/masks/{name}.png"] = _png(mask.astype(np.uint8) * 255)
-    with written_whole(path) as aside, zipfile.ZipFile(aside, "w") as archive:
+    with atomic_write(path) as aside, zipfile.ZipFile(aside, "w") as archive:
         for name in sorted(members):
             entry = zipfile.ZipInfo(name, date_time=(2018, 1, 1, 0, 0, 0))
             # Fixed here, because they would tell the operating system and the file's rights.

@@ -10,22 +10,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from nuclei_utils.errors import DataError, LabelWarning
-from nuclei_utils.files import printable, remove_older, written_whole
-from nuclei_utils.io import read_image, read_labels, read_mask, read_raw, to_rgb8  # noqa: F401 - as data.read_raw
-from nuclei_utils.labels import merge_masks
+from nuclei_utils import io
+from nuclei_utils.errors import LabelWarning, NucleiError
+from nuclei_utils.files import atomic_write, printable_name, remove_older
+from nuclei_utils.labels import looks_like_mask, merge_masks
 
-KINDS = ("fluorescence_small", "fluorescence_large", "purple_on_white", "purple_on_purple", "grey_tissue")
-NAMES = ("sample", "stage1", "stage1_fixed")
+IMAGE_TYPES = ("fluorescence_small", "fluorescence_large", "purple_on_white", "purple_on_purple", "grey_tissue")
+
+
+DATASETS = ("sample", "stage1", "stage1_fixed")
+
+
 SPLITS = ("train", "validation", "test")
+
+
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
+
 _PACKAGE = Path(__file__).resolve().parent
+
+
 # by its sample, since any project that holds a copy of the package may have a pyproject.toml or a data folder
 _REPOSITORY = _PACKAGE.parent if (_PACKAGE.parent / "data" / "sample.zip").is_file() else None
 
@@ -41,17 +49,14 @@ class Record(NamedTuple):
         RGB.
     labels : int32 array (H, W)
         Label map: 0 background, 1..N one nucleus each.
-    kind : str
+    image_type : str
         One of `KINDS`, or "" where it is not known.
     """
 
     id: str
     image: np.ndarray
-    labels: np.ndarray
-    kind: str
-
-
-# Where the data live
+    label_map: np.ndarray
+    image_type: str
 
 
 def home():
@@ -61,11 +66,11 @@ def home():
     working directory (Colab, an empty folder).
     """
     if folder := os.environ.get("NUCLEI_HOME"):
-        return expanded(folder).resolve()
+        return expand_user(folder).resolve()
     return (_REPOSITORY or Path.cwd()) / "data"
 
 
-def expanded(path):
+def expand_user(path):
     """Return a path with `~` and `~user` replaced by the folder of the user.
 
     Parameters
@@ -84,14 +89,14 @@ def expanded(path):
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise DataError(f"{path}: there is no user of this name: write the path in full") from error
+        raise NucleiError(f"{path}: there is no user of this name: write the path in full") from error
 
 
 def _asset(name):
     """Path of a file that comes with the package: in the repository's `data`, or inside the installed wheel."""
     path = (_REPOSITORY / "data" if _REPOSITORY else _PACKAGE / "assets") / name
     if not path.exists():
-        raise DataError(f"{path} is missing: it comes with the package; install nuclei_utils again")
+        raise NucleiError(f"{path} is missing: it comes with the package; install nuclei_utils again")
     return path
 
 
@@ -115,8 +120,8 @@ def current():
 
 
 def _known(name):
-    if name not in NAMES:
-        raise DataError(f"there is no data set {name!r}: choose one of {', '.join(NAMES)}")
+    if name not in DATASETS:
+        raise NucleiError(f"there is no data set {name!r}: choose one of {', '.join(DATASETS)}")
     return name
 
 
@@ -144,7 +149,7 @@ def folder(name):
     path = home() / "dsb2018" / "stage1_train"
     needed = [path] if name == "stage1" else [path, path.with_name("stage1_train_fixes")]
     for missing in (place for place in needed if not place.is_dir()):
-        raise DataError(f"{missing} is missing: fetch the real data with `python -m nuclei_utils data --fixes`")
+        raise NucleiError(f"{missing} is missing: fetch the real data with `python -m nuclei_utils data --fixes`")
     return path
 
 
@@ -168,10 +173,7 @@ def _unpacked_sample():
     return target
 
 
-# Which images there are
-
-
-def splits(name):
+def split_table(name):
     """Return the table of a data set's images: which there are, what they show, and on which side each stands.
 
     Parameters
@@ -182,14 +184,14 @@ def splits(name):
     Returns
     -------
     pandas.DataFrame
-        Columns `id`, `kind` (one of `KINDS`), `group` (near-duplicates share a group) and `split` (one of
+        Columns `id`, `image_type` (one of `KINDS`), `group` (near-duplicates share a group) and `split` (one of
         `SPLITS`). The real set's corrected version leaves out the images that the correction removes.
     """
     table = pd.read_csv(_asset(f"splits/{'sample' if _known(name) == 'sample' else 'stage1_train'}.csv"), dtype=str)
     if name == "stage1_fixed":
         removed = folder(name).with_name("stage1_train_fixes") / "REMOVED.txt"
         if not removed.is_file():
-            raise DataError(f"{removed} is missing: fetch the fixes with `python -m nuclei_utils data --fixes`")
+            raise NucleiError(f"{removed} is missing: fetch the fixes with `python -m nuclei_utils data --fixes`")
         table = table[~table["id"].isin(removed.read_text().split())]
     return table.reset_index(drop=True)
 
@@ -204,18 +206,15 @@ def ids(name=None, split=None):
     split : str, optional
         One of `SPLITS`; all images if not given.
     """
-    table = splits(name or current())
+    table = split_table(name or current())
     if split is not None:
         if split not in SPLITS:
-            raise DataError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}")
+            raise NucleiError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)}")
         table = table[table["split"] == split]
     return sorted(table["id"])
 
 
-# How one image and its masks are read
-
-
-def read_record(image_folder, masks_folder=None, kind=""):
+def read_record(image_folder, masks_folder=None, image_type=""):
     """Read one image and its nuclei from the competition's layout: `<id>/images/*.png` and `<id>/masks/*.png`.
 
     Parameters
@@ -224,7 +223,7 @@ def read_record(image_folder, masks_folder=None, kind=""):
         The image's folder; its name is the record's id.
     masks_folder : path-like, optional
         Where the masks are, if not in `<image_folder>/masks`.
-    kind : str
+    image_type : str
         Kind of image, if known.
 
     Returns
@@ -242,14 +241,14 @@ def read_record(image_folder, masks_folder=None, kind=""):
         For masks that are empty or overlap, with the file's name and what was done.
     """
     image_folder = Path(image_folder)
-    image = read_image(_only_image(image_folder))
+    image = io.read_image(_only_image(image_folder))
     labels, found = _merge_folder(Path(masks_folder or image_folder / "masks"), image.shape[:2])
     for problem in found:
         warnings.warn(f"{problem['file']}: {problem['problem']}", LabelWarning, stacklevel=2)
-    return Record(image_folder.name, image, labels, kind)
+    return Record(image_folder.name, image, labels, image_type)
 
 
-def images_in(place):
+def list_images(place):
     """List the image files of a folder.
 
     Parameters
@@ -267,7 +266,7 @@ def images_in(place):
         If there is no such folder.
     """
     if not place.is_dir():
-        raise DataError(f"{place} is missing: expected <id>/images/<id>.png and <id>/masks/*.png")
+        raise NucleiError(f"{place} is missing: expected <id>/images/<id>.png and <id>/masks/*.png")
     # hidden files are no masks, whatever their ending: macOS leaves a `._mask.png` beside each `mask.png`
     shown = (path for path in place.iterdir() if not path.name.startswith("."))
     return sorted(path for path in shown if path.suffix.lower() in IMAGE_ENDINGS)
@@ -275,21 +274,21 @@ def images_in(place):
 
 def _only_image(image_folder):
     place = image_folder / "images"
-    found = images_in(place)
+    found = list_images(place)
     if not found:
-        raise DataError(f"{place} holds no image: expected exactly one, such as {image_folder.name}.png")
+        raise NucleiError(f"{place} holds no image: expected exactly one, such as {image_folder.name}.png")
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise DataError(f"{place}: found {len(found)} images ({names}), expected exactly one: move the others away")
+        raise NucleiError(f"{place}: found {len(found)} images ({names}), expected exactly one: move the others away")
     return found[0]
 
 
 def _merge_folder(masks_folder, shape):
     """Merge a folder of masks into a label map; return it with a list of problems {"file", "problem", "pixels"}."""
-    files = images_in(masks_folder)
+    files = list_images(masks_folder)
     if not files:
-        raise DataError(f"{masks_folder} holds no masks: expected one PNG per nucleus")
-    masks = [read_mask(path, shape) for path in files]
+        raise NucleiError(f"{masks_folder} holds no masks: expected one PNG per nucleus")
+    masks = [io.read_mask(path, shape) for path in files]
     labels, hidden = merge_masks(masks)
     found = []
     for path, mask, under in zip(files, masks, hidden, strict=True):
@@ -301,7 +300,7 @@ def _merge_folder(masks_folder, shape):
             problem = f"{under} pixels given to a smaller mask"
         else:
             continue
-        found.append({"file": printable(str(path)), "problem": problem, "pixels": int(under)})
+        found.append({"file": printable_name(str(path)), "problem": problem, "pixels": int(under)})
     return labels, found
 
 
@@ -324,30 +323,10 @@ def read_masks(folder, shape=None):
     DataError
         If there is no mask, or a file that is broken or of another size.
     """
-    files = images_in(Path(folder))
+    files = list_images(Path(folder))
     if files and shape is None:
-        shape = read_mask(files[0]).shape
+        shape = io.read_mask(files[0]).shape
     return _merge_folder(Path(folder), shape)[0]
-
-
-def is_mask(labels):
-    """Return whether a label map is a mask by mistake: several separate pieces, and one number for all of them.
-
-    Parameters
-    ----------
-    labels : int array (H, W)
-
-    Returns
-    -------
-    bool
-    """
-    labels = np.asarray(labels)
-    inside = labels > 0
-    one_number = inside.any() and labels[inside].min() == labels.max()
-    return bool(one_number and cv2.connectedComponents(inside.astype(np.uint8))[0] > 2)  # one of them is background
-
-
-# How a folder of one's own is read
 
 
 def read_folder(path):
@@ -364,7 +343,7 @@ def read_folder(path):
     Returns
     -------
     list of Record
-        Sorted by id, which is the image's name without its ending; the kind is "".
+        Sorted by id, which is the image's name without its ending; the image_type is "".
 
     Raises
     ------
@@ -379,10 +358,10 @@ def read_folder(path):
     """
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f"{path} is no folder: name one that holds labelled images")
+        raise NucleiError(f"{path} is no folder: name one that holds labelled images")
     records = _read_fields(path)
-    if not any(record.labels.any() for record in records):
-        raise DataError(
+    if not any(record.label_map.any() for record in records):
+        raise NucleiError(
             f"{path}: found no nucleus in the labels of its {len(records)} images, expected 0 for background and 1..N "
             "for nuclei: check the label maps"
         )
@@ -397,7 +376,7 @@ def _read_fields(path):
             place for place in path.iterdir() if any((place / part).is_dir() for part in ("images", "masks"))
         )
         if not found:
-            raise DataError(
+            raise NucleiError(
                 f"{path} holds no labelled images: expected images/ and labels/ with files of the same names, or "
                 "<id>/images/<id>.png and <id>/masks/*.png"
             )
@@ -406,13 +385,13 @@ def _read_fields(path):
 
 def _pairs(images_folder, labels_folder):
     """Return the files of images and those of their labels, in one order."""
-    images = _by_name(images_folder, images_in(images_folder))
-    label_maps = _by_name(labels_folder, images_in(labels_folder), "_labels")
+    images = _by_name(images_folder, list_images(images_folder))
+    label_maps = _by_name(labels_folder, list_images(labels_folder), "_labels")
     if not images:
-        raise DataError(f"{images_folder} holds no image: expected PNG, JPEG, TIFF or BMP")
+        raise NucleiError(f"{images_folder} holds no image: expected PNG, JPEG, TIFF or BMP")
     if alone := sorted(images.keys() ^ label_maps.keys()):
         some = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
-        raise DataError(
+        raise NucleiError(
             f"{images_folder} and {labels_folder} must hold files of the same names; found on one side only: {some}"
         )
     return [images[name] for name in sorted(images)], [label_maps[name] for name in sorted(images)]
@@ -424,24 +403,21 @@ def _by_name(folder, files, suffix=""):
     for file in files:
         other = found.setdefault(file.stem.removesuffix(suffix), file)
         if other != file:
-            raise DataError(f"{folder}: {other.name} and {file.name} have one name: keep one of them")
+            raise NucleiError(f"{folder}: {other.name} and {file.name} have one name: keep one of them")
     return found
 
 
 def _read_pair(image_path, labels_path):
-    image, labels = read_image(image_path), read_labels(labels_path)
+    image, labels = io.read_image(image_path), io.read_label_map(labels_path)
     if labels.shape != image.shape[:2]:
-        raise DataError(
+        raise NucleiError(
             f"{labels_path}: the label map is {labels.shape}, its image {image_path} {image.shape[:2]} "
             "(height, width); they must agree"
         )
-    if is_mask(labels):
+    if looks_like_mask(labels):
         message = f"{labels_path}: all nuclei have one number: is it a mask? Each nucleus needs a number of its own"
         warnings.warn(message, LabelWarning, stacklevel=2)
     return Record(image_path.stem, image, labels, "")
-
-
-# How a whole data set is read
 
 
 def load(name=None, split=None):
@@ -468,17 +444,17 @@ def load(name=None, split=None):
     wanted = ids(name, split)
     label_maps, _ = _merged(name, wanted)
     place = folder(name)
-    kinds = splits(name).set_index("id")["kind"]
+    image_types = split_table(name).set_index("id")["image_type"]
 
     def record(image_id):
-        image = read_image(_only_image(place / image_id))
-        return Record(image_id, image, label_maps[image_id], kinds[image_id])
+        image = io.read_image(_only_image(place / image_id))
+        return Record(image_id, image, label_maps[image_id], image_types[image_id])
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(record, wanted))
 
 
-def problems(name=None):
+def label_problems(name=None):
     """List what was wrong with a data set's masks, and what the reader did about it.
 
     Parameters
@@ -541,7 +517,7 @@ def state(name):
     for image_id, masks_folder in masks_folders(name).items():
         for part in (place / image_id / "images", masks_folder):
             if not part.is_dir():
-                raise DataError(f"{part} is missing: expected <id>/images/<id>.png and <id>/masks/*.png; fetch again")
+                raise NucleiError(f"{part} is missing: expected <id>/images/<id>.png and <id>/masks/*.png; fetch again")
             for entry in sorted(os.scandir(part), key=lambda entry: entry.name):
                 status = entry.stat()
                 line = f"{image_id}/{part.name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n"
@@ -574,7 +550,7 @@ def _write_merged(cache, name):
 
     def merge(item):
         image_id, masks_folder = item
-        return _merge_folder(masks_folder, read_image(_only_image(place / image_id)).shape[:2])
+        return _merge_folder(masks_folder, io.read_image(_only_image(place / image_id)).shape[:2])
 
     with ThreadPoolExecutor() as pool:
         results = pool.map(merge, folders.items())
@@ -586,6 +562,6 @@ def _write_merged(cache, name):
     rows["file"] = [Path(file).name for file in rows["file"]]
     arrays = {key: labels.astype(np.uint16) for key, (labels, _) in zip(folders, results, strict=True)}
     arrays |= {f"problems.{column}": rows[column].to_numpy(int if column == "pixels" else str) for column in rows}
-    with written_whole(cache) as path:
+    with atomic_write(cache) as path:
         np.savez_compressed(path, **arrays)
     remove_older(cache)
