@@ -113,7 +113,9 @@ def show_training(
     for index, record in enumerate(records):
         maps = [np.asarray(predictions[epoch][index], float) for epoch in epochs]
         rows.append([record.image, *maps, record.label_map > 0])
-        captions.append(["", *(f"Dice {dice(record.label_map > 0, probability):.2f}" for probability in maps), ""])
+        captions.append(
+            ["", *(f"Dice {float(dice(record.label_map > 0, probability)):.2f}" for probability in maps), ""]
+        )
     titles = ["image", *(f"epoch {epoch}" if epoch else "untrained" for epoch in epochs), "truth"]
     return show_image_rows(rows, names, [titles], captions, size=1.25, title=title)
 
@@ -158,7 +160,7 @@ def _frame(records, predictions, title):
     def update(epoch):
         scores = []
         for ax, record, probability in zip(axes[2], records, predictions[epoch], strict=True):
-            scores.append(dice(record.label_map > 0, probability))
+            scores.append(float(dice(record.label_map > 0, probability)))
             ax.images[0].set_data(np.asarray(probability, float))
             ax.set_xlabel(f"Dice {scores[-1]:.2f}")
         state = f"epoch {epoch} of {len(predictions) - 1}" if epoch else "before training"

@@ -43,7 +43,9 @@ def line_chart(
     if len(x_values) <= 6:
         ax.set_xticks(sorted(x_values))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=ylim)
-    if len(series) > 1:
+    if len(series) > 4:
+        style.legend_beside(ax)
+    elif len(series) > 1:
         ax.legend()
     return fig
 
