@@ -90,9 +90,6 @@ def test_notebook_shows_the_line_of_the_learner_that_raises(capsys):
     [
         (0.1 + 0.2, 0.3, True),
         (np.float32(0.5), 0.5, True),
-        (2, 3, False),
-        (True, True, True),
-        ("disc", "disc", True),
         (np.array([1, 2]), (1, 2), True),  # the type of the container does not matter
         (np.array([1.0, 2.0]), [1, 2], True),
         ([256, 320], (256, 320), True),
@@ -106,7 +103,6 @@ def test_notebook_shows_the_line_of_the_learner_that_raises(capsys):
         ([[1], [1, 2]], np.ones(2), False),  # no array has this shape
         ("0.5", 0.5, False),
         ((1, np.ones(2)), (1, np.ones(2)), True),
-        ((1,), (1, 2), False),
         (np.ones((2, 1)), np.ones((2,)), False),
         (np.array([np.nan, 1.0]), np.array([np.nan, 1.0]), True),
         (4, lambda result: result % 2 == 0, True),
@@ -126,9 +122,7 @@ def test_comparison(result, expected, agree):
     ("value", "text"),
     [
         (np.array([256, 320]), "array([256, 320])"),
-        ([256, 320], "[256, 320]"),
         ((np.int64(256), 320), "(256, 320)"),
-        ((np.array([1]), "one"), "(array([1]), 'one')"),
         (np.array(["x", "y"] * 9), "array(" + str(["x", "y"] * 9) + ")"),
         (("one",), "('one',)"),
         ([np.zeros((64, 64), np.uint8)], "[<array (64, 64), uint8, 0 to 0>]"),

@@ -10,7 +10,6 @@ from sklearn.calibration import calibration_curve
 
 from nuclei_utils import metrics
 
-TRUTH = np.array([[1, 1, 0, 0]])
 SHAPES = [(20, 30), (16, 16), (40, 25)]  # pixels are pooled, so a large image weighs more
 SKLEARN = {
     "accuracy": sklearn_metrics.accuracy_score,
@@ -40,29 +39,18 @@ def pooled_pixels(label_maps, maps):
 
 
 @pytest.mark.parametrize(
-    ("predicted", "dice", "iou"),
+    ("true", "predicted", "dice", "iou"),
     [
-        ([[1, 1, 0, 0]], 1, 1),
-        ([[0, 1, 1, 0]], 1 / 2, 1 / 3),
-        ([[1, 1, 1, 1]], 2 / 3, 1 / 2),
-        ([[0, 0, 0, 0]], 0, 0),
-        ([[0, 0, 1, 1]], 0, 0),
+        ([1, 1, 0, 0], [1, 1, 0, 0], 1, 1),
+        ([1, 1, 0, 0], [False, True, True, False], 1 / 2, 1 / 3),
+        ([2, 7, 0, 0], [0.99, 0.6, 0.51, 0.9], 2 / 3, 1 / 2),
+        ([1, 1, 0, 0], [0.5, 0.1, 0.1, 0.0], 0, 0),
+        ([0, 0], [0, 0], 1, 1),
     ],
 )
-def test_dice_and_iou_by_hand(predicted, dice, iou):
-    assert metrics.dice(TRUTH, predicted) == pytest.approx(dice)
-    assert metrics.iou(TRUTH, predicted) == pytest.approx(iou)
-    assert metrics.dice(TRUTH > 0, np.array(predicted) > 0) == pytest.approx(dice)
-
-
-def test_dice_of_two_empty_masks_is_one():
-    assert metrics.dice(np.zeros((2, 2)), np.zeros((2, 2))) == metrics.iou(np.zeros((2, 2)), np.zeros((2, 2))) == 1
-
-
-def test_dice_applies_the_threshold():
-    probabilities = np.array([[0.99, 0.6, 0.4, 0.01]])
-    assert metrics.dice(TRUTH, probabilities) == 1
-    assert metrics.dice(TRUTH, probabilities, threshold=0.7) == pytest.approx(2 / 3)
+def test_dice_and_iou_by_hand(true, predicted, dice, iou):
+    assert metrics.dice(true, np.array(predicted)) == pytest.approx(dice)
+    assert metrics.iou(true, np.array(predicted)) == pytest.approx(iou)
 
 
 binary_masks = arrays(np.int64, (4, 5), elements=st.integers(0, 1))
@@ -75,30 +63,28 @@ def test_dice_is_symmetric_and_follows_from_iou(a, b):
     assert dice == metrics.dice(b, a) == pytest.approx(2 * iou / (1 + iou))
 
 
-def test_pixel_scores_agree_with_scikit_learn(label_maps, maps):
-    table = metrics.pixel_scores(label_maps, maps, threshold=0.4)
-    assert table[metrics.COUNTS].sum(axis=1).tolist() == [np.prod(shape) for shape in SHAPES]
-    for label_map, probability, (_, row) in zip(label_maps, maps, table.iterrows(), strict=True):
-        for name, score in SKLEARN.items():
-            assert row[name] == pytest.approx(score(label_map.ravel() > 0, probability.ravel() > 0.4))
+def test_scores_agree_with_scikit_learn(label_maps, maps):
+    images = metrics.pixel_scores(label_maps, maps, threshold=0.4)
+    assert images[metrics.COUNTS].sum(axis=1).tolist() == [np.prod(shape) for shape in SHAPES]
+    pooled = metrics.summarise(label_maps, maps, ["b", "a", "b"], threshold=0.4).loc["all"]
+    for name, score in SKLEARN.items():
+        expected = [score(t.ravel() > 0, p.ravel() > 0.4) for t, p in zip(label_maps, maps, strict=True)]
+        assert images[name].tolist() == pytest.approx(expected)
+        true, probability = pooled_pixels(label_maps, maps)
+        assert pooled[name] == pytest.approx(score(true, probability > 0.4))
 
 
-@pytest.mark.parametrize(
-    ("true", "predicted", "score"), [(np.zeros((3, 3)), np.zeros((3, 3)), 1), (np.eye(3), np.zeros((3, 3)), 0)]
-)
-def test_pixel_scores_without_predicted_nuclei(true, predicted, score):
-    assert (metrics.pixel_scores([true], [predicted])[["dice", "iou", "precision", "recall"]] == score).all(axis=None)
-
-
-def test_pixel_scores_treat_nan_as_background():
-    assert metrics.pixel_scores([TRUTH], [[[np.nan, 0.9, 0.1, np.nan]]])[metrics.COUNTS].values.tolist() == [
-        [1, 0, 1, 2]
-    ]
+@pytest.mark.parametrize(("true", "score"), [(np.zeros((3, 3)), 1), (np.eye(3), 0)])
+def test_pixel_scores_without_predicted_nuclei(true, score):
+    for predicted in (np.zeros((3, 3)), np.full((3, 3), np.nan)):
+        assert (metrics.pixel_scores([true], [predicted])[["dice", "iou", "precision", "recall"]] == score).all(
+            axis=None
+        )
 
 
 def test_pixel_scores_need_as_many_maps_as_masks():
     with pytest.raises(ValueError, match="shorter"):
-        metrics.pixel_scores([TRUTH], [])
+        metrics.pixel_scores([np.eye(2)], [])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5, 0.9])
@@ -125,13 +111,6 @@ def test_default_thresholds_are_fine_enough_for_the_area_under_the_curve(label_m
     area = np.trapezoid([0, *table["recall"][::-1], 1], [0, *table["false_positive_rate"][::-1], 1])
     assert area == pytest.approx(sklearn_metrics.roc_auc_score(*pooled_pixels(label_maps, maps)), abs=1e-3)
     assert set(np.round(np.linspace(0, 1, 101), 7)) <= set(metrics.THRESHOLDS)
-
-
-def test_threshold_scores_of_binary_and_of_empty_masks():
-    table = metrics.threshold_scores([TRUTH], [np.array([[True, False, True, False]])], [0.5])
-    assert table[metrics.COUNTS].to_numpy().tolist() == [[1, 1, 1, 1]]
-    empty = metrics.threshold_scores([np.zeros((2, 2))], [np.zeros((2, 2))], [0.5])
-    assert empty[["dice", "mean_dice", "false_positive_rate"]].to_numpy().tolist() == [[1, 1, 0]]
 
 
 def test_best_threshold_is_the_middle_of_the_best():
@@ -168,14 +147,6 @@ def test_calibration_error(true, probability, error):
     table = metrics.calibration_table([true], [np.full((1, 4), probability)])
     assert metrics.calibration_error(table) == pytest.approx(error)
     assert table["observed"].isna().sum() == 9, "a bin without pixels has no frequency"
-
-
-def test_summary_agrees_with_scikit_learn(label_maps, maps):
-    row = metrics.summarise(label_maps, maps, ["b", "a", "b"], threshold=0.4).loc["all"]
-    true, probability = pooled_pixels(label_maps, maps)
-    assert row["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(true, probability), abs=1e-3)
-    for name, score in SKLEARN.items():
-        assert row[name] == pytest.approx(score(true, probability > 0.4))
 
 
 def test_summary_by_image_type():
