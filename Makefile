@@ -8,7 +8,7 @@ FIXES  ?= 1
 SEEDS  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab course data test test-versions constraints outputs benchmark sync clean
+.PHONY: help setup lab course data test coverage test-versions constraints outputs benchmark sync clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -40,8 +40,11 @@ test: ## everything that must pass: ruff, unit tests, every notebook cell by cel
 	@rm -f build/times.txt
 	@$(MAKE) --no-print-directory setup
 	@tools/timed.sh ruff sh -c '$(BIN)/ruff check . && $(BIN)/ruff format --check .'
-	@tools/timed.sh tests $(BIN)/python -m pytest --numprocesses=auto --nbval tests notebooks
+	@tools/timed.sh tests $(BIN)/python -m pytest --numprocesses=auto --nbval tests notebooks nuclei_utils
 	@cat build/times.txt
+
+coverage: setup ## run the unit tests and doctests, and report the lines of the package that no test runs
+	$(BIN)/python -m pytest --numprocesses=auto --cov=nuclei_utils --cov-report=term-missing:skip-covered tests nuclei_utils
 
 test-versions: ## the same tests with the oldest libraries, Colab's and the newest (SETS="colab oldest", PYTHONS=3.12 or first)
 	$(PYTHON) -m tools.versions test $(if $(SETS),--sets $(SETS)) $(if $(PYTHONS),--pythons $(PYTHONS))

@@ -1,7 +1,7 @@
-"""What holds for every test: the small profile, the bundled sample, and how notebooks are compared.
+"""Settings for all tests: the smallest profile, the drawn sample, and the comparison of notebooks.
 
-Set here rather than in the Makefile, so that a plain `pytest --nbval notebooks/` gives the same result everywhere,
-whether or not the real data are there.
+The settings are made here, not in the Makefile, so that a plain `pytest --nbval notebooks/` gives the same result
+everywhere, with and without the real data.
 """
 
 import os
@@ -10,38 +10,38 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-# a busy machine is no fault of the code
+# a busy machine is not a fault of the code
 settings.register_profile("course", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("course")
 
 os.environ.update(
     NUCLEI_PROFILE="smoke",
-    NUCLEI_DATA="sample",  # the committed outputs are of the sample
+    NUCLEI_DATA="sample",  # the stored outputs of the notebooks are those of the sample
     TF_CPP_MIN_LOG_LEVEL="3",
 )
 
-# the workers share the cores: more threads would only stand in each other's way
+# the workers share the cores, so more threads would only slow each other down
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", OMP_NUM_THREADS="1")
 
 NETWORKS = tuple(f"notebooks/0{number}_" for number in range(3, 7))
-CELL_TIMEOUT = 300  # seconds; nbval's own 2000 would let a dead kernel hold up a run for half an hour
+CELL_TIMEOUT = 300  # seconds; nbval's default of 2000 seconds would let a dead kernel block a run
 
 
 def pytest_configure(config):
-    """Run notebooks with the Python that runs pytest, whatever kernels the user has, and give up on a hanging cell."""
+    """Run notebooks with the Python that runs pytest, and limit the time of a cell."""
     if (config.option.nbval or config.option.nbval_lax) and config.option.nbval_kernel_name is None:
         config.option.nbval_current_env = True
     config.option.nbval_cell_timeout = min(config.option.nbval_cell_timeout, CELL_TIMEOUT)
     if config.option.nbval and not hasattr(config, "workerinput"):
-        # networks of an earlier run: notebooks would load them, and an older Keras cannot read those of a newer one
+        # an older Keras cannot load the networks that a newer Keras left in an earlier run
         for folder in (config.rootpath / "notebooks" / "runs").glob("*_sample_smoke"):
             shutil.rmtree(folder)
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Keep a file on one worker; and notebooks 03 to 06, because the last takes the networks that the others train."""
+    """Keep the tests of a file on one worker, and notebooks 03 to 06 together, because 06 loads the trained networks."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -53,11 +53,18 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Let notebooks start before unit tests: they take longest."""
+    """Start notebooks before unit tests, because they take the longest."""
     items.sort(key=lambda item: item.path.suffix != ".ipynb")
 
 
 def pytest_collectstart(collector):
-    """Leave stderr out of the comparison: TensorFlow writes to it on import, differently on each machine."""
+    """Leave stderr out of the comparison of notebooks: TensorFlow writes different messages on each machine."""
     if collector.path.suffix == ".ipynb":
         collector.skip_compare += ("stderr",)
+
+
+@pytest.fixture(autouse=True)
+def _doctest_in_an_empty_folder(request, tmp_path_factory, monkeypatch):
+    """Run a doctest in an empty folder, so that an example may write files."""
+    if isinstance(request.node, pytest.DoctestItem):
+        monkeypatch.chdir(tmp_path_factory.mktemp("doctest"))

@@ -6,14 +6,13 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import keras
 import numpy as np
 from keras import KerasTensor, layers, ops
 
-from nuclei_utils.errors import NucleiError
+from nuclei_utils import datasets
 
 SKIP_LAYERS = (
     "block_1_expand_relu",  # 1/2 of the image's height and width
@@ -318,16 +317,11 @@ def instance_unet(
 def included_network() -> keras.Model:
     """Load the network that comes with the package: an `instance_unet` that was trained on the real images.
 
-    Each call returns the same model. A missing or broken file raises `NucleiError`.
+    Each call returns the same model. A missing file raises `NucleiError`.
     """
     # A file of weights can be read by every supported Keras. A whole model cannot.
     model = instance_unet(weights=None, fixed_statistics=True)
-    file = resources.files("nuclei_utils") / "assets" / "included_network.weights.h5"
-    try:
-        with resources.as_file(file) as path:
-            model.load_weights(path)
-    except (OSError, ValueError) as error:
-        raise NucleiError(f"{file} cannot be read: {error}. Install nuclei_utils again") from error
+    model.load_weights(datasets.asset("included_network.weights.h5"))
     return model
 
 

@@ -6,7 +6,6 @@ import pytest
 from keras import layers
 
 from nuclei_utils import models, predict, preprocess
-from nuclei_utils.errors import NucleiError
 
 
 @pytest.fixture(autouse=True)
@@ -280,13 +279,6 @@ def test_the_included_network_is_loaded_once_and_predicts():
     mask = keras.ops.convert_to_numpy(model(image, training=False)["mask"])[0, ..., 0]
     assert mask[disc].mean() > 0.9
     assert mask[~disc].mean() < 0.1
-
-
-def test_a_missing_included_network_is_reported(tmp_path, monkeypatch):
-    models.included_network.cache_clear()
-    monkeypatch.setattr(models.resources, "files", lambda package: tmp_path)
-    with pytest.raises(NucleiError, match=r"included_network\.weights\.h5"):
-        models.included_network()
 
 
 # Costs

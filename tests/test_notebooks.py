@@ -132,7 +132,7 @@ def test_course_names_the_cell_that_broke_and_keeps_what_ran(tmp_path, monkeypat
 
     printed = capsys.readouterr()
     assert "01_good.ipynb done after 0 min" in printed.out
-    assert "02_bad.ipynb broke in cell 1, which begins: 1 / 0\nZeroDivisionError: division by zero" in printed.err
+    assert "02_bad.ipynb failed in cell 1: 1 / 0\nZeroDivisionError: division by zero" in printed.err
     assert nbformat.read(tmp_path / "build" / "01_good.ipynb", 4).cells[0].outputs[0].text == "42\n"
     assert nbformat.read(tmp_path / "build" / "02_bad.ipynb", 4).cells[1].outputs[0].ename == "ZeroDivisionError"
     page = (tmp_path / "build" / "01_good.html").read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def test_course_names_the_cell_that_broke_and_keeps_what_ran(tmp_path, monkeypat
 def test_course_says_when_a_kernel_died(tmp_path):
     notebook = notebook_of("x = 1", "import os; os._exit(1)")
     assert course.execute(notebook, tmp_path, tmp_path / "dies.log").startswith(
-        "cell 1, which begins: import os; os._exit(1)\nthe kernel died"
+        "cell 1: import os; os._exit(1)\nthe kernel died"
     )
 
 

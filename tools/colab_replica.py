@@ -1,10 +1,10 @@
 """Run notebooks as Google Colab would: `python -m tools.colab_replica --python PATH [--whole] [NOTEBOOK ...]`.
 
-PATH is the Python of an environment with Colab's libraries. For each notebook the command makes a fresh environment
-with the same libraries but without `nuclei_utils`, and an empty working folder. There it executes the setup cell, or
-with `--whole` all cells at the min_size profile. git takes this working tree, committed or not, where the setup cell
-names the repository's address. The command prints a line for each notebook. The exit status is not 0 if a cell fails
-or if the setup cell removes or replaces a package.
+PATH is the Python of an environment with Colab's libraries. For each notebook, the command makes a fresh environment
+with the same libraries but without `nuclei_utils`, and an empty working folder. There it executes the setup cell, or,
+with `--whole`, all cells with the profile "smoke". In place of the repository's address, git uses this working tree,
+committed or not. The command prints one line for each notebook. The exit status is 1 if a cell fails, or if the setup
+cell removes or replaces a package.
 """
 
 import argparse
@@ -32,18 +32,18 @@ PACKAGE = "nuclei_utils"
 
 
 class Trial(NamedTuple):
-    """How a notebook ran.
+    """Result of one notebook.
 
     Attributes
     ----------
     notebook : nbformat.NotebookNode
-        With the outputs.
+        Notebook with its outputs.
     seconds : float
-        From the start of the kernel to the end of the last cell.
+        Time from the start of the kernel to the end of the last cell.
     added, lost : list of str
-        Packages that are there only after the run, and only before the run.
+        Packages that exist only after the run, and only before the run.
     failures : list of str
-        A text for each cell that failed.
+        One text for each failed cell.
     """
 
     notebook: nbformat.NotebookNode
@@ -54,12 +54,12 @@ class Trial(NamedTuple):
 
 
 def local_release(folder):
-    """Make a git repository of the files as they are here, with the tag of the release.
+    """Make a git repository of the present files, with the tag of the release.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Made by this function.
+        Folder that this function makes.
     """
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -68,27 +68,27 @@ def local_release(folder):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     identity = ["-c", "user.name=replica", "-c", "user.email=replica@example.org"]
-    commit = [*identity, "commit", "--quiet", "--message", "as it is"]
+    commit = [*identity, "commit", "--quiet", "--message", "working tree"]
     for command in (["init", "--quiet"], ["add", "--all"], commit, ["tag", tag()]):
         subprocess.run(["git", *command], cwd=folder, check=True)
 
 
 def environment_without_package(python, folder):
-    """Make an environment with every library of another one, but without the package.
+    """Make an environment with all libraries of another environment, but without `nuclei_utils`.
 
-    The libraries are linked, and lie outside of the new environment, so that its pip cannot change them.
+    The libraries are links to files outside of the new environment, so that its pip cannot change them.
 
     Parameters
     ----------
     python : path-like
-        The Python of the other environment.
+        Python of the other environment.
     folder : pathlib.Path
-        Made by this function.
+        Folder that this function makes.
 
     Returns
     -------
     pathlib.Path
-        The Python of the new environment.
+        Python of the new environment.
     """
     where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     installed = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip()
@@ -104,14 +104,14 @@ def environment_without_package(python, folder):
 
 
 def installed_packages(python):
-    """Return the installed packages, a set of texts such as "numpy==2.1.3"."""
+    """Return the installed packages, a set of strings such as "numpy==2.1.3"."""
     command = [python, "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 
 @contextmanager
 def address_leads_to(clone):
-    """Let git take a local repository wherever the course's address is asked for, and hide this working tree."""
+    """Let git use a local repository in place of the course's address, and hide this working tree from Python."""
     number = int(os.environ.get("GIT_CONFIG_COUNT", 0))
     changes = {
         "GIT_CONFIG_COUNT": str(number + 1),
@@ -129,8 +129,9 @@ def execute(notebook, python, folder):
     Parameters
     ----------
     notebook : nbformat.NotebookNode
-        Gets the outputs. A cell that fails does not stop the others.
+        Notebook that receives the outputs. A failed cell does not stop the other cells.
     python : path-like
+        Python of the kernel.
     folder : pathlib.Path
         Working folder of the kernel.
     """
@@ -148,13 +149,12 @@ def execute(notebook, python, folder):
         client = NotebookClient(
             notebook, km=manager, timeout=None, allow_errors=True, resources={"metadata": {"path": str(folder)}}
         )
-        client.execute(
-            stderr=subprocess.DEVNULL
-        )  # what the kernel's process says; the cells' own stays in the notebook
+        # hide the messages of the kernel's process; the outputs of the cells stay in the notebook
+        client.execute(stderr=subprocess.DEVNULL)
 
 
 def failed_cells(notebook):
-    """Return what failed, a text for each cell; cells that are meant to fail do not count."""
+    """Return one text for each failed cell, apart from cells with the tag "raises-exception"."""
     failures = []
     for number, cell in enumerate(notebook.cells):
         if "raises-exception" in cell.metadata.get("tags", []):
@@ -166,18 +166,18 @@ def failed_cells(notebook):
 
 
 def try_notebook(path, python, clone, whole=False):
-    """Execute a notebook, or its setup cell alone, in a fresh environment and an empty folder.
+    """Execute a notebook, or only its setup cell, in a fresh environment and an empty folder.
 
     Parameters
     ----------
     path : pathlib.Path
-        The notebook.
+        Path of the notebook.
     python : path-like
-        The Python of an environment with the libraries to use.
+        Python of an environment with the libraries to use.
     clone : path-like
-        A git repository with the tag of the release (`local_release`).
+        Git repository with the tag of the release (`local_release`).
     whole : bool
-        Execute all cells, not only the setup cell.
+        If True, all cells are executed.
 
     Returns
     -------
@@ -186,9 +186,9 @@ def try_notebook(path, python, clone, whole=False):
     notebook = nbformat.read(path, as_version=4)
     if not whole:
         notebook.cells = [next(cell for cell in notebook.cells if cell.cell_type == "code")]
-    with tempfile.TemporaryDirectory() as place, address_leads_to(clone):
-        fresh = environment_without_package(python, Path(place) / "environment")
-        folder = Path(place) / "empty"
+    with tempfile.TemporaryDirectory() as temporary, address_leads_to(clone):
+        fresh = environment_without_package(python, Path(temporary) / "environment")
+        folder = Path(temporary) / "empty"
         folder.mkdir()
         before = installed_packages(fresh)
         start = time.monotonic()
@@ -198,27 +198,27 @@ def try_notebook(path, python, clone, whole=False):
     return Trial(notebook, seconds, sorted(after - before), sorted(before - after), failed_cells(notebook))
 
 
-def main(arguments=None):
-    """Try the notebooks that are named, or all of them; return the exit status."""
+def main(argv=None):
+    """Try the named notebooks, or all notebooks; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.colab_replica", description="Run notebooks as Colab would.")
-    parser.add_argument("--python", required=True, help="the Python of an environment with Colab's libraries")
-    parser.add_argument("--whole", action="store_true", help="execute all cells at the min_size profile")
+    parser.add_argument("--python", required=True, help="Python of an environment with Colab's libraries")
+    parser.add_argument("--whole", action="store_true", help="execute all cells, with the profile smoke")
     parser.add_argument(
         "notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: the notebooks of the course"
     )
-    options = parser.parse_args(arguments)
+    args = parser.parse_args(argv)
     os.environ["NUCLEI_PROFILE"] = "smoke"
     status = 0
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         local_release(clone)
-        for path in options.notebooks or notebooks():
-            trial = try_notebook(path, options.python, clone, options.whole)
+        for path in args.notebooks or notebooks():
+            trial = try_notebook(path, args.python, clone, args.whole)
             verdict = "FAILED" if trial.failures or trial.lost else "ok"
             added = ", ".join(trial.added) or "nothing"
             print(f"{path.stem}: {verdict}, {trial.seconds:.0f} s; added {added}", flush=True)
-            for trouble in [f"removed or replaced: {package}" for package in trial.lost] + trial.failures:
-                print(f"    {trouble}", flush=True)
+            for problem in [f"removed or replaced: {package}" for package in trial.lost] + trial.failures:
+                print(f"    {problem}", flush=True)
             status = status or int(verdict == "FAILED")
     return status
 

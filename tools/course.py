@@ -1,7 +1,8 @@
 """Execute the course's notebooks in order: `make course`, or `python -m tools.course [NOTEBOOK ...]`.
 
-Each notebook runs from a fresh kernel in its own folder. The executed copy and an HTML page go to `build/course/`, also
-when a cell breaks, as far as it ran. The others run all the same; the command ends non-zero and names the cell.
+Each notebook runs in a fresh kernel in its own folder. The executed copy and an HTML page are written to
+`build/course/`, even if a cell fails. The command then runs the other notebooks, names the failed cell, and exits with
+status 1.
 """
 
 import argparse
@@ -26,33 +27,33 @@ from nuclei_utils.files import atomic_write
 from tools.setup_cell import METADATA, ROOT, notebooks, write
 
 OUT = ROOT / "build" / "course"
-FILM = "A film, as the text beside this picture says"
-"""Describes an animated picture to a reader who does not see it."""
+ANIMATION_ALT = "An animation, described in the text beside it"
+"""Alternative text of an animated GIF."""
 NOTEBOOK_LINK = re.compile(r'href="(?!https?:)([^"#]+)\.ipynb(#[^"]*)?"')
 
 
 def first_line(source):
-    """Return the first line of a cell that holds code, shortened to fit on a line of the terminal."""
+    """Return the first line of code of a cell, at most 60 characters."""
     lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     return lines[0].strip()[:60] if lines else "(no code)"
 
 
 def execute(notebook, folder, log):
-    """Execute a notebook in place, with a bar that shows the cell being run.
+    """Execute a notebook in place, and show a progress bar.
 
     Parameters
     ----------
     notebook : nbformat.NotebookNode
-        Gets the outputs, up to the cell that broke if one does.
+        Notebook that receives the outputs, up to the first cell that fails.
     folder : path-like
-        The working directory of the kernel.
+        Working directory of the kernel.
     log : path-like
-        Takes what the kernel itself says, such as TensorFlow's remarks on the machine, which would break up the bar.
+        File for the messages of the kernel's process, which would disturb the progress bar.
 
     Returns
     -------
     str
-        What broke and where, in words; empty if nothing did.
+        Description of the failure, or "" if all cells ran.
     """
     running = None
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
@@ -66,10 +67,10 @@ def execute(notebook, folder, log):
 
         client = NotebookClient(
             notebook,
-            timeout=None,  # training takes as long as it takes
+            timeout=None,  # a training may take hours
             kernel_name="python3",
-            record_timing=False,  # time stamps would change the file at each run
-            store_widget_state=False,  # GitHub refuses to show notebooks with a part of it
+            record_timing=False,  # time stamps would change the file with each run
+            store_widget_state=False,  # GitHub does not show notebooks with an incomplete widget state
             resources={"metadata": {"path": str(folder)}},
             on_cell_start=start,
             on_cell_executed=lambda **_: bar.update(),
@@ -80,29 +81,29 @@ def execute(notebook, folder, log):
         except CellExecutionError as error:
             return f"{where(notebook, running)}\n{error.ename}: {error.evalue}"
         except DeadKernelError:
-            return f"{where(notebook, running)}\nthe kernel died, often for want of memory; its last words: {log}"
+            return f"{where(notebook, running)}\nthe kernel died, often because of too little memory; its log: {log}"
     return ""
 
 
 def where(notebook, index):
-    """Say which cell it was, counting from 0 and text cells too, and how it begins."""
+    """Describe a cell: its number (text cells count, the first cell is 0) and its first line."""
     if index is None:
         return "before the first cell"
-    return f"cell {index}, which begins: {first_line(notebook.cells[index].source)}"
+    return f"cell {index}: {first_line(notebook.cells[index].source)}"
 
 
 def page(notebook, path):
-    """Write a notebook as an HTML page; links to other notebooks become links to their pages.
+    """Write a notebook as an HTML page. Links to other notebooks become links to their pages.
 
-    Pictures are outputs of cells, so they are in the page. `embed_images=True` must stay off: it closes each `<div>` of
-    a text cell where the `<div>` opens, and so empties the boxes.
+    Images are outputs of cells, so the page contains them. Leave `embed_images` off: nbconvert would close each `<div>`
+    of a text cell too early, and the exercise boxes would be empty.
     """
     notebook = deepcopy(notebook)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        for kind, alt in (("image/gif", FILM), ("image/jpeg", None)):
-            alt = output.get("metadata", {}).get(kind, {}).get("alt", alt)
-            if alt and kind in output.get("data", {}):  # nbconvert drops films, and the descriptions of pictures
-                output.data["text/html"] = f'<img alt="{escape(alt)}" src="data:{kind};base64,{output.data[kind]}">'
+        for mime, alt in (("image/gif", ANIMATION_ALT), ("image/jpeg", None)):
+            alt = output.get("metadata", {}).get(mime, {}).get("alt", alt)
+            if alt and mime in output.get("data", {}):  # nbconvert drops GIFs, and the alternative texts of images
+                output.data["text/html"] = f'<img alt="{escape(alt)}" src="data:{mime};base64,{output.data[mime]}">'
     resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
     body, _ = HTMLExporter().from_notebook_node(notebook, resources=resources)
     body = NOTEBOOK_LINK.sub(r'href="\1.html\2"', body)
@@ -111,43 +112,43 @@ def page(notebook, path):
 
 
 def run(path, in_place=False):
-    """Execute one notebook, keep its copy and page, and print how it went.
+    """Execute one notebook, write its copy and page, and print the result.
 
     Parameters
     ----------
     path : pathlib.Path
-        The notebook.
+        Path of the notebook.
     in_place : bool
-        Also put the outputs into the notebook itself, if no cell broke.
+        If True and no cell fails, the outputs are also stored in the notebook itself.
 
     Returns
     -------
     str
-        What broke and where; empty if nothing did.
+        Description of the failure, or "" if all cells ran.
     """
     name = path.relative_to(ROOT / "notebooks").as_posix()
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
-        if cell.cell_type == "code":  # where a cell breaks, those after it are not to look as if they had been run
+        if cell.cell_type == "code":  # after a failure, the later cells must not show old outputs
             cell.update(outputs=[], execution_count=None)
     copy = OUT / name
     copy.parent.mkdir(parents=True, exist_ok=True)
     print(f"{name} ...", flush=True)
     start = time.monotonic()
     try:
-        trouble = execute(notebook, path.parent, copy.with_suffix(".log"))
-    finally:  # stopped by hand or broken, what was reached is worth a look
+        failure = execute(notebook, path.parent, copy.with_suffix(".log"))
+    finally:  # keep the outputs even if the user stops the run
         tidy(notebook)
         write(notebook, copy)
     page(notebook, copy.with_suffix(".html"))
-    if in_place and not trouble:
+    if in_place and not failure:
         write(notebook, path)
-    print(f"{name} {'BROKE' if trouble else 'done'} after {clock(time.monotonic() - start)}", flush=True)
-    return trouble
+    print(f"{name} {'FAILED' if failure else 'done'} after {clock(time.monotonic() - start)}", flush=True)
+    return failure
 
 
 def tidy(notebook):
-    """Drop what depends on the machine, and make the pictures small without a change of their pixels."""
+    """Remove paths of this machine from tracebacks, and compress PNG images without loss."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "traceback" in output:
@@ -158,10 +159,10 @@ def tidy(notebook):
 
 
 def packed(code):
-    """Return a PNG picture with the same pixels in as few bytes as Pillow can; input and output are base64 text."""
+    """Compress a PNG image without loss; input and output are base64 text."""
     before = base64.b64decode(code)
     picture = Image.open(BytesIO(before))
-    if picture.mode == "RGBA" and picture.getextrema()[3] == (255, 255):  # nothing shines through
+    if picture.mode == "RGBA" and picture.getextrema()[3] == (255, 255):  # opaque
         picture = picture.convert("RGB")
     stream = BytesIO()
     picture.save(stream, "PNG", optimize=True)
@@ -173,33 +174,33 @@ def clock(seconds):
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-def main(arguments=None):
-    """Run the notebooks that are named, or all of them; return the exit status."""
+def main(argv=None):
+    """Run the named notebooks, or all notebooks; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.course", description="Execute the course's notebooks in order."
     )
-    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all, then the solutions")
     parser.add_argument(
-        "--in-place", action="store_true", help="keep the outputs in the notebooks themselves, to be committed"
+        "notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all notebooks, then the solutions"
     )
-    options = parser.parse_args(arguments)
-    chosen = [path.resolve() for path in options.notebooks] or notebooks()
+    parser.add_argument("--in-place", action="store_true", help="store the outputs in the notebooks themselves")
+    args = parser.parse_args(argv)
+    chosen = [path.resolve() for path in args.notebooks] or notebooks()
     if not chosen:
         parser.error(f"there is no notebook in {ROOT / 'notebooks'}")
     for path in chosen:
         if not (path.is_file() and path.is_relative_to(ROOT / "notebooks")):
             parser.error(f"{path} is not a notebook in {ROOT / 'notebooks'}")
 
-    # The kernel of this environment, also where another one is installed under the same name for the user.
+    # Use the kernel of this environment, even if the user has installed another kernel of the same name.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     start = time.monotonic()
-    troubles = {path: run(path, options.in_place) for path in chosen}
+    failures = {path: run(path, args.in_place) for path in chosen}
     took = clock(time.monotonic() - start)
     print(f"{len(chosen)} notebooks in {took}; copies and pages are in {OUT.relative_to(ROOT)}/")
-    for path, trouble in troubles.items():
-        if trouble:
-            print(f"\n{path.relative_to(ROOT)} broke in {trouble}", file=sys.stderr)
-    return int(any(troubles.values()))
+    for path, failure in failures.items():
+        if failure:
+            print(f"\n{path.relative_to(ROOT)} failed in {failure}", file=sys.stderr)
+    return int(any(failures.values()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Write the setup cell and the Colab links into every notebook and the README: `make sync`.
 
-A notebook that is opened alone can import nothing of the package yet, so each notebook carries the same setup cell. Its
-text stands here, the repository's address in `pyproject.toml` under `[project.urls]`, and the version in
-`nuclei_utils/__init__.py`. A test checks that the notebooks agree.
+A notebook that is opened alone, for example in Colab, has no `nuclei_utils` yet. Each notebook begins with the same
+setup cell. Its text is in this module, the address of the repository in `pyproject.toml` under `[project.urls]`,
+and the version in `nuclei_utils/__init__.py`. A test checks that all notebooks agree.
 """
 
 import re
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TAGS = ["setup", "nbval-ignore-output"]  # versions and device differ from machine to machine
 README = ROOT / "README.md"
 COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/[^\s)\"'>]+?/(notebooks/[^\s)\"'>]+\.ipynb)")
-"""A link that opens a notebook in Colab; the group is the notebook's path in the repository."""
+"""Link that opens a notebook in Colab. The group is the path of the notebook in the repository."""
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {
@@ -32,10 +32,10 @@ METADATA = {
         "version": "3.12.0",
     },
 }
-"""What JupyterLab writes into a notebook that it opens, apart from the version of the reader's own Python."""
+"""Metadata that JupyterLab writes into a notebook, with a fixed version of Python."""
 
-# All installed packages are constraints, so that pip refuses rather than replaces one of them. The package comes from
-# the release that the notebook belongs to, not from a branch that moves on.
+# All installed packages are constraints, so that pip cannot replace them. The package comes from the release that
+# the notebook belongs to, not from a branch that changes.
 TEMPLATE = """\
 from importlib import util
 
@@ -48,7 +48,7 @@ notebook.start()"""
 
 
 def address():
-    """Return the repository's address, as `pyproject.toml` states it."""
+    """Return the address of the repository from `pyproject.toml`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["urls"]["Repository"]
 
@@ -69,14 +69,14 @@ def colab_link(path):
     Parameters
     ----------
     path : str
-        Of the notebook in the repository, such as `"notebooks/01_explore_the_data.ipynb"`.
+        Path of the notebook in the repository, such as `"notebooks/01_explore_the_data.ipynb"`.
     """
     repository = address().removeprefix("https://github.com/")
     return f"https://colab.research.google.com/github/{repository}/blob/{tag()}/{path}"
 
 
 def notebooks():
-    """Return the paths of the course's notebooks in order, then of the solutions."""
+    """Return the paths of the notebooks in order, then of the solutions."""
     folder = ROOT / "notebooks"
     return sorted(folder.glob("*.ipynb")) + sorted(folder.glob("solutions/*.ipynb"))
 
@@ -87,24 +87,24 @@ def sync(notebook, path):
     Parameters
     ----------
     notebook : nbformat.NotebookNode
-        Changed in place.
+        Notebook that is changed in place.
     path : path-like
-        Where in the repository the notebook lies.
+        Path of the notebook in the repository.
 
     Returns
     -------
     bool
-        Whether anything was changed.
+        True if the notebook was changed.
 
     Raises
     ------
     ValueError
-        If the notebook has no code cell to put it into.
+        If the notebook has no code cell.
     """
     before = nbformat.writes(notebook)
     cell = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
     if cell is None:
-        raise ValueError(f"{path} has no code cell; its first one is to be the setup cell: add an empty one")
+        raise ValueError(f"{path} has no code cell: add an empty code cell for the setup")
     cell.source = setup_cell()
     cell.metadata["tags"] = TAGS
     link = colab_link(Path(path).resolve().relative_to(ROOT).as_posix())
@@ -116,14 +116,14 @@ def sync(notebook, path):
 
 
 def keep_version(model, **_):
-    """Save a notebook without the version of the reader's Python, so that to open a notebook does not change the file.
+    """Save a notebook with a fixed version of Python, so that opening a notebook does not change the file.
 
     `make lab` gives this function to Jupyter (`ContentsManager.pre_save_hook`).
 
     Parameters
     ----------
     model : dict
-        What is saved, as Jupyter describes it; changed in place.
+        Jupyter's description of the file that is saved, changed in place.
     """
     if model["type"] == "notebook":
         language = model["content"]["metadata"].get("language_info", {})
@@ -132,7 +132,7 @@ def keep_version(model, **_):
 
 
 def main():
-    """Bring every notebook and the README up to date, and name the files that were changed."""
+    """Update every notebook and the README, and print the changed files."""
     for path in notebooks():
         notebook = nbformat.read(path, as_version=4)
         if sync(notebook, path):
@@ -147,7 +147,7 @@ def main():
 
 
 def write(notebook, path):
-    """Write a notebook, so that no half-written one is ever there."""
+    """Write a notebook whole or not at all."""
     with atomic_write(path) as aside:
         nbformat.write(notebook, aside)
 

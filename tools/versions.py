@@ -1,11 +1,11 @@
-"""The library versions that the course supports: write their constraint files, and test each set of versions.
+"""Write the constraint files of the supported library versions, and run the tests with each set of versions.
 
     python -m tools.versions write          write tools/constraints/oldest.txt from pyproject.toml
-    python -m tools.versions write --colab  write tools/constraints/colab.txt from Colab's published list as well
+    python -m tools.versions write --colab  write tools/constraints/colab.txt too, from Colab's published list
     python -m tools.versions test           run all tests with each set of versions (`make test-versions`)
 
-A set of versions is "newest" (what pip chooses) or a file of constraints for pip. The first lines of the file say where
-the versions come from, and `# Python 3.11 3.12` names the Pythons that have all of them.
+A set of versions is "newest" (the versions that pip chooses) or a constraint file for pip. The first lines of the file
+name the source of the versions. The line `# Python 3.11 3.12` names the Pythons that have wheels of all versions.
 """
 
 import argparse
@@ -27,12 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "tools" / "constraints"
 BUILD = ROOT / "build" / "versions"
 SETS = ("newest", "colab", "oldest")
+TESTED = ("tests", "notebooks", "nuclei_utils")  # unit tests, notebooks, doctests
 COLAB_LIST = "https://raw.githubusercontent.com/googlecolab/backend-info/main/pip-freeze.txt"
 COLAB_PYTHON = "3.13"
 LOWER_END = re.compile(r"([\w-]+)>=([\d.]+)$")
-# Pythons for which every library has a wheel at its lower end: NumPy 2.0 and TensorFlow 2.19 end at Python 3.12.
+# Pythons with a wheel of every library at its lower end. NumPy 2.0 and TensorFlow 2.19 have none for Python 3.13.
 OLDEST_PYTHONS = "3.11 3.12"
-# Colab runs notebooks with an older Jupyter than ours: of that only IPython shapes what a reader sees.
+# Colab has an older Jupyter. Only its IPython changes what a reader sees, so the other packages are left out.
 JUPYTER = re.compile(r"(ipykernel|jupyter|nbconvert|nbclient|notebook|traitlets|tornado|pyzmq)", re.IGNORECASE)
 
 
@@ -42,7 +43,7 @@ def project():
 
 
 def pythons():
-    """Return the Python versions that `pyproject.toml` names, such as "3.11", in order."""
+    """Return the Python versions of `pyproject.toml`, such as "3.11", in order."""
     return [text.rsplit(" ", 1)[1] for text in project()["classifiers"] if re.search(r"Python :: 3\.\d+$", text)]
 
 
@@ -81,18 +82,18 @@ def oldest_file():
 
 
 def colab_file(freeze, installed, source, date):
-    """Return the text of `colab.txt`: of Colab's packages, those that this project installs.
+    """Return the text of `colab.txt`: Colab's versions of the packages that this project installs.
 
     Parameters
     ----------
     freeze : str
-        What `pip freeze` printed on Colab.
+        Output of `pip freeze` on Colab.
     installed : iterable of str
-        Names of the distributions that an environment of this project holds.
+        Names of the distributions in an environment of this project.
     source : str
-        Where the list comes from.
+        Source of the list.
     date : str
-        Day on which Colab had these versions.
+        Date of the list, such as "2026-08-19".
 
     Returns
     -------
@@ -101,7 +102,7 @@ def colab_file(freeze, installed, source, date):
     Raises
     ------
     ValueError
-        If the list names no TensorFlow: it is not Colab's.
+        If the list does not contain TensorFlow.
     """
     ours = {_normalised(name) for name in installed}
     versions = {}
@@ -124,7 +125,7 @@ def _normalised(name):
 
 
 def write(colab=None, date=None):
-    """Write the constraint files: always `oldest.txt`, and `colab.txt` if a list is named (address or file)."""
+    """Write `oldest.txt`, and `colab.txt` if `colab` is the address or file of a list."""
     CONSTRAINTS.mkdir(exist_ok=True)
     (CONSTRAINTS / "oldest.txt").write_text(oldest_file(), encoding="utf-8")
     if not colab:
@@ -151,10 +152,9 @@ def supported(versions):
 
 
 def interpreter(python):
-    """Return the path of a Python by its version, such as "3.12"; None if the machine has none.
+    """Return the path of the Python of a version such as "3.12", or None.
 
-    Looked for are `python3.12` on the path, the Python that runs this, and the versions of pyenv, which hides those
-    that are not chosen.
+    The function tries `python3.12` on the path, the present Python, and all versions of pyenv.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [shutil.which(f"python{python}"), sys.executable, *sorted(pyenv.glob(f"{python}.*/bin/python"))]
@@ -172,30 +172,30 @@ def plan(sets, wanted):
     Parameters
     ----------
     sets : sequence of str
-        Of `SETS`.
+        Names from `SETS`.
     wanted : sequence of str
-        Pythons to test; "first" takes the first Python of each set that the machine has.
+        Pythons to test, or "first": one Python for each set.
 
     Returns
     -------
     pairs : list of tuple of str
     missing : list of str
     """
-    found = {python: interpreter(python) for python in pythons()}
+    paths = {python: interpreter(python) for python in pythons()}
     pairs = []
     for name in sets:
-        here = [python for python in supported(name) if found.get(python)]
+        present = [python for python in supported(name) if paths.get(python)]
         if "first" in wanted:
-            # without the Python of the set, another one is better than no test
-            here = here[:1] or [python for python in found if found[python]][-1:]
+            # another Python is better than no test
+            present = present[:1] or [python for python in paths if paths[python]][-1:]
         else:
-            here = [python for python in here if python in wanted]
-        pairs += [(name, python, found[python]) for python in here]
-    return pairs, [python for python in found if not found[python]]
+            present = [python for python in present if python in wanted]
+        pairs += [(name, python, paths[python]) for python in present]
+    return pairs, [python for python in paths if not paths[python]]
 
 
 def run(name, python, executable):
-    """Test one set of versions on one Python, in an environment of its own; return a row of the table."""
+    """Test one set of versions on one Python in a new environment; return a row of the table."""
     folder = BUILD / f"{name}-{python}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -226,14 +226,21 @@ def run(name, python, executable):
         answer = subprocess.run([bin_folder / "python", "-c", script], capture_output=True, text=True, check=True)
         row |= dict(zip(libraries, answer.stdout.split(), strict=True))
         report = folder / "report.xml"
-        command = [bin_folder / "python", "-m", "pytest", "--numprocesses=auto", "--nbval", "tests", "notebooks"]
+        command = [
+            bin_folder / "python",
+            "-m",
+            "pytest",
+            "--numprocesses=auto",
+            "--nbval",
+            *TESTED,
+        ]
         row["exit status"] = stage("tests", *command, f"--junitxml={report}")
         row |= counts(report)
     return row
 
 
 def counts(report):
-    """Return how the unit tests and the cells of the notebooks ended, in words, from a report of pytest (JUnit XML)."""
+    """Count passed, failed and skipped tests and notebook cells in a report of pytest (JUnit XML)."""
     if not report.is_file():
         return {}
     numbers = {"unit tests": Counter(), "notebook cells": Counter()}
@@ -248,7 +255,7 @@ def counts(report):
 
 
 def is_good(row):
-    """Return whether tests ran and all of them passed."""
+    """Return True if tests ran and all of them passed."""
     return row.get("exit status") == 0 and "notebook cells" in row
 
 
@@ -260,25 +267,29 @@ def table(rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments=None):
+def main(argv=None):
     """Write the constraint files, or test the sets of versions; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.versions", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     writing = commands.add_parser("write", help="write the constraint files")
     writing.add_argument(
-        "--colab", nargs="?", const=COLAB_LIST, metavar="LIST", help="address or file of Colab's pip freeze"
+        "--colab",
+        nargs="?",
+        const=COLAB_LIST,
+        metavar="LIST",
+        help="address or file of pip freeze on Colab",
     )
-    writing.add_argument("--date", help="day of that list, if it is not of today: 2026-08-19")
+    writing.add_argument("--date", help="date of the list if it is older, such as 2026-08-19")
     testing = commands.add_parser("test", help="run all unit tests and notebooks with each set of versions")
     testing.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     testing.add_argument(
         "--pythons", nargs="+", default=pythons(), metavar="3.X", help="or 'first': one Python for each set"
     )
-    options = parser.parse_args(arguments)
-    if options.command == "write":
-        write(options.colab, options.date)
+    args = parser.parse_args(argv)
+    if args.command == "write":
+        write(args.colab, args.date)
         return 0
-    pairs, missing = plan(options.sets, options.pythons)
+    pairs, missing = plan(args.sets, args.pythons)
     rows = [run(*pair) for pair in pairs]
     print(table(rows))
     if missing:
