@@ -204,8 +204,10 @@ def random_flip(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.
     >>> flipped.numpy().ravel().tolist(), mask.numpy().ravel().tolist()
     ([1.0, 0.0], [1.0, 0.0])
     """
+    pair = tf.concat([image, mask], axis=-1)
     flip = tf.random.stateless_uniform((), seed) < 0.5
-    return tuple(tf.cond(flip, lambda a=array: tf.reverse(a, (0, 1)), lambda a=array: a) for array in (image, mask))
+    flipped = tf.cond(flip, lambda: tf.reverse(pair, (0, 1)), lambda: pair)
+    return flipped[..., :-1], flipped[..., -1:]
 
 
 def random_rotation(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
