@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import tables
-from nuclei_utils import notebook, recipes, training
+from nuclei_utils import notebook, training
 from tools import picture, setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ def test_every_table_is_quoted_somewhere(name):
 
 
 def test_benchmark_and_notebook_03_train_alike():
-    line = f"SIZE, BATCH, FILTERS = {recipes.SIZE}, {recipes.BATCH}, {recipes.FILTERS}"
+    line = f"SIZE, BATCH, FILTERS = {training.CROP_SIZE}, {training.BATCH_SIZE}, {training.FILTERS}"
     assert line in text_of(ROOT / "notebooks" / "03_unet_from_scratch.ipynb")
 
 
