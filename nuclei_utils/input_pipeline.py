@@ -100,7 +100,7 @@ def _tensorflow_datasets():
 
 def _prepared_folder(name):
     """Where a data set is prepared: another folder for other files or another split, so that none is stale."""
-    state = f"{datasets.state(name)}\n{datasets.split_table(name).to_csv()}"
+    state = f"{datasets._fingerprint(name)}\n{datasets.split_table(name).to_csv()}"
     return datasets.home() / "tfds" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
 
 

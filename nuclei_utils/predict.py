@@ -251,7 +251,7 @@ def default_model():
     """
     # built here, not loaded whole: a file of weights alone is read by every supported Keras
     model = models.instance_unet(weights=None, fixed_statistics=True)
-    model.load_weights(datasets._asset("instance_unet.weights.h5"))
+    model.load_weights(datasets.asset("instance_unet.weights.h5"))
     return model
 
 

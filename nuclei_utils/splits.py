@@ -1,7 +1,6 @@
-"""Which image types there are, which images show the same place, and how both decide train, validation and test.
+"""Find image types and near-duplicates, and split images by group into train, validation and test.
 
-`python -m tools.make_splits` writes the lists of ids again; with `--check benchmarks/results/splits.json` it writes
-none and measures that no near-duplicate crosses.
+`tools/make_splits.py` uses these functions to write the split tables of the course.
 """
 
 from collections import defaultdict
@@ -21,22 +20,17 @@ from nuclei_utils.datasets import Record
 from nuclei_utils.errors import NucleiError
 
 FEATURES = ("lightness", "background_a", "background_b", "stain")
-
-
 LARGE_NUCLEUS = 31.5
-"""Median diameter in pixels that parts small from large fluorescent nuclei: the gap in stage1_train (30.9 to 32.1)."""
-
-
+"""Median diameter in pixels between small and large fluorescent nuclei. stage1_train has a gap from 30.9 to 32.1."""
 THRESHOLDS = {"edge": 0.4, "overlap": 25.0}
-"""From which similarity on two images count as near-duplicates, for each way of being one."""
+"""Smallest similarity of near-duplicates, for each measure of similarity."""
 
 
-FOLDS = 7
-"""Parts of equal size; one is for validation, one for test: 71 / 14 / 14 %."""
+# Image types
 
 
-def colour_features(image):
-    """Describe colour and brightness of an image in four numbers, in the CIE L*a*b* space.
+def colour_features(image: np.ndarray) -> np.ndarray:
+    """Describe the colour and brightness of an image in the CIE L*a*b* space.
 
     Parameters
     ----------
@@ -45,10 +39,15 @@ def colour_features(image):
 
     Returns
     -------
-    float array (4,)
-        In the order of `FEATURES`: median lightness (0 black .. 100 white); mean a* (green to red) and b* (blue to
-        yellow) of the lightest quarter of the pixels, which in a stained tissue is the background; the
-        colourfulness (distance from grey) that only 1 % of the pixels exceed, at most 20: is there a stain at all?
+    float32 array (4,)
+        The `FEATURES`: the median lightness (0 black to 100 white); the mean a* (green to red) and b* (blue to yellow)
+        of the lightest quarter of the pixels, the background of a stained tissue; and the 99th percentile of the
+        colourfulness (distance from grey), at most 20, which shows whether there is a stain.
+
+    Examples
+    --------
+    >>> colour_features(np.zeros((8, 8, 3), np.uint8)).tolist()
+    [0.0, 0.0, 0.0, 0.0]
     """
     lightness, a, b = np.moveaxis(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), 2, 0)
     background = lightness >= np.percentile(lightness, 75)
@@ -56,36 +55,38 @@ def colour_features(image):
     return np.array([np.median(lightness), a[background].mean(), b[background].mean(), stain])
 
 
-def nucleus_size(labels):
-    """Return the median diameter of the nuclei, as of circles of equal area.
+def find_image_types(records: Sequence[Record], clusters: int = 4, seed: int = 0) -> pd.DataFrame:
+    """Find the image types by k-means on colour, and fluorescence types by the size of the nuclei.
 
     Parameters
     ----------
-    labels : int array (H, W)
-        Label map.
+    records : sequence of datasets.Record
+    clusters : int
+        Number of clusters. Two clusters can get the same image type.
+    seed : int
+        Random seed of k-means.
 
     Returns
     -------
-    float
-        Pixels; 0 where there are no nuclei.
+    pandas.DataFrame
+        One row per record: `id`, the `FEATURES`, `diameter` (median of the nuclei, pixels), `cluster` and `image_type`
+        (one of `datasets.IMAGE_TYPES`).
     """
-    areas = np.bincount(labels.ravel())[1:]
-    return float(np.median(np.sqrt(4 / np.pi * areas[areas > 0]))) if areas.any() else 0.0
+    features = np.array([colour_features(record.image) for record in records])
+    kmeans = KMeans(clusters, n_init=10, random_state=seed).fit(features)
+    names = [_name_cluster(centre) for centre in kmeans.cluster_centers_]
+    table = pd.DataFrame(features, columns=FEATURES)
+    table.insert(0, "id", [record.id for record in records])
+    table["diameter"] = [_median_diameter(record.label_map) for record in records]
+    table["cluster"] = kmeans.labels_
+    table["image_type"] = [names[cluster] for cluster in kmeans.labels_]
+    size = np.where(table["diameter"] > LARGE_NUCLEUS, "fluorescence_large", "fluorescence_small")
+    table["image_type"] = table["image_type"].mask(table["image_type"] == "fluorescence", size)
+    return table
 
 
-def name_image_type(centre):
-    """Name a cluster of images by its centre.
-
-    Parameters
-    ----------
-    centre : array (4,)
-        Features in the order of `FEATURES`.
-
-    Returns
-    -------
-    str
-        "fluorescence" or one of the last three of `datasets.IMAGE_TYPES`.
-    """
+def _name_cluster(centre):
+    """Name a cluster of images after its centre, which has the order of `FEATURES`."""
     lightness, a, b, stain = centre
     if lightness < 40:
         return "fluorescence"
@@ -94,39 +95,17 @@ def name_image_type(centre):
     return "purple_on_purple" if np.hypot(a, b) > 15 else "purple_on_white"
 
 
-def find_image_types(records, clusters=4, seed=0):
-    """Find the image types: k-means on colour and brightness, then fluorescence by the size of its nuclei.
-
-    Parameters
-    ----------
-    records : sequence of datasets.Record
-        Images with label maps.
-    clusters : int
-        Clusters for k-means; two clusters may get one name.
-    seed : int
-        Seed for k-means.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per record: `id`, the `FEATURES`, `diameter` (median, pixels), `cluster` and `image_type` (of `datasets.IMAGE_TYPES`).
-    """
-    features = np.array([colour_features(record.image) for record in records])
-    kmeans = KMeans(clusters, n_init=10, random_state=seed).fit(features)
-    looks = [name_image_type(centre) for centre in kmeans.cluster_centers_]
-    table = pd.DataFrame(features, columns=FEATURES)
-    table.insert(0, "id", [record.id for record in records])
-    table["diameter"] = [nucleus_size(record.label_map) for record in records]
-    table["cluster"] = kmeans.labels_
-    table["image_type"] = [looks[cluster] for cluster in kmeans.labels_]
-    dark = table["image_type"] == "fluorescence"
-    size = np.where(table["diameter"] > LARGE_NUCLEUS, "fluorescence_large", "fluorescence_small")
-    table["image_type"] = table["image_type"].where(~dark, size)
-    return table
+def _median_diameter(label_map):
+    """Return the median diameter of circles with the areas of the nuclei, 0 without nuclei."""
+    areas = np.bincount(label_map.ravel())[1:]
+    return float(np.median(np.sqrt(4 / np.pi * areas[areas > 0]))) if areas.any() else 0.0
 
 
-def similarities(images):
-    """Compare all pairs of images of equal size in two ways: as neighbouring tiles, and as overlapping fields.
+# Near-duplicates
+
+
+def similarities(images: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Compare all pairs of images of equal size with two measures.
 
     Parameters
     ----------
@@ -136,69 +115,46 @@ def similarities(images):
     Returns
     -------
     pandas.DataFrame
-        Columns `i`, `j` (positions in `images`, i < j), `similarity` and `how`. "edge": see `edge_similarity`, the
-        best of the four ways to lay j beside i. "overlap": see `overlap_similarity`.
+        Columns `i`, `j` (positions in `images`, `i < j`), `similarity` and `how`:
+
+        - "edge": how well one image continues the other, as neighbouring tiles of a mosaic do. The similarity is the
+          correlation of two edges, reduced if their difference exceeds that of neighbouring columns. Range -1 to 1;
+          unrelated images stay below 0.4. The maximum over the four sides.
+        - "overlap": how surely two images share pixels, with or without a shift. The similarity is the peak of the
+          phase correlation (Kuglin and Hines, 1975) in standard deviations of unrelated images. In stage1_train,
+          unrelated images stay below 24; crops of 256 x 256 pixels that share one half reach 28 to 70.
     """
     sizes = defaultdict(list)
     for position, image in enumerate(images):
         sizes[image.shape[:2]].append(position)
-    tables = []
+    tables = [pd.DataFrame({"i": np.empty(0, int), "j": np.empty(0, int), "similarity": np.empty(0), "how": ""})]
     for members in (np.array(members) for members in sizes.values() if len(members) > 1):
         stack = np.sqrt([images[position] for position in members], dtype=np.float32)  # evens out the photon noise
         i, j = np.triu_indices(len(members), 1)
-        for how, compare in (("edge", edge_similarity), ("overlap", overlap_similarity)):
+        for how, compare in (("edge", _edge_similarity), ("overlap", _overlap_similarity)):
             similarity = compare(stack)[i, j]
             tables.append(pd.DataFrame({"i": members[i], "j": members[j], "similarity": similarity, "how": how}))
-    if not tables:
-        return pd.DataFrame({"i": [], "j": [], "similarity": [], "how": []}).astype({"i": int, "j": int})
-    return pd.concat(tables, ignore_index=True).sort_values(["how", "i", "j"], ignore_index=True)
+    return pd.concat(tables).sort_values(["how", "i", "j"], ignore_index=True)
 
 
-def edge_similarity(stack):
-    """Say how well each image continues each other one, as the tiles of one mosaic do.
-
-    The last column of one tile and the first column of its right neighbour are neighbouring columns of one
-    picture: they correlate, and they differ no more than two neighbouring columns inside the tiles.
-
-    Parameters
-    ----------
-    stack : float array (N, H, W, C)
-
-    Returns
-    -------
-    float array (N, N)
-        Correlation of the two edges, less what their mean difference exceeds that of neighbouring columns, as a
-        fraction: -1 .. 1, chance is below 0.4. Largest over left, right, above, below; symmetric.
-    """
-    return np.maximum(_continues(stack), _continues(stack.swapaxes(1, 2)))
+def _edge_similarity(stack):
+    """Return the edge similarities (N, N) of images (N, H, W, C)."""
+    return np.maximum(_row_similarity(stack), _row_similarity(stack.swapaxes(1, 2)))
 
 
-def _continues(stack):
+def _row_similarity(stack):
+    """Compare the last column of each image with the first column of each image; symmetric."""
     before, last, first, after = (stack[:, :, column].reshape(len(stack), -1) for column in (-2, -1, 0, 1))
     step = np.sqrt(np.outer(abs(before - last).mean(1), abs(first - after).mean(1)))
     jump = cdist(last, first, "cityblock") / last.shape[1] / np.maximum(step, 0.02)
-    with np.errstate(invalid="ignore"):  # an edge of one value correlates with nothing
+    with np.errstate(invalid="ignore"):  # an edge with one value has no correlation
         correlation = np.nan_to_num(1 - cdist(last, first, "correlation"), nan=-1)
     similarity = np.maximum(-1, correlation - np.maximum(0, jump - 1))
     return np.maximum(similarity, similarity.T)
 
 
-def overlap_similarity(stack):
-    """Say how surely two images share pixels, shifted or not: crops that overlap, one field taken twice.
-
-    Phase correlation (Kuglin and Hines, 1975) at half size: at the shift at which two images agree, also in their
-    finest detail, there is a peak far above the noise.
-
-    Parameters
-    ----------
-    stack : float array (N, H, W, C)
-
-    Returns
-    -------
-    float array (N, N)
-        Height of the highest peak in standard deviations of what unrelated images give. In
-        stage1_train chance stays below 24; crops of 256 x 256 pixels that share half of them reach 28 to 70.
-    """
+def _overlap_similarity(stack):
+    """Return the overlap similarities (N, N) of images (N, H, W, C), from phase correlation at half size."""
     small = [cv2.resize(image.mean(axis=2), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for image in stack]
     shape = small[0].shape
     spectra = fft.rfft2(np.array([image - cv2.GaussianBlur(image, (0, 0), 8) for image in small]))
@@ -210,8 +166,8 @@ def overlap_similarity(stack):
     return peaks + peaks.T
 
 
-def near_duplicates(images):
-    """Find images that show the same place or places side by side.
+def near_duplicates(images: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Find pairs of images that overlap or continue each other.
 
     Parameters
     ----------
@@ -221,17 +177,20 @@ def near_duplicates(images):
     Returns
     -------
     pandas.DataFrame
-        As `similarities`, only the pairs that reach one of the `THRESHOLDS`.
+        The rows of `similarities` that reach one of the `THRESHOLDS`.
+
+    Examples
+    --------
+    >>> first, second = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    >>> near_duplicates([first, second, first])[["i", "j", "how"]].to_numpy().tolist()
+    [[0, 2, 'overlap']]
     """
-    return _reaching(similarities(images))
+    pairs = similarities(images)
+    return pairs[pairs["similarity"] >= pairs["how"].map(THRESHOLDS).astype(float)].reset_index(drop=True)
 
 
-def _reaching(pairs):
-    return pairs[pairs["similarity"] >= pairs["how"].map(THRESHOLDS)].reset_index(drop=True)
-
-
-def duplicate_groups(count, pairs):
-    """Put images into groups: whoever is a near-duplicate of a member belongs to the group.
+def duplicate_groups(count: int, pairs: pd.DataFrame) -> list[str]:
+    """Group images into the connected components of the near-duplicates.
 
     Parameters
     ----------
@@ -243,66 +202,84 @@ def duplicate_groups(count, pairs):
     Returns
     -------
     list of str
-        Name of each image's group, "g001" and so on in the order of first appearance.
+        Group of each image: "g001", "g002" and so on, in the order of first appearance.
+
+    Examples
+    --------
+    >>> duplicate_groups(4, pd.DataFrame({"i": [0, 2], "j": [2, 3]}))
+    ['g001', 'g002', 'g001', 'g001']
     """
     links = coo_array((np.ones(len(pairs)), (pairs["i"].to_numpy(), pairs["j"].to_numpy())), shape=(count, count))
-    _, group = connected_components(links, directed=False)
-    codes, _ = pd.factorize(group)
-    return [f"g{code + 1:03d}" for code in codes]
+    _, components = connected_components(links, directed=False)
+    return [f"g{code + 1:03d}" for code in pd.factorize(components)[0]]
 
 
-def crossing_pairs(pairs, table):
-    """List the near-duplicates that stand on different sides.
+def crossing_pairs(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """List the pairs whose two images are in different splits.
 
     Parameters
     ----------
     pairs : pandas.DataFrame
-        Columns `i` and `j`: rows of `table`.
+        Columns `i` and `j`: row numbers in `table`.
     table : pandas.DataFrame
-        With a column `split`.
+        Column `split`.
 
     Returns
     -------
     pandas.DataFrame
-        The rows of `pairs` that cross, with `split_i` and `split_j` added; empty if all is well.
+        Rows of `pairs`, with columns `split_i` and `split_j` added.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"split": ["train", "train", "test"]})
+    >>> crossing_pairs(pd.DataFrame({"i": [0, 1], "j": [1, 2]}), table).to_numpy().tolist()
+    [[1, 2, 'train', 'test']]
     """
     split = table["split"].to_numpy()
-    found = pairs.assign(split_i=split[pairs["i"]], split_j=split[pairs["j"]])
-    return found[found["split_i"] != found["split_j"]].reset_index(drop=True)
+    pairs = pairs.assign(split_i=split[pairs["i"]], split_j=split[pairs["j"]])
+    return pairs[pairs["split_i"] != pairs["split_j"]].reset_index(drop=True)
 
 
-def grouped_split(image_types, groups, folds=FOLDS, seed=0):
-    """Divide images into train, validation and test: the image_types in equal shares, each group on one side.
+# Train, validation and test
+
+
+def grouped_split(image_types: Sequence[str], groups: Sequence[str], folds: int = 7, seed: int = 0) -> list[str]:
+    """Split images into train, validation and test, with the same fractions of each image type and no group divided.
 
     Parameters
     ----------
     image_types, groups : sequence of str
-        Kind and group of each image; the images of a group are of one image_type.
+        Image type and group of each image. All images of a group have the same type.
     folds : int
-        One part in `folds` is for validation, one for test. A image_type with fewer groups than that gives its min_size
-        group to validation and the next to test, if it has three.
+        One fold each is for validation and test. An image type with fewer groups than `folds` is handled separately:
+        the smallest group goes to validation and the second to test if there are at least three groups.
     seed : int
-        Seed for the order in which groups of equal size are dealt out.
+        Random seed for the order of groups of equal size.
 
     Returns
     -------
     list of str
-        One of `datasets.SPLITS` for each image. scikit-learn before 1.8 shuffles otherwise
-        (https://github.com/scikit-learn/scikit-learn/pull/32540) and puts other groups on each side.
+        One of `datasets.SPLITS` for each image. scikit-learn before 1.8 shuffles in another way
+        (https://github.com/scikit-learn/scikit-learn/pull/32540) and gives other splits.
+
+    Examples
+    --------
+    >>> grouped_split(["grey_tissue"] * 4, ["g001", "g001", "g002", "g003"])
+    ['train', 'train', 'validation', 'test']
     """
     table = pd.DataFrame({"image_type": image_types, "group": groups})
     split = np.full(len(table), "train", dtype=object)
     rare = table.groupby("image_type")["group"].transform("nunique") < folds
     if not rare.all():
         common = table[~rare]
-        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        parts = [part for _, part in parts.split(common, common["image_type"], common["group"])]
-        split[common.index[parts[0]]], split[common.index[parts[1]]] = "validation", "test"
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        rows = [test for _, test in splitter.split(common, common["image_type"], common["group"])]
+        split[common.index[rows[0]]], split[common.index[rows[1]]] = "validation", "test"
     for _, members in table[rare].groupby("image_type"):
-        min_size = members.groupby("group").size().sort_values(kind="stable").index
-        if len(min_size) >= 3:
-            split[table["group"] == min_size[0]] = "validation"
-            split[table["group"] == min_size[1]] = "test"
+        smallest = members.groupby("group").size().sort_values(kind="stable").index
+        if len(smallest) >= 3:
+            split[table["group"] == smallest[0]] = "validation"
+            split[table["group"] == smallest[1]] = "test"
     return split.tolist()
 
 

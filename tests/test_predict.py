@@ -434,8 +434,7 @@ def test_default_model_is_loaded_once():
 
 
 def test_a_missing_file_of_weights_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_REPOSITORY", None)
-    monkeypatch.setattr(datasets, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(datasets, "_package", lambda: tmp_path)
     predict.default_model.cache_clear()
     with pytest.raises(NucleiError, match="instance_unet"):
         predict.default_model()

@@ -1,4 +1,9 @@
-"""Write the split tables of the data sets, or check that no near-duplicates cross them."""
+"""Write or check the split tables of the course, `data/splits/*.csv`.
+
+`python -m tools.make_splits` writes the tables of "sample" and "stage1"; the second needs the real data. With the
+option `--check benchmarks/results/splits.json`, the command writes no table and counts near-duplicates in different
+splits.
+"""
 
 import argparse
 import json
@@ -14,148 +19,99 @@ from nuclei_utils.errors import LabelWarning, NucleiError
 from nuclei_utils.files import atomic_write
 from tools import draw_sample
 
-LISTS = {"sample": "sample.csv", "stage1": "stage1_train.csv"}
-"""The list of ids of each data set that has one; "stage1_fixed" uses that of "stage1"."""
+FILES = {"sample": "sample.csv", "stage1": "stage1_train.csv"}
+"""File of each data set. "stage1_fixed" uses the table of "stage1"."""
 
 
-def make_table(records, pairs, image_types=None):
-    """Put together the table of a data set: image_type, group and side of every image.
+def make_table(name: str) -> pd.DataFrame:
+    """Return the columns `id`, `image_type`, `group` and `split` of a data set, sorted by id.
 
-    Parameters
-    ----------
-    records : sequence of datasets.Record
-        Sorted by id.
-    pairs : pandas.DataFrame
-        Near-duplicates among them, as from `near_duplicates`.
-    image_types : sequence of str, optional
-        Where they are known; else `find_kinds` finds them.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns `id`, `image_type`, `group`, `split`. All images of a group have one image_type, that of most of them.
+    The types and groups of "sample" are those of the drawing. The types and groups of "stage1" are found in the
+    images and the original masks. All images of a group get the most frequent type of the group.
     """
+    records = _read_records(name)
     table = pd.DataFrame({"id": [record.id for record in records]})
-    table["image_type"] = splits.find_image_types(records)["image_type"] if image_types is None else image_types
+    if name == "sample":
+        drawn = pd.DataFrame(draw_sample.sample_table()).set_index("id").loc[table["id"]]
+        image_types, fields = drawn["image_type"].to_numpy(), drawn["group"].to_numpy()
+        i, j = np.nonzero(np.triu(fields[:, None] == fields, 1))
+        pairs = pd.DataFrame({"i": i, "j": j})
+    else:
+        image_types = splits.find_image_types(records)["image_type"].to_numpy()
+        pairs = splits.near_duplicates([record.image for record in records])
+    table["image_type"] = image_types
     table["group"] = splits.duplicate_groups(len(records), pairs)
-    table["image_type"] = table.groupby("group")["image_type"].transform(lambda image_types: image_types.mode()[0])
+    table["image_type"] = table.groupby("group")["image_type"].transform(lambda types: types.mode()[0])
     table["split"] = splits.grouped_split(table["image_type"], table["group"])
     return table
 
 
-def _read_all(name):
-    place = datasets.folder(name)
-    folders = sorted(path for path in place.iterdir() if (path / "images").is_dir())
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore", LabelWarning)  # `datasets.label_problems` lists them
-        return list(pool.map(datasets.read_record, folders))
-
-
-def _drawn(records):
-    """Kinds and near-duplicates of the sample, which its author knows."""
-    known = pd.DataFrame(draw_sample.sample_table()).set_index("id").loc[[record.id for record in records]]
-    i, j = np.triu_indices(len(known), 1)
-    twins = known["group"].to_numpy()[i] == known["group"].to_numpy()[j]
-    return known["image_type"].tolist(), pd.DataFrame({"i": i[twins], "j": j[twins]})
-
-
-def write_table(name, path):
-    """Write the list of ids of a data set: columns `id`, `image_type`, `group`, `split`, sorted by id.
-
-    Parameters
-    ----------
-    name : str
-        "sample" (image_types and groups as drawn) or "stage1" (image_types and groups as found here, with the original labels).
-    path : path-like
-        The CSV file; replaced only when the new one is whole.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The table, see `make_table`.
-    """
-    records = _read_all(name)
-    if name == "sample":
-        image_types, pairs = _drawn(records)
-    else:
-        image_types, pairs = None, splits.near_duplicates([record.image for record in records])
-    table = make_table(records, pairs, image_types)
-    with atomic_write(path) as aside:
-        table.to_csv(aside, index=False, lineterminator="\n")
-    return table
-
-
-def check_table(name, path):
-    """Measure whether a near-duplicate crosses from one side of a list of ids to another.
-
-    Parameters
-    ----------
-    name : str
-        One of `LISTS`.
-    path : path-like
-        The CSV file, as from `write_table`.
+def check_table(name: str, path: Path) -> dict:
+    """Compare all images of a data set, and count the near-duplicates in different splits.
 
     Returns
     -------
     dict
-        Counts of images, groups and near-duplicates; of near-duplicates that cross; and for each way of being one
-        the threshold and the highest similarity across the lines.
+        Numbers of images, groups, near-duplicates and crossing pairs; for each measure of similarity, the threshold and
+        the highest similarity of two images in different splits.
 
     Raises
     ------
-    errors.NucleiError
-        If the list and the data set hold different images.
+    NucleiError
+        If the table and the data set have different images.
     """
-    records = _read_all(name)
+    records = _read_records(name)
     table = pd.read_csv(path, dtype=str)
     if table["id"].tolist() != [record.id for record in records]:
-        raise NucleiError(f"{path} lists {len(table)} images, the data set {name} has {len(records)}: write it again")
+        raise NucleiError(f"{path} lists {len(table)} images, expected the {len(records)} of {name}: write a new table")
     compared = splits.similarities([record.image for record in records])
-    pairs = splits._reaching(compared)
+    pairs = compared[compared["similarity"] >= compared["how"].map(splits.THRESHOLDS)]
+    crossing = splits.crossing_pairs(pairs, table)
     across = splits.crossing_pairs(compared, table).groupby("how")["similarity"].max()
     return {
         "data": name,
         "images": len(table),
-        "images_by_type_and_split": pd.crosstab(table["split"], table["image_type"])
-        .loc[list(datasets.SPLITS)]
-        .to_dict(),
+        "images_by_type_and_split": pd.crosstab(table["split"], table["image_type"]).loc[[*datasets.SPLITS]].to_dict(),
         "groups": table["group"].nunique(),
         "groups_by_size": table["group"].value_counts().value_counts().sort_index().to_dict(),
         "pairs_compared": len(compared) // len(splits.THRESHOLDS),
         "near_duplicates": pairs["how"].value_counts().to_dict(),
-        "near_duplicates_within_a_split": len(pairs) - len(splits.crossing_pairs(pairs, table)),
-        "near_duplicates_crossing": len(splits.crossing_pairs(pairs, table)),
+        "near_duplicates_within_a_split": len(pairs) - len(crossing),
+        "near_duplicates_crossing": len(crossing),
         "thresholds": splits.THRESHOLDS,
         "highest_similarity_across": across.round(3).to_dict(),
     }
 
 
-def main(argv=None):
-    """Write the lists of ids of the data sets that are there, or check them; see `--help`.
+def _read_records(name):
+    folders = sorted(path for path in datasets.folder(name).iterdir() if (path / "images").is_dir())
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", LabelWarning)  # `datasets.label_problems` lists the problems
+        return list(pool.map(datasets.read_record, folders))
 
-    Returns
-    -------
-    int
-        Exit status: 1 if `--check` finds a near-duplicate that crosses, else 0.
-    """
+
+def main(argv: list[str] | None = None) -> int:
+    """Write or check the tables. Return 1 if `--check` finds near-duplicates in different splits, else 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.make_splits", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=[*LISTS], help="sample, stage1 (default: both)")
-    parser.add_argument("--folder", type=Path, default=Path("data/splits"), help="where the lists are (%(default)s)")
-    parser.add_argument("--check", type=Path, metavar="JSON", help="write no list; measure, and write the numbers here")
-    arguments = parser.parse_args(argv)
-    if unknown := [name for name in arguments.names if name not in LISTS]:
-        parser.error(f"there is no list of {', '.join(unknown)}: choose from {', '.join(LISTS)}")
-    paths = {name: arguments.folder / LISTS[name] for name in arguments.names}
-    if arguments.check is None:
+    parser.add_argument("names", nargs="*", default=[*FILES], help="sample, stage1 (default: both)")
+    parser.add_argument("--folder", type=Path, default=Path("data/splits"), help="folder of the tables (%(default)s)")
+    parser.add_argument("--check", type=Path, metavar="JSON", help="write the numbers of a check, and no table")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.names if name not in FILES]:
+        parser.error(f"found {', '.join(unknown)}: choose from {', '.join(FILES)}")
+    paths = {name: args.folder / FILES[name] for name in args.names}
+    if args.check is None:
         for name, path in paths.items():
-            table = write_table(name, path)
-            print(f"{path}\n{pd.crosstab(table['image_type'], table['split'])[list(datasets.SPLITS)]}")
+            table = make_table(name)
+            with atomic_write(path) as aside:
+                table.to_csv(aside, index=False, lineterminator="\n")
+            print(f"{path}\n{pd.crosstab(table['image_type'], table['split'])[[*datasets.SPLITS]]}")
         return 0
     results = [check_table(name, path) for name, path in paths.items()]
-    with atomic_write(arguments.check) as aside:
-        aside.write_text(json.dumps(results, indent=1) + "\n")
-    for result in results:
-        print(json.dumps(result, indent=1))
+    text = json.dumps(results, indent=1)
+    with atomic_write(args.check) as aside:
+        aside.write_text(text + "\n")
+    print(text)
     return int(any(result["near_duplicates_crossing"] for result in results))
 
 

@@ -154,7 +154,7 @@ def _add_data(commands):
         help="also fetch the corrected labels (664 images, 28,986 nuclei): stage1_train_fixes.zip from the source, "
         "3 MB, or the community's repository on GitHub, which is a copy of the whole training set",
     )
-    command.set_defaults(run=_data, interrupted="the same command goes on from what is there")
+    command.set_defaults(run=_data, interrupted="finished folders are kept; the same command fetches the others")
 
 
 def _add_train(commands):

@@ -1,4 +1,4 @@
-"""The TFDS builder `dsb2018`: `tfds.load("dsb2018/sample")`, "dsb2018/stage1" or "dsb2018/stage1_fixed"."""
+"""TFDS builder `dsb2018`: `tfds.load("dsb2018/sample")`, "dsb2018/stage1" or "dsb2018/stage1_fixed"."""
 
 from typing import ClassVar
 
@@ -8,48 +8,39 @@ import tensorflow_datasets as tfds
 from nuclei_utils import datasets
 
 _DESCRIPTIONS = {
-    "sample": "Forty small images drawn by tools.draw_sample; comes with the package.",
-    "stage1": "The stage-1 training images with their original labels.",
-    "stage1_fixed": "The stage-1 training images with the community's corrected labels.",
+    "sample": "Forty small drawn images, which come with the package.",
+    "stage1": "Stage-1 training images with the original masks.",
+    "stage1_fixed": "Stage-1 training images with the corrected masks of the community.",
 }
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Microscope images with a label map of their nuclei, in the splits of `data/splits`."""
+    """Adapter of `datasets.load` for TFDS: microscopy images with label maps of the nuclei."""
 
-    # a new sample, a new split or another reading of the labels is a new version: TFDS keeps what it prepared before
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
+    # TFDS keeps prepared data. Other images, label maps or splits therefore need a new version.
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar = {"2.0.0": "Features `label_map` and `image_type` in place of `labels` and `kind`."}
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name=name, description=description) for name, description in _DESCRIPTIONS.items()
     ]
 
     def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label_map": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png"),
+            "id": tfds.features.Text(),
+            "image_type": tfds.features.ClassLabel(names=datasets.IMAGE_TYPES),
+        }
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "label_map": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png"),
-                    "id": tfds.features.Text(),
-                    "image_type": tfds.features.ClassLabel(names=datasets.IMAGE_TYPES),
-                }
-            ),
-            supervised_keys=("image", "labels"),
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label_map"),
             homepage="https://bbbc.broadinstitute.org/BBBC038",
         )
 
     def _split_generators(self, dl_manager):
-        # the images come from where `python -m nuclei_utils data` has put them, read as everywhere in the course
         return {split: self._generate_examples(split) for split in datasets.SPLITS}
 
     def _generate_examples(self, split):
         for record in datasets.load(self.builder_config.name, split):
-            yield (
-                record.id,
-                {
-                    "image": record.image,
-                    "label_map": record.label_map.astype(np.uint16)[..., None],
-                    "id": record.id,
-                    "image_type": record.image_type,
-                },
-            )
+            label_map = record.label_map.astype(np.uint16)[..., None]
+            yield record.id, record._asdict() | {"label_map": label_map}

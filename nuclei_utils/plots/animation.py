@@ -1,0 +1,184 @@
+"""Show how the predictions of a network change during training: as an animation and as a figure."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nuclei_utils.files import atomic_write
+from nuclei_utils.metrics import dice
+from nuclei_utils.plots import style
+from nuclei_utils.plots.images import show_image_rows
+from nuclei_utils.plots.style import BLUE, as_rgb
+
+Predictions = Sequence[Sequence[np.ndarray]]
+HOLD = 2500
+"""Duration of the last frame, milliseconds."""
+
+
+def animate_training(
+    records: Sequence,
+    predictions: Predictions,
+    path: str | PathLike,
+    title: str | None = None,
+    fps: float = 5,
+    max_frames: int = 40,
+    max_megabytes: float = 3.0,
+) -> Path:
+    """Write a GIF of the predictions, epoch by epoch.
+
+    Each frame shows the images, the true masks and the predictions with their Dice. The animation loops and holds the
+    last frame.
+
+    Parameters
+    ----------
+    records : sequence of datasets.Record
+        Preview images, one column each. About five fit.
+    predictions : sequence of sequence of float array (H, W)
+        Probabilities in [0, 1] before training and after each epoch, one map per image (`training.read_previews`).
+    path : path-like
+        GIF file.
+    fps : float
+        Frames per second.
+    max_frames : int
+        Maximum number of frames, `max_frames >= 2`. Longer trainings are shown at evenly spaced epochs.
+    max_megabytes : float
+        Maximum size of the file, 10**6 bytes. Frames are left out until the file is small enough.
+
+    Returns
+    -------
+    pathlib.Path
+        GIF file.
+
+    Raises
+    ------
+    ValueError
+        If images and predictions do not match, or the size limit is too small for two frames.
+    """
+    _check_predictions(records, predictions)
+    path, frames = Path(path), {}
+    fig, update = _frame(records, predictions, title)
+    epochs = _spaced(len(predictions), max_frames)
+    while True:
+        for epoch in epochs:
+            if epoch not in frames:
+                update(epoch)
+                fig.canvas.draw()
+                frames[epoch] = Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB")
+        content = _encode_gif([frames[epoch] for epoch in epochs], fps)
+        if len(content) <= max_megabytes * 1e6:
+            break
+        if len(epochs) <= 2:
+            raise ValueError(
+                f"{path.name}: an animation of {len(epochs)} frames takes {len(content) / 1e6:.2f} MB, more than "
+                f"{max_megabytes:g} MB: show fewer images, or raise max_megabytes"
+            )
+        epochs = _spaced(len(predictions), 3 * len(epochs) // 4)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def show_training(
+    records: Sequence,
+    predictions: Predictions,
+    epochs: int | Sequence[int] = 5,
+    names: Sequence[str] = (),
+    title: str | None = None,
+) -> Figure:
+    """Show image, predictions at some epochs, and truth, one row per image.
+
+    Parameters
+    ----------
+    records, predictions
+        As for `animate_training`.
+    epochs : int or sequence of int
+        Number of evenly spaced epochs, or the epochs.
+    names : sequence of str
+        Name of each row.
+
+    Raises
+    ------
+    ValueError
+        If images and predictions do not match.
+    """
+    _check_predictions(records, predictions)
+    epochs = _spaced(len(predictions), epochs) if isinstance(epochs, int) else list(epochs)
+    rows, captions = [], []
+    for index, record in enumerate(records):
+        maps = [np.asarray(predictions[epoch][index], float) for epoch in epochs]
+        rows.append([record.image, *maps, record.label_map > 0])
+        captions.append(
+            ["", *(f"Dice {float(dice(record.label_map > 0, probability)):.2f}" for probability in maps), ""]
+        )
+    titles = ["image", *(f"epoch {epoch}" if epoch else "untrained" for epoch in epochs), "truth"]
+    return show_image_rows(rows, names, [titles], captions, size=1.25, title=title)
+
+
+def _spaced(count, maximum):
+    """Return at most `maximum` evenly spaced numbers of `range(count)`, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(max(maximum, 2), count)).round().astype(int)).tolist()
+
+
+def _check_predictions(records, predictions):
+    expected = [record.label_map.shape for record in records]
+    if not expected or not len(predictions):
+        raise ValueError(
+            f"expected at least one image and one epoch, found {len(expected)} images and {len(predictions)} epochs"
+        )
+    for epoch, maps in enumerate(predictions):
+        if (shapes := [np.shape(probability) for probability in maps]) != expected:
+            raise ValueError(
+                f"the predictions of epoch {epoch} have the shapes {shapes}, the images {expected}: "
+                "pass the records whose predictions were recorded, in the same order"
+            )
+
+
+def _frame(records, predictions, title):
+    """Return the figure of one frame, and the function that fills in an epoch."""
+    columns = len(records)
+    fig = Figure(figsize=(1.2 * columns + 0.2, 4.3), dpi=100, layout="compressed")  # pyplot would show it in a notebook
+    FigureCanvasAgg(fig)
+    heading = fig.suptitle(" ", fontsize=9)
+    grid = fig.add_gridspec(4, columns, height_ratios=(0.08, 1, 1, 1))
+    bar_ax = fig.add_subplot(grid[0, :], xticks=[], yticks=[])
+    (bar,) = bar_ax.barh(0, 0, color=BLUE)
+    bar_ax.set(xlim=(0, max(len(predictions) - 1, 1)), ylim=(-0.4, 0.4))
+    axes = np.array([[fig.add_subplot(grid[row, column]) for column in range(columns)] for row in (1, 2, 3)])
+    for (top, middle, bottom), record in zip(axes.T, records, strict=True):
+        for ax, image in ((top, as_rgb(record.image)), (middle, record.label_map > 0), (bottom, record.label_map * 0)):
+            style.draw_image(ax, image, 1.2, cmap="gray", vmin=0, vmax=1)
+        bottom.set_xlabel("Dice 0.00", fontsize=9)
+    for ax, name in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
+        ax.set_ylabel(name, fontsize=9)
+
+    def update(epoch):
+        scores = []
+        for ax, record, probability in zip(axes[2], records, predictions[epoch], strict=True):
+            scores.append(float(dice(record.label_map > 0, probability)))
+            ax.images[0].set_data(np.asarray(probability, float))
+            ax.set_xlabel(f"Dice {scores[-1]:.2f}")
+        state = f"epoch {epoch} of {len(predictions) - 1}" if epoch else "before training"
+        heading.set_text(f"{title + ': ' if title else ''}{state}, mean Dice of these images {np.mean(scores):.2f}")
+        bar.set_width(epoch)
+
+    update(0)
+    fig.canvas.draw()
+    fig.set_layout_engine("none")  # the panels must not move between frames
+    return fig, update
+
+
+def _encode_gif(frames, fps):
+    """Encode images with one palette, so that only the changes between frames are stored."""
+    sample = np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]])
+    palette = Image.fromarray(sample).quantize(96, dither=Image.Dither.NONE)
+    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    durations = [10 * round(100 / fps)] * len(others) + [HOLD]  # a GIF counts hundredths of a second
+    content = BytesIO()
+    first.save(content, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    return content.getvalue()

@@ -1,0 +1,297 @@
+"""Draw label maps into images, and show images side by side."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from scipy.ndimage import center_of_mass
+from skimage.segmentation import find_boundaries, mark_boundaries
+
+from nuclei_utils.labels import distance_map, touching_pairs
+from nuclei_utils.plots import style
+from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, as_rgb, readable, rgb
+
+Images = Sequence[np.ndarray]
+
+
+def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> np.ndarray:
+    """Draw the border pixels of the nuclei of a label map or mask into an image.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+
+    Examples
+    --------
+    >>> overlay(np.zeros((3, 4)), np.array([[0, 0, 0, 0], [0, 7, 0, 0], [0, 0, 0, 0]]), "white")[..., 0]
+    array([[  0,   0,   0,   0],
+           [  0, 255,   0,   0],
+           [  0,   0,   0,   0]], dtype=uint8)
+    """
+    marked = mark_boundaries(as_rgb(image), np.asarray(label_map).astype(int), rgb(colour) / 255, mode="inner")
+    return (marked * 255).round().astype(np.uint8)
+
+
+def colour_labels(label_map: np.ndarray) -> np.ndarray:
+    """Colour each nucleus on black; touching nuclei get different colours.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+
+    Examples
+    --------
+    >>> colour_labels(np.array([[0, 1, 2]])).tolist()
+    [[[0, 0, 0], [86, 180, 233], [0, 158, 115]]]
+    """
+    label_map = np.asarray(label_map)
+    palette = np.stack([rgb(colour) for colour in (ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE)])
+    colour_of = np.arange(label_map.max(initial=0) + 1) % len(palette)
+    neighbours = defaultdict(set)
+    for first, second in touching_pairs(label_map).tolist():
+        neighbours[first].add(second)
+        neighbours[second].add(first)
+    # colour the nuclei with the fewest neighbours last: six colours are then enough for a planar map
+    remaining, order = set(neighbours), []
+    while remaining:
+        order.append(min(remaining, key=lambda label: len(neighbours[label] & remaining)))
+        remaining.remove(order[-1])
+    coloured = set()
+    for label in reversed(order):
+        taken = {colour_of[neighbour] for neighbour in neighbours[label] & coloured}
+        candidates = (colour_of[label] + np.arange(len(palette))) % len(palette)
+        colour_of[label] = next((colour for colour in candidates if colour not in taken), colour_of[label])
+        coloured.add(label)
+    colours = palette[colour_of]
+    colours[0] = 0
+    return colours[label_map]
+
+
+def label_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
+    """Tint and outline each nucleus of an image; touching nuclei get different colours.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+
+    Examples
+    --------
+    >>> label_overlay(np.zeros((3, 3)), np.ones((3, 3), int))[1].tolist()
+    [[43, 90, 116], [43, 90, 116], [43, 90, 116]]
+    """
+    label_map = np.asarray(label_map)
+    opacity = np.where(find_boundaries(label_map, mode="inner"), 1, 0.5 * (label_map > 0))[..., None]
+    return ((1 - opacity) * as_rgb(image) + opacity * colour_labels(label_map)).round().astype(np.uint8)
+
+
+def error_map(mask: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Colour the errors of a predicted mask.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+        White: true positive. Orange: false negative. Blue: false positive. Black: true negative.
+
+    Examples
+    --------
+    >>> error_map(np.array([[1, 1, 0, 0]]), np.array([[1, 0, 1, 0]])).tolist()
+    [[[255, 255, 255], [230, 159, 0], [0, 114, 178], [0, 0, 0]]]
+    """
+    palette = np.stack([rgb(colour) for colour in (BLACK, ORANGE, BLUE, "white")])
+    return palette[(np.asarray(mask) > 0) + 2 * (np.asarray(predicted) > 0)]
+
+
+def crop_nucleus(
+    image: np.ndarray, label_map: np.ndarray, label: int, size: int = 64, colour: str = ORANGE
+) -> np.ndarray:
+    """Crop an image around one nucleus and draw the outline of the nucleus.
+
+    The crop has at least `size` rows and columns, if the image is large enough.
+
+    Returns
+    -------
+    uint8 array (height, width, 3)
+
+    Raises
+    ------
+    ValueError
+        If the label map has no such label.
+
+    Examples
+    --------
+    >>> crop_nucleus(np.zeros((100, 80)), np.eye(100, 80, dtype=int), 1, size=32).shape
+    (88, 80, 3)
+    """
+    mask = np.asarray(label_map) == label
+    if not mask.any():
+        raise ValueError(
+            f"label {label} does not occur: the labels run from {np.min(label_map)} to {np.max(label_map)}"
+        )
+    window = []
+    for positions, length in zip(np.nonzero(mask), mask.shape, strict=True):
+        first, last = positions.min(), positions.max()
+        extent = min(max(size, last - first + 9), length)  # 4 pixels around a large nucleus
+        start = np.clip((first + last + 1 - extent) // 2, 0, length - extent)
+        window.append(slice(start, start + extent))
+    return overlay(image, mask, colour)[tuple(window)]
+
+
+def show_images(
+    images: Images, titles: Sequence[str] = (), columns: int = 4, size: float = 2.4, title: str | None = None
+) -> Figure:
+    """Show images in a grid, with an optional title above each image."""
+    images, starts = list(images), range(0, len(images), columns)
+    rows = [images[start : start + columns] for start in starts]
+    return show_image_rows(rows, titles=[titles[start : start + columns] for start in starts], size=size, title=title)
+
+
+def show_samples(records: Sequence, columns: int = 4, outlines: bool = False, size: float = 2.4) -> Figure:
+    """Show the images of records, with the image type and the number of nuclei above each image."""
+    images = [overlay(record.image, record.label_map) if outlines else record.image for record in records]
+    titles = [f"{readable(r.image_type)}\n{len(np.unique(r.label_map[r.label_map > 0]))} nuclei" for r in records]
+    return show_images(images, titles, columns, size)
+
+
+def show_image_rows(
+    rows: Iterable[Images],
+    names: Iterable[str] = (),
+    titles: Iterable[Sequence[str]] = (),
+    captions: Iterable[Sequence[str]] = (),
+    size: float = 1.2,
+    title: str | None = None,
+    cmap: str = "gray",
+) -> Figure:
+    """Show rows of images.
+
+    Parameters
+    ----------
+    rows : sequence of sequence of image
+        Images of each row. Rows may differ in length.
+    names : sequence of str
+        Name of each row.
+    titles, captions : sequence of sequence of str
+        Text above and below each image, by row. Missing rows have no text.
+    cmap : str
+        Colour map of float arrays (H, W).
+    """
+    rows, titles, captions = list(rows), list(titles), list(captions)
+    columns = max(map(len, rows))
+    lines = sum(max((text.count("\n") + 1 for text in texts), default=0) for texts in titles + captions)
+    height = len(rows) * (size + 0.05) + 0.2 * lines + (0.3 if title else 0)
+    fig, axes = style.new_figure(len(rows), columns, columns * size + 0.3, height, title)
+    for ax in axes.flat:
+        ax.set_visible(False)
+    for row, images in zip(axes, rows, strict=True):
+        for ax, image in zip(row, images, strict=False):
+            image = np.asarray(image)
+            is_map = image.ndim == 2 and image.dtype.kind == "f"
+            ax.set_visible(True)
+            style.draw_image(ax, image if is_map else as_rgb(image), size, cmap=cmap, vmin=0, vmax=1)
+    for ax, name in zip(axes[:, 0], names, strict=False):
+        ax.set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
+    for row, texts in zip(axes, titles, strict=False):
+        for ax, text in zip(row, texts, strict=False):
+            ax.set_title(text, fontsize=10)
+    for row, texts in zip(axes, captions, strict=False):
+        for ax, text in zip(row, texts, strict=False):
+            ax.set_xlabel(text, fontsize=9)
+    return fig
+
+
+def show_predictions(
+    images: Images, masks: Images, probabilities: Images, dice: Sequence[float] = (), title: str | None = None
+) -> Figure:
+    """Show image, truth, predicted probability and errors, one row per image.
+
+    Parameters
+    ----------
+    images, masks : sequence of array
+        Images, and their true masks or label maps.
+    probabilities : sequence of float or bool array (H, W)
+        Probability of nucleus in [0, 1]. The predicted mask is `probability > 0.5`.
+    dice : sequence of float
+        Dice of each image, for the captions.
+    """
+    rows = []
+    for image, mask, probability in zip(images, masks, probabilities, strict=True):
+        mask, probability = np.asarray(mask) > 0, np.asarray(probability, float)
+        rows.append([image, mask, probability, error_map(mask, probability > 0.5)])
+    titles = ["image", "truth", "probability of nucleus", "errors"]
+    captions = [["", "", "", f"Dice {score:.2f}"] for score in dice]
+    fig = show_image_rows(rows, titles=[titles], captions=captions, size=2.1, title=title, cmap="viridis")
+    key = {"true positive": "white", "false negative (missed)": ORANGE, "false positive": BLUE}
+    style.legend_below(fig, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour in key.items()])
+    return fig
+
+
+def show_pairs(
+    images: Images, masks: Images, titles: Sequence[str] = (), size: float = 1.3, title: str | None = None
+) -> Figure:
+    """Show images with outlined nuclei in one row, and the masks or label maps below."""
+    masks = [np.asarray(mask).reshape(np.shape(image)[:2]) > 0 for image, mask in zip(images, masks, strict=True)]
+    overlays = [overlay(image, mask) for image, mask in zip(images, masks, strict=True)]
+    return show_image_rows([overlays, masks], titles=[titles], size=size, title=title)
+
+
+def show_histograms(images: Images, titles: Sequence[str], title: str | None = None) -> Figure:
+    """Show images in one row and, below, the histograms of their values over the range of the data type."""
+    fig, axes = style.new_figure(2, len(images), 2.9 * len(images), 4.4, title)
+    for (above, below), image, name in zip(axes.T, images, titles, strict=True):
+        style.draw_image(above, as_rgb(image), 1.9)
+        above.set_title(name, fontsize=10)
+        highest = 255 if image.dtype == np.uint8 else 1
+        below.hist(np.ravel(image), bins=64, range=(0, highest), color=BLUE, log=True)
+        below.set(xlim=(0, highest), xlabel="pixel value")
+    axes[1, 0].set_ylabel("number of values")
+    return fig
+
+
+def numbered_labels(label_maps: Images, titles: Sequence[str]) -> Figure:
+    """Show coloured label maps in one row, with its label on each nucleus."""
+    fig = show_images([colour_labels(label_map) for label_map in label_maps], titles, len(label_maps), size=4.2)
+    for ax, label_map in zip(fig.axes, label_maps, strict=True):
+        _write_labels(ax, label_map, 12, BLACK, "white")
+    return fig
+
+
+def show_measurements(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    groups: Mapping[str, Sequence[float]],
+    xlabel: str,
+    title: str | None = None,
+) -> Figure:
+    """Show an image with numbered nuclei beside the histogram of a measurement.
+
+    Parameters
+    ----------
+    image, label_map
+        Image and its label map.
+    groups : dict of str to sequence of float
+        Measurements of the nuclei by the name of their image. The bars of the images are stacked.
+    xlabel : str
+        Name of the measurement with its unit.
+    """
+    fig, ((left, right),) = style.new_figure(1, 2, 10, 4.6, title, width_ratios=(1, 1.15))
+    style.draw_image(left, overlay(image, label_map), 4.4)
+    _write_labels(left, label_map, 8, "white", BLACK)
+    colours = [colour for (colour, _), _ in zip(style.styles(), groups, strict=False)]
+    values = [np.asarray(group, float) for group in groups.values()]
+    names = [readable(name) for name in groups]
+    right.hist(values, 24, stacked=True, color=colours, label=names, edgecolor="white", linewidth=0.5)
+    right.set(xlabel=xlabel, ylabel="number of nuclei")
+    right.legend(frameon=False)
+    right.grid(alpha=0.4, axis="y")
+    return fig
+
+
+def _write_labels(ax, label_map, fontsize, colour, outline):
+    """Write each label at the deepest point of its nucleus."""
+    labels = np.unique(label_map[label_map > 0])
+    centres = center_of_mass(distance_map(label_map) == 1, label_map, labels)
+    for label, (y, x) in zip(labels, centres, strict=True):
+        text = ax.text(x, y, str(label), ha="center", va="center", color=colour, fontsize=fontsize)
+        text.set_path_effects([withStroke(linewidth=fontsize / 4, foreground=outline)])
