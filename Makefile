@@ -57,13 +57,13 @@ outputs: setup ## execute the notebooks on the sample and keep the outputs in pl
 	$(BIN)/python -m tools.picture
 
 benchmark: setup ## train and score all networks on the real data; can be stopped and goes on (SEEDS="0 1 2"; hours)
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.networks --seeds $(SEEDS)
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.evaluate
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.transfer --seeds $(SEEDS)
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.tuning
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.instances
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.separate
-	$(BIN)/python -m benchmarks.tables --write
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_networks --seeds $(SEEDS)
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.compare_networks
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_with_few_labels --seeds $(SEEDS)
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.tune_unet
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_included_network
+	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.score_included_network --submission benchmarks/submission.csv
+	$(BIN)/python -m benchmarks.write_tables --write
 
 sync: setup ## write the setup cell and the Colab links into every notebook (after a change of address in pyproject.toml)
 	$(BIN)/python -m tools.setup_cell

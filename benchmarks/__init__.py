@@ -1,1 +1,1 @@
-"""The published results: every figure in the README and the notebooks comes from a file that one of these wrote."""
+"""Published results: a script here writes the result file behind every number in the README and the notebooks."""

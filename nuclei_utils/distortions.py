@@ -1,4 +1,10 @@
-"""Distort images on purpose, and measure how the scores of a model fall."""
+"""Distort images on purpose, and measure how the scores of a model fall.
+
+Each distortion takes a uint8 image (H, W, 3) and a strength, and returns a new image of the same shape and dtype. It
+returns an equal image at strength 0, and the same image in each call.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -7,70 +13,50 @@ import pandas as pd
 from nuclei_utils import metrics
 
 
-def blur(image, sigma):
-    """Blur an image as a microscope out of focus does, about: a Gaussian of `sigma` pixels.
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur with a Gaussian of `sigma` pixels, about as a microscope out of focus does.
 
-    Parameters
-    ----------
-    image : uint8 array (H, W, 3)
-    sigma : float
-        0 leaves the image as it is.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
+    Examples
+    --------
+    >>> blur(np.array([[0, 0, 255, 0, 0]], np.uint8), sigma=1).tolist()
+    [[15, 62, 102, 62, 15]]
     """
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT) if sigma else image.copy()
 
 
-def noise(image, deviation):
-    """Add Gaussian noise of a standard deviation in grey levels, as in a dim image; always the same.
+def noise(image: np.ndarray, deviation: float) -> np.ndarray:
+    """Add Gaussian noise with a standard deviation of `deviation` grey levels, as in a dim image.
 
-    Parameters
-    ----------
-    image : uint8 array (H, W, 3)
-    deviation : float
-        0 leaves the image as it is.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
+    Examples
+    --------
+    >>> noise(np.full((1, 3), 100, np.uint8), deviation=10).tolist()
+    [[101, 99, 106]]
     """
     grains = np.random.default_rng(0).normal(0, deviation, image.shape)
     return np.clip(np.round(image + grains), 0, 255).astype(np.uint8)
 
 
-def reduce_contrast(image, share):
-    """Take contrast away: every value moves towards the image's mean, and grey levels are lost for good.
+def reduce_contrast(image: np.ndarray, fraction: float) -> np.ndarray:
+    """Remove a fraction of the contrast, `0 <= fraction <= 1`. Rounding loses grey levels.
 
-    Parameters
-    ----------
-    image : uint8 array (H, W, 3)
-    share : float
-        Of the contrast to take away, 0..1.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
+    Examples
+    --------
+    >>> reduce_contrast(np.array([[0, 50, 100]], np.uint8), fraction=0.8).tolist()
+    [[40, 50, 60]]
     """
     mean = image.mean()
-    return np.round(mean + (1 - share) * (image - mean)).astype(np.uint8)
+    return np.round(mean + (1 - fraction) * (image - mean)).astype(np.uint8)
 
 
-def invert(image, share=1):
-    """Turn bright into dark.
+def invert(image: np.ndarray, strength: float = 1) -> np.ndarray:
+    """Exchange bright and dark at any strength but 0.
 
-    Parameters
-    ----------
-    image : uint8 array (H, W, 3)
-    share : 0 or 1
-        0 leaves the image as it is.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
+    Examples
+    --------
+    >>> invert(np.array([[0, 50, 255]], np.uint8)).tolist()
+    [[255, 205, 0]]
     """
-    return 255 - image if share else image.copy()
+    return 255 - image if strength else image.copy()
 
 
 DISTORTIONS = {
@@ -79,38 +65,43 @@ DISTORTIONS = {
     "contrast": (reduce_contrast, (0, 0.8, 0.9, 0.95)),
     "inversion": (invert, (0, 1)),
 }
-"""What can be done to an image on purpose, by name: the function, and the strengths to try; 0 does nothing."""
+"""Function and strengths of each distortion. Strength 0 leaves the image unchanged."""
 
 
-def robustness_table(predict, images, masks, distortions=DISTORTIONS, threshold=0.5):
-    """Score a model on images that were made worse on purpose.
+def robustness_table(
+    predict: Callable,
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    distortions: Mapping[str, tuple[Callable, Sequence[float]]] = DISTORTIONS,
+    threshold: float = 0.5,
+) -> pd.DataFrame:
+    """Score a model on distorted images.
 
     Parameters
     ----------
     predict : callable
-        Takes a list of uint8 images (H, W, 3), returns their probabilities of nucleus, such as
+        Function from a list of images to a list of probability maps, such as
         `functools.partial(predict.predict_masks, model)`.
     images : sequence of uint8 array (H, W, 3)
     masks : sequence of array (H, W)
         True masks or label maps.
     distortions : dict of str to (callable, sequence of float)
-        As `DISTORTIONS`.
+        Functions and strengths, as in `DISTORTIONS`.
     threshold : float
+        Pixels with a probability above the threshold are predicted nucleus.
 
     Returns
     -------
     pandas.DataFrame
-        One row per `distortion` and `strength`: the scores of `metrics.scores_from_counts` over all pixels, and `mean_dice` over
-        images.
+        One row per `distortion` and `strength`: the columns of `metrics.scores_from_counts` over all pixels, and
+        `mean_dice` over images.
     """
     known, rows = {}, []
     for name, (distort, strengths) in distortions.items():
         for strength in strengths:
-            key = (name, strength) if strength else "as it is"  # needs to be predicted only once
+            key = (name, strength) if strength else "undistorted"  # predicted only once
             if key not in known:
-                worse = [distort(image, strength) for image in images]
-                table = metrics.pixel_scores(masks, predict(worse), threshold)
-                pooled = metrics.scores_from_counts(table[list(metrics.COUNTS)].sum().to_frame().T).iloc[0]
-                known[key] = {**pooled, "mean_dice": table["dice"].mean()}
+                maps = predict([distort(image, strength) for image in images])
+                known[key] = metrics.threshold_scores(masks, maps, [threshold]).iloc[0].to_dict()
             rows.append({"distortion": name, "strength": strength, **known[key]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).drop(columns=["threshold", "false_positive_rate", *metrics.COUNTS])

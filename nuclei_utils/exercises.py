@@ -1,7 +1,9 @@
-"""Checks for the exercises: they say what is wrong with an answer, and wait for one that is not there yet."""
+"""Check the answers to exercises, and explain what is wrong."""
 
 import textwrap
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -9,44 +11,50 @@ __all__ = ["WrongAnswer", "check"]
 
 
 class WrongAnswer(AssertionError):
-    """An answer to an exercise that is wrong, or that raises an error.
+    """A wrong answer to an exercise, or an answer that raises an error.
 
-    A notebook shows one line for a wrong answer. For an answer that raises, the notebook also shows the lines of the
-    learner's function. Outside of a notebook this is an ordinary `AssertionError`.
+    A notebook shows one line for a wrong answer. If the learner's function raises, the notebook also shows the lines
+    of that function. Elsewhere the error is an ordinary `AssertionError`.
     """
 
     def _render_traceback_(self):
-        """Return the lines that IPython shows in place of its traceback."""
+        """Return the lines that IPython shows instead of the traceback."""
         lines = [f"{type(self).__name__}: {self}"]
         error = self.__cause__
         if error is None:
             return lines
-        # The first frame is that of `check`, which does not help the learner.
-        inside = error.__traceback__.tb_next if error.__traceback__ else None
-        shown = "".join(traceback.format_exception(type(error), error, inside, chain=False))
-        return [*shown.splitlines(), "", *lines]
+        # The first frame belongs to `check` and does not help the learner.
+        frames = error.__traceback__.tb_next if error.__traceback__ else None
+        report = "".join(traceback.format_exception(type(error), error, frames, chain=False))
+        return [*report.splitlines(), "", *lines]
 
 
-def check(answer, *cases, rtol=1e-5, atol=1e-8):
-    """Try a learner's function on known cases, and print how far it got.
+def check(answer: Callable, *cases: tuple[tuple, Any, str], rtol: float = 1e-5, atol: float = 1e-8) -> None:
+    """Call a learner's function with known cases, and print the outcome.
 
     Parameters
     ----------
     answer : callable
-        The learner's function. As long as it returns nothing (or `...`) in the first case, the exercise counts as not
-        done yet.
+        The learner's function. The exercise is "not done yet" if it returns None or `...` in the first case.
     *cases : tuple of (tuple, object, str)
-        The arguments of the call, what it should give, and a hint. What it should give is a number, string or array,
-        or a sequence of them, or a function that takes the result and says whether it is right. Whether several
-        values come as a tuple, a list or a one-dimensional array makes no difference.
+        Arguments of the call, the expected result, and a hint. The expected result is a number, string or array, a
+        sequence of them, or a function that returns True for a right result. A tuple, a list and a one-dimensional
+        array of the same values are equal.
     rtol, atol : float
-        How close floating-point numbers have to be, as in `numpy.allclose`.
+        Tolerances for floating-point numbers, as in `numpy.allclose`.
 
     Raises
     ------
     WrongAnswer
-        If a result is wrong, or the learner's function raises an error. The message shows the call, what it gave,
-        what was expected, and the hint.
+        If a result is wrong, or if the function raises an error. The message shows the call, its result, the expected
+        result and the hint.
+
+    Examples
+    --------
+    >>> def double(x):
+    ...     return 2 * x
+    >>> check(double, ((1,), 2, "multiply by two"), ((0.5,), 1.0, "numbers need not be whole"))
+    Right: double passes 2 checks.
     """
     for number, (arguments, expected, hint) in enumerate(cases):
         call = f"{answer.__name__}({', '.join(map(_show, arguments))})"
@@ -59,15 +67,16 @@ def check(answer, *cases, rtol=1e-5, atol=1e-8):
             return
         try:
             right = _agree(result, expected, rtol, atol)
-        except Exception:  # a result of a type that cannot even be compared with what is expected
+        except Exception:  # the types cannot be compared
             right = False
         if not right:
-            wanted = "" if callable(expected) else f", expected {_show(expected)}"
-            raise WrongAnswer(f"{call} gave {_show(result)}{wanted}. Hint: {hint}")
+            expectation = "" if callable(expected) else f", expected {_show(expected)}"
+            raise WrongAnswer(f"{call} gave {_show(result)}{expectation}. Hint: {hint}")
     print(f"Right: {answer.__name__} passes {len(cases)} check{'s' if len(cases) != 1 else ''}.")
 
 
-def _agree(result, expected, rtol, atol):
+def _agree(result: Any, expected: Any, rtol: float, atol: float) -> bool:
+    """Return True if a result is the expected result."""
     if callable(expected):
         return bool(expected(result))
     if isinstance(expected, (list, tuple)):
@@ -84,8 +93,8 @@ def _agree(result, expected, rtol, atol):
     return np.array_equal(result, expected)
 
 
-def _show(value):
-    """Return a value as text that fits on a line: a small array in full, a large one by its shape, type and range."""
+def _show(value: Any) -> str:
+    """Return a value as a line of text: a small array in full, a large array by its shape, dtype and range."""
     if type(value) in (list, tuple):
         text = repr(type(value)(map(_Text, map(_show, value))))
     elif isinstance(value, np.generic):
@@ -100,6 +109,6 @@ def _show(value):
 
 
 class _Text(str):
-    """Text that stands for itself where a list or tuple is shown."""
+    """Text without quotation marks in the repr of a list or tuple."""
 
     __repr__ = str.__str__

@@ -1,19 +1,17 @@
-"""Losses for masks: binary cross-entropy looks at each pixel, Dice at the overlap of the whole."""
+"""Losses and metrics for masks, on every Keras backend."""
 
 import keras
 from keras import ops
 
-from nuclei_utils import metrics
-
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class Dice(keras.metrics.Metric):
-    """Dice coefficient over all pixels seen since the last reset, for `model.compile(metrics=…)`.
+    """Compute the Dice coefficient over all pixels of an epoch, for `model.compile(metrics=…)`.
 
     Parameters
     ----------
     threshold : float
-        A pixel is nucleus where its probability is larger.
+        Pixels with a probability above the threshold are predicted nucleus.
     """
 
     def __init__(self, threshold=0.5, name="dice", **kwargs):
@@ -23,27 +21,27 @@ class Dice(keras.metrics.Metric):
         self.total = self.add_weight(name="total", initializer="zeros")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        """Add a batch: masks and probabilities of one shape."""
-        intersection, total = metrics._overlap(y_true, y_pred, self.threshold)
-        self.intersection.assign_add(intersection)
-        self.total.assign_add(total)
+        """Add the pixels of a batch: masks and probabilities of the same shape."""
+        y_true = ops.cast(y_true, "float32")
+        y_pred = ops.cast(ops.cast(y_pred, "float32") > self.threshold, "float32")
+        self.intersection.assign_add(ops.sum(y_true * y_pred))
+        self.total.assign_add(ops.sum(y_true) + ops.sum(y_pred))
 
     def result(self):
-        """Return the coefficient, a scalar in [0, 1]; 1 while neither mask has a nucleus."""
+        """Return the coefficient, a scalar in [0, 1]; 1 if both masks are empty."""
         return ops.where(self.total > 0, 2 * self.intersection / ops.maximum(self.total, 1), 1.0)
 
     def get_config(self):
-        """Return what is needed to make the metric again."""
+        """Return the arguments that build the metric again."""
         return {**super().get_config(), "threshold": self.threshold}
 
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class BinaryCrossentropyDice(keras.losses.Loss):
-    """Sum of binary cross-entropy and Dice loss, `BCE + (1 - Dice)`, as in U-Net++ (arXiv 1807.10165, eq. 2).
+    """Add binary cross-entropy and Dice loss, `BCE + (1 - Dice)`, as U-Net++ does (arXiv 1807.10165, eq. 2).
 
-    Cross-entropy gives every pixel a gradient from the first step; Dice (V-Net, arXiv 1606.04797) does not let the
-    large background drown the nuclei. Dice is taken over the batch as a whole, so that a crop without any nucleus
-    does no harm.
+    Cross-entropy gives every pixel a gradient from the first step. Dice (V-Net, arXiv 1606.04797) counts the nuclei
+    although the background is larger. Dice is taken over the whole batch, so a crop without a nucleus does no harm.
     """
 
     def __init__(self, name="binary_crossentropy_dice", **kwargs):
@@ -52,7 +50,7 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         self._dice = keras.losses.Dice()
 
     def call(self, y_true, y_pred):
-        """Return the loss of a batch.
+        """Return the loss of a batch, a scalar tensor from 0 (perfect) upwards.
 
         Parameters
         ----------
@@ -60,9 +58,5 @@ class BinaryCrossentropyDice(keras.losses.Loss):
             Masks, 0 or 1.
         y_pred : tensor (batch, H, W, 1)
             Probabilities in [0, 1].
-
-        Returns
-        -------
-        scalar tensor, 0 (perfect) and up
         """
         return self._binary_crossentropy(y_true, y_pred) + self._dice(y_true, y_pred)

@@ -1,32 +1,30 @@
 """Confidence intervals and paired tests for the scores of models."""
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
+from numpy.typing import ArrayLike
+from scipy.stats import bootstrap, wilcoxon
 
 from nuclei_utils import metrics
 
 
-def bootstrap_interval(values, groups=None, level=0.95, resamples=2000, seed=0):
-    """Estimate how far the mean over images could have come out otherwise, with other images of the same sort.
+def bootstrap_interval(values: ArrayLike, groups: Sequence | None = None, resamples: int = 2000) -> tuple[float, float]:
+    """Estimate the 95 % confidence interval of a mean over images.
 
-    Images are drawn with replacement from those at hand, as many as there are, and averaged; again and again. The
-    interval holds the middle of these means (percentile bootstrap, Efron 1979, doi:10.1214/aos/1176344552). It says
-    nothing about another training of the same network.
+    The percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552) draws as many images with replacement as there
+    are, and averages their scores, many times. The interval covers other images, not other trainings.
 
     Parameters
     ----------
     values : sequence of float
         One score per image.
     groups : sequence, optional
-        The group of near-duplicates that each image belongs to. With groups, whole groups are drawn, so the interval
-        is not too narrow, provided that images of different groups are independent.
-    level : float
-        Share of the means that lie inside, 0..1.
+        Group of near-duplicates of each image. Whole groups are drawn, because near-duplicates are not independent.
     resamples : int
-    seed : int
+        Number of draws.
 
     Returns
     -------
@@ -35,73 +33,83 @@ def bootstrap_interval(values, groups=None, level=0.95, resamples=2000, seed=0):
     Raises
     ------
     ValueError
-        If there is no value, or not one group for each.
+        If there is no value, or if the numbers of values and groups differ.
+
+    Examples
+    --------
+    >>> [round(limit, 3) for limit in bootstrap_interval([0.7, 0.8, 0.9, 0.8])]
+    [0.725, 0.875]
     """
-    means = _resampled_means(np.asarray(values, float), groups, resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    values = np.asarray(values, float)
+    index = _group_index(len(values), groups)
+    sums, counts = np.bincount(index, values), np.bincount(index)
+    if len(counts) == 1:  # SciPy needs two
+        return float(values.mean()), float(values.mean())
+
+    def mean(drawn: np.ndarray, axis: int) -> np.ndarray:
+        return sums[drawn].sum(axis=axis) / counts[drawn].sum(axis=axis)
+
+    groups_to_draw = (np.arange(len(counts)),)
+    rng = np.random.default_rng(0)  # SciPy before 1.15 calls the argument `random_state`
+    result = bootstrap(groups_to_draw, mean, n_resamples=resamples, method="percentile", random_state=rng)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def _resampled_means(values, groups, resamples, seed):
-    member = _members(len(values), groups)
-    sums, counts = np.bincount(member, values), np.bincount(member)
-    drawn = np.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
-    return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-
-
-def _members(images, groups):
-    """Return the number of the group that each image belongs to; without groups each image is one."""
+def _group_index(images: int, groups: Sequence | None) -> np.ndarray:
+    """Return the number of the group of each image. Without groups, each image is a group."""
     if not images:
         raise ValueError("there is no image to average over")
     if groups is None:
         return np.arange(images)
     if len(groups) != images:
-        raise ValueError(f"found {len(groups)} groups for {images} images: name the group of each image")
+        raise ValueError(f"found {len(groups)} groups for {images} images: give the group of each image")
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
-def compare_models(scores, groups=None, level=0.95, resamples=10_000, seed=0):
-    """Test pair by pair whether one model is better than another on the same images by more than chance.
+def compare_models(scores: Mapping[str, ArrayLike], groups: Sequence | None = None) -> pd.DataFrame:
+    """Test for each pair of models whether one scores higher on the same images.
 
-    The differences are taken image by image, so that it does not matter that some images are harder than others.
-    Wilcoxon's signed-rank test (1945, doi:10.2307/3001968) gives the probability of differences at least as lopsided
-    as these if neither model were better; Holm's correction (1979, www.jstor.org/stable/4615733) raises it where
-    several pairs are compared, because one of many comparisons is soon small by chance.
+    The test uses the difference on each image, so it does not matter that some images are harder than others.
+    Wilcoxon's signed-rank test (1945, doi:10.2307/3001968) gives the p-value.
 
     Parameters
     ----------
     scores : dict of str to sequence of float
-        For each model one score per image, the same images in the same order.
+        One score per image for each model, with the images in the same order.
     groups : sequence, optional
-        The group of near-duplicates that each image belongs to; a group's images then count as one in the test (the
-        mean of their differences), and are drawn together for the interval (`bootstrap_interval`).
-    level, resamples, seed
-        As for `bootstrap_interval`.
+        Group of near-duplicates of each image. The test takes the mean difference of each group.
 
     Returns
     -------
     pandas.DataFrame
-        One row per pair (index `first`, `second`): number of `images` and of `units` (groups; images without groups),
-        `mean_difference` over images (first - second) with its interval `low`, `high`, on how many images `first` is
-        `better` and on how many it is `worse`, and the two-sided `p` and `p_holm`, both 1 where no score differs.
+        One row per pair (index `first`, `second`): number of `images` and of `units` (groups, or images without
+        groups); the `mean_difference` over images (first - second) with its 95 % interval from `low` to `high`; the
+        numbers of images on which `first` is `better` and `worse`; the two-sided p-value `p`, and `p_holm` from
+        `holm_correction`. Both are 1 if all scores are equal.
 
     Raises
     ------
     ValueError
-        If there are not two models, or the numbers of scores differ.
+        If there are fewer than two models, or if the numbers of scores differ.
+
+    Examples
+    --------
+    >>> table = compare_models({"A": [0.8, 0.9, 0.7], "B": [0.7, 0.7, 0.7]})
+    >>> table[["better", "worse", "mean_difference"]].round(2).to_dict("records")
+    [{'better': 2, 'worse': 0, 'mean_difference': 0.1}]
     """
     scores = {name: np.asarray(values, float) for name, values in scores.items()}
     lengths = {name: len(values) for name, values in scores.items()}
     if len(scores) < 2:
-        raise ValueError(f"comparing takes the scores of two models or more, found {len(scores)}")
+        raise ValueError(f"a comparison needs the scores of two models or more, found {len(scores)}")
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the models must be scored on the same images, found {lengths} scores")
     rows = []
     for first, second in combinations(scores, 2):
         difference = scores[first] - scores[second]
-        member = _members(len(difference), groups)
-        units = np.bincount(member, difference) / np.bincount(member)
-        low, high = bootstrap_interval(difference, groups, level, resamples, seed)
+        index = _group_index(len(difference), groups)
+        units = np.bincount(index, difference) / np.bincount(index)
+        low, high = bootstrap_interval(difference, groups, resamples=10_000)
         rows.append(
             {
                 "first": first,
@@ -120,7 +128,7 @@ def compare_models(scores, groups=None, level=0.95, resamples=10_000, seed=0):
     return table.assign(p_holm=holm_correction(table["p"]))
 
 
-def holm_correction(p_values):
+def holm_correction(p_values: ArrayLike) -> np.ndarray:
     """Correct p-values for the number of comparisons (Holm 1979, www.jstor.org/stable/4615733).
 
     Parameters
@@ -130,55 +138,61 @@ def holm_correction(p_values):
     Returns
     -------
     float array
-        In the same order. Below 0.05 in all comparisons together at most once in twenty times by chance.
+        Corrected p-values in the same order.
+
+    Examples
+    --------
+    >>> holm_correction([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
     """
     p_values = np.asarray(p_values, float)
     order = np.argsort(p_values)
-    raised = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
     corrected = np.empty_like(p_values)
-    corrected[order] = np.minimum(raised, 1)
-    return corrected
+    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return np.minimum(corrected, 1)
 
 
-def score_table(masks, predictions, image_types, groups=None, costs=None, threshold=0.5):
-    """Score models on the same images, over all images and by image_type: one table for all of them.
+def score_table(
+    masks: metrics.Arrays,
+    predictions: Mapping[str, metrics.Arrays],
+    image_types: Sequence[str],
+    groups: Sequence | None = None,
+    costs: Mapping[str, Mapping] | None = None,
+) -> pd.DataFrame:
+    """Score several models on the same images, by image type and over all images.
 
     Parameters
     ----------
     masks : sequence of array (H, W)
         True masks or label maps.
     predictions : dict of str to sequence of array (H, W)
-        Each model's probabilities of nucleus in [0, 1], one map per image.
+        Probabilities of nucleus in [0, 1] from each model, one map per image. The threshold is 0.5.
     image_types : sequence of str
-        Kind of each image.
+        Type of each image.
     groups : sequence, optional
-        Group of near-duplicates of each image, for the interval (`bootstrap_interval`).
+        Group of near-duplicates of each image, for `bootstrap_interval`.
     costs : dict of str to dict, optional
-        What each model costs, from `cost`.
-    threshold : float
-        A pixel is predicted nucleus where its probability is larger.
+        Costs of each model, from `models.model_cost`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per image_type and model (index `image_type`, `model`), the image_type "all" last: `table.loc["all"]` has one row per
-        model. The columns of `metrics.summarise`; `low_dice` and `high_dice`, the 95 % interval of `mean_dice`, and the
-        same for IoU; `f1`, another name for `dice`; and the columns of `cost`.
+        One row per image type and model (index `image_type`, `model`), with the image type "all" last. The columns of
+        `metrics.summarise`; the 95 % intervals `low_dice` to `high_dice` and `low_iou` to `high_iou` of the means over
+        images; `f1`, which equals `dice`; and the columns of `costs`.
     """
     image_types = np.asarray(image_types)
+    groups = np.arange(len(image_types)) if groups is None else np.asarray(groups)
     tables = {}
     for model, probabilities in predictions.items():
-        table = metrics.summarise(masks, probabilities, image_types, threshold)
-        images = metrics.pixel_scores(masks, probabilities, threshold)
+        table = metrics.summarise(masks, probabilities, image_types)
+        images = metrics.pixel_scores(masks, probabilities)
         for image_type in table.index:
             chosen = (image_types == image_type) | (image_type == "all")
-            some = None if groups is None else np.asarray(groups)[chosen]
             for score in ("dice", "iou"):
-                table.loc[image_type, [f"low_{score}", f"high_{score}"]] = bootstrap_interval(
-                    images.loc[chosen, score], some
-                )
-        tables[model] = table.assign(f1=table["dice"])
+                interval = bootstrap_interval(images.loc[chosen, score], groups[chosen])
+                table.loc[image_type, [f"low_{score}", f"high_{score}"]] = interval
+        tables[model] = table.assign(f1=table["dice"], **(costs or {}).get(model, {}))
     table = pd.concat(tables, names=["model"]).swaplevel()
-    order = list(next(iter(tables.values())).index)
-    table = table.loc[[(image_type, model) for image_type in order for model in predictions]]
-    return table if costs is None else table.join(pd.DataFrame.from_dict(costs, orient="index").rename_axis("model"))
+    order = tables[model].index
+    return table.loc[[(image_type, model) for image_type in order for model in predictions]]

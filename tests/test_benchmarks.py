@@ -1,5 +1,3 @@
-"""What stands beside the figures: the command, the commit, the machine."""
-
 import json
 import os
 import re
@@ -8,87 +6,148 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 
-from benchmarks import explore, results
-from nuclei_utils import datasets
+from benchmarks import describe_data, results_file, score_included_network, tune_unet
+from nuclei_utils import datasets, input_pipeline, models
+from nuclei_utils.errors import NucleiError
+from tools import release_network
+
+CIRCUMSTANCES = ["command", "date", "commit", "hardware", "versions", "python"]
 
 
 @pytest.fixture
-def as_benchmark(monkeypatch):
-    """Let this process look like `python -m benchmarks.explore --data sample`."""
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="benchmarks.explore"))
-    monkeypatch.setattr(sys, "argv", ["explore.py", "--data", "sample"])
+def results(tmp_path, monkeypatch):
+    """Let this process look like `python -m benchmarks.describe_data --data sample`; return its result folder."""
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="benchmarks.describe_data"))
+    monkeypatch.setattr(sys, "argv", ["describe_data.py", "--data", "sample"])
     for name in [name for name in os.environ if name.startswith("NUCLEI_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr(results_file, "FOLDER", tmp_path / "results")
+    return tmp_path / "results"
 
 
-@pytest.mark.usefixtures("as_benchmark")
-def test_command_names_the_variables_that_are_set(monkeypatch):
-    assert results.command() == "python -m benchmarks.explore --data sample"
+@pytest.mark.usefixtures("results")
+def test_command_has_the_variables_that_are_set(monkeypatch):
+    assert results_file.command() == "python -m benchmarks.describe_data --data sample"
     monkeypatch.setenv("NUCLEI_PROFILE", "full")
     monkeypatch.setenv("NUCLEI_DATA", "stage1")
     monkeypatch.setenv("NUCLEI_HOME", "/somebody/at home")
-    assert results.command() == "NUCLEI_DATA=stage1 NUCLEI_PROFILE=full python -m benchmarks.explore --data sample"
-    monkeypatch.setattr(sys, "argv", ["explore.py"])
-    assert results.command().endswith("benchmarks.explore")
+    monkeypatch.setattr(sys, "argv", ["describe_data.py"])
+    assert results_file.command() == "NUCLEI_DATA=stage1 NUCLEI_PROFILE=full python -m benchmarks.describe_data"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_commit_is_that_of_the_checkout_or_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert results.commit() is None
+def test_commit_is_none_outside_of_a_checkout(results, monkeypatch):
+    repository = results.parent
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(repository.parent))
+    assert results_file.commit() is None
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for words in (["init", "--quiet"], [*identity, "commit", "--quiet", "--allow-empty", "--message", "first"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert re.fullmatch("[0-9a-f]{7,}", results.commit())
+        subprocess.run(["git", *words], cwd=repository, check=True)
+    assert re.fullmatch("[0-9a-f]{7,}", results_file.commit())
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert results.commit() is None
+    assert results_file.commit() is None
+
+
+@pytest.mark.parametrize(("text", "name"), [("model name\t: AMD: EPYC\n", "AMD: EPYC"), ("CPU part: 0xd0c\n", "")])
+def test_processor_may_have_no_name(tmp_path, monkeypatch, text, name):
+    monkeypatch.setattr(results_file, "CPU_INFO", tmp_path / "cpuinfo")
+    results_file.CPU_INFO.write_text(text)
+    assert results_file.processor() == name or (results_file.processor() and not name)
+
+
+def test_runs_are_added_with_their_circumstances(results):
+    assert results_file.read("x") == {}
+    for name, dice in {"a": 0.1, "b": 0.2, "c": 0.3}.items():
+        path = results_file.add("x", name, {"dice": dice}, data="sample")
+    assert list(results.iterdir()) == [path]
+    assert list(json.loads(path.read_text())) == ["data", "runs"]
+    assert [(name, run["dice"]) for name, run in results_file.read("x").items()] == [("a", 0.1), ("b", 0.2), ("c", 0.3)]
+    assert all(list(run) == [*CIRCUMSTANCES, "dice"] for run in results_file.read("x").values())
+
+
+@pytest.mark.usefixtures("results")
+def test_only_missing_runs_are_made():
+    results_file.add("x", "a", {"dice": 0.1})
+    results_file.add_missing("x", {"a": lambda: pytest.fail("run again"), "b": lambda: {"dice": 0.2}})
+    assert [run["dice"] for run in results_file.read("x").values()] == [0.1, 0.2]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [("processor: 0\nmodel name\t: AMD: EPYC\n", "AMD: EPYC"), ("processor: 0\nCPU part: 0xd0c\n", ""), (None, "")],
+    "path", [path for path in sorted(results_file.FOLDER.glob("*.json")) if path.stem != "splits"], ids=lambda p: p.stem
 )
-def test_a_processor_without_a_name_is_no_obstacle(tmp_path, monkeypatch, text, expected):
-    monkeypatch.setattr(results, "CPU", tmp_path / "cpuinfo")
-    if text is not None:
-        results.CPU.write_text(text)
-    assert results.processor()
-    assert results.processor() == expected or not expected
+def test_published_files_have_the_common_format(path):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert set(content) <= {"data", "profile", "runs"}
+    for run in content["runs"].values():
+        expected = [name for name in CIRCUMSTANCES if name in run or name != "commit"]  # the first files have no commit
+        assert list(run)[: len(expected)] == expected
 
 
-@pytest.mark.usefixtures("as_benchmark")
-def test_results_are_written_with_their_circumstances(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    path = results.write("x", {"dice": 0.5})
-    written = json.loads(path.read_text())
-    assert list(written) == ["command", "date", "commit", "hardware", "versions", "python", "dice"]
-    assert written["command"] == "python -m benchmarks.explore --data sample"
-    assert list(path.parent.iterdir()) == [path]
+def test_resizing_counts_vanished_nuclei_and_errors_of_area():
+    label_map = np.zeros((8, 8), np.int32)
+    label_map[:4, :4] = 1  # shrinks to 2 x 2 pixels without an error of area
+    label_map[6, 6] = 2  # between the pixels that remain
+    records = [datasets.Record("a", np.zeros((8, 8, 3), np.uint8), label_map, "")]
+    expected = {"size": 4, "nuclei": 2, "vanished": 1, "mean_error_of_area_percent": 50}
+    assert json.loads(json.dumps(describe_data.resizing(records, size=4))) == expected
 
 
-def test_resizing_counts_what_vanishes_and_what_is_wrong():
-    labels = np.zeros((8, 8), np.int32)
-    labels[:4, :4] = 1  # shrinks to 2 x 2 pixels, its area is right
-    labels[6, 6] = 2  # between the pixels that are kept
-    found = explore.resizing([datasets.Record("a", np.zeros((8, 8, 3), np.uint8), labels, "")], size=4)
-    assert json.loads(json.dumps(found)) == {
-        "size": 4,
-        "nuclei": 2,
-        "vanished": 1,
-        "mean_error_of_area_percent": 50,
-    }
+def test_numbers_of_the_sample_can_be_written():
+    records = datasets.load("sample", "test")
+    numbers = json.loads(json.dumps(describe_data.describe(records, datasets.label_problems("sample"))))
+    assert numbers["images"] == len(records)
+    assert numbers["nuclei"] == sum(record.label_map.max() for record in records)
+    same = describe_data.correction(records, records)
+    assert json.loads(json.dumps(same))["pixels_changed"] == 0
 
 
-@pytest.mark.usefixtures("as_benchmark")
-def test_runs_are_added_to_what_is_there_each_with_its_circumstances(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "FOLDER", tmp_path)
-    assert results.runs("x") == {}
-    for name, dice in {"a": 0.1, "b": 0.2, "a, again": 0.3}.items():
-        results.add("x", name, {"dice": dice}, data="sample")
-    assert {name: run["dice"] for name, run in results.runs("x").items()} == {"a": 0.1, "b": 0.2, "a, again": 0.3}
-    assert all(run["hardware"] for run in results.runs("x").values())
-    assert json.loads((tmp_path / "x.json").read_text())["data"] == "sample"
+def test_variants_of_the_unet_have_equal_arithmetic():
+    steps = {name: tune_unet.steps_of(tune_unet.FIRST | settings) for name, settings in tune_unet.VARIANTS.items()}
+    assert steps["crops of 256"] == 256
+    assert steps["crops of 128"] == 512  # a quarter of the pixels, twice the crops
+    assert steps["crops of 128, half the width"] == 2048
+
+
+@pytest.mark.parametrize("settings", [{}, {"rotation": False}, {"colours": False}], ids=str)
+def test_variants_make_batches(settings, monkeypatch):
+    examples = input_pipeline.from_records(datasets.load("sample", "train")[:4])
+    monkeypatch.setattr(input_pipeline, "read", lambda split: examples)
+    settings = tune_unet.FIRST | {"crop_size": 32, "batch_size": 2} | settings
+    images, masks = next(iter(tune_unet.training_batches(settings, seed=0)))
+    assert images.shape == (2, 32, 32, 3)
+    assert set(np.unique(masks)) <= {0, 1}
+
+
+def test_methods_are_tuned_and_scored():
+    records = datasets.load("sample", "test")[:2]
+    label_maps = [record.label_map for record in records]
+    maps = [{name: (m > 0).astype(np.float32) for name in ("mask", "distance")} for m in label_maps]
+    maps = [{**m, "boundary": np.zeros_like(m["mask"])} for m in maps]
+    for method in score_included_network.GRIDS:
+        options, table = score_included_network.tune(method, maps, label_maps)
+        predicted = score_included_network.separate(method, maps, **options)
+        scores = json.loads(json.dumps(score_included_network.score(label_maps, predicted, ["a", "b"])))
+        assert scores["score"] == pytest.approx(table["score"].max(), abs=1e-4)
+        assert scores["image_types"]["a"]["images"] == 1
+
+
+def test_released_network_predicts_like_the_trained_network(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = models.instance_unet(weights=None)
+    model.save(tmp_path / "best.keras")
+    release_network.release(tmp_path / "best.keras", tmp_path / "network.weights.h5")
+    released = models.instance_unet(weights=None, fixed_statistics=True)
+    released.load_weights(tmp_path / "network.weights.h5")
+    for weights, expected in zip(released.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weights, expected)
+
+
+def test_another_network_cannot_be_released(tmp_path):
+    models.unet(filters=2, depth=1).save(tmp_path / "unet.keras")
+    with pytest.raises(NucleiError, match=r"unet\.keras.*instance_unet"):
+        release_network.release(tmp_path / "unet.keras", tmp_path / "network.weights.h5")
+    assert not (tmp_path / "network.weights.h5").exists()

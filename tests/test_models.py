@@ -288,3 +288,11 @@ def test_multiplications_of_a_known_network():
     x = keras.layers.Conv2D(4, 3, padding="same")(inputs)  # 48 pixels, 9 * 3 * 4 weights
     x = keras.layers.Conv2DTranspose(2, 2, strides=2)(x)  # each of 48 pixels becomes four: 2 * 2 * 4 * 2 weights
     assert models.count_multiplications(keras.Model(inputs, x)) == 48 * 108 + 48 * 32
+
+
+def test_model_cost_counts_parameters_and_measures_time():
+    model = models.unet((None, None, 3), filters=2, depth=1)
+    cost = models.model_cost(model, size=32, rounds=3)
+    assert cost["parameters"] == model.count_params()
+    assert cost["megabytes"] == pytest.approx(4 * model.count_params() / 1e6)
+    assert cost["milliseconds"] > 0

@@ -2,18 +2,22 @@ import os
 import subprocess
 import sys
 
+import keras
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 from nuclei_utils import notebook
 
+PICTURES = sorted(path.name for path in notebook.PICTURES.iterdir())
+IMPORT = "from nuclei_utils import notebook"
 
-def executed(*sources):
-    """Execute cells in a kernel of this Python as a reader would, and return them."""
+
+def execute(*sources):
+    """Execute cells in a kernel of this Python as a learner would, and return the cells."""
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     document = nbformat.v4.new_notebook(cells=cells)
-    # With the first, the kernel would not show what the process itself writes. The second no reader has set.
+    # With the first variable the kernel does not show what the process writes. A learner does not set the second.
     hidden = {"PYTEST_CURRENT_TEST", "TF_CPP_MIN_LOG_LEVEL"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -21,9 +25,9 @@ def executed(*sources):
     return document.cells
 
 
-def test_a_notebook_starts_with_one_line_and_without_the_messages_of_tensorflow():
-    start, failing = executed(
-        "from nuclei_utils import notebook\n\nnotebook.start()",
+def test_start_prints_one_line_and_hides_the_messages_of_tensorflow():
+    start, failing = execute(
+        f"{IMPORT}\n\nnotebook.start()",
         "import os\n\nwith notebook.quiet_stderr():\n    os.write(2, b'the reason')\n    1 / 0",
     )
     (output,) = start.outputs
@@ -33,39 +37,42 @@ def test_a_notebook_starts_with_one_line_and_without_the_messages_of_tensorflow(
     assert failing.outputs[-1].ename == "ZeroDivisionError"
 
 
+def test_banner_names_versions_device_data_and_profile(monkeypatch):
+    monkeypatch.setenv("NUCLEI_DATA", "sample")
+    monkeypatch.setenv("NUCLEI_PROFILE", "smoke")
+    line = notebook.banner()
+    assert "\n" not in line
+    for word in (keras.__version__, "device: ", "sample", "smoke"):
+        assert word in line
+
+
 @pytest.mark.parametrize(
-    ("body", "seen"),
+    ("body", "stderr"),
     [
         ("os.write(2, b'by the process'); print('by Python', file=sys.stderr)", "after"),
         ("os.write(2, b'by the process'); sys.exit(1)", "by the process"),
     ],
-    ids=["goes well", "fails"],
+    ids=["succeeds", "fails"],
 )
-def test_messages_are_shown_only_if_the_block_fails(body, seen):
-    lines = ["import os, sys", "from nuclei_utils import notebook", "with notebook.quiet_stderr():", f"    {body}"]
-    code = "\n".join([*lines, "os.write(2, b'after')"])
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.stderr == seen
+def test_quiet_stderr_shows_messages_only_if_the_block_fails(body, stderr):
+    code = f"import os, sys\n{IMPORT}\nwith notebook.quiet_stderr():\n    {body}\nos.write(2, b'after')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="closes a descriptor in the way of a POSIX shell")
-def test_a_process_without_standard_error_can_start():
-    code = "from nuclei_utils import notebook\nwith notebook.quiet_stderr():\n    print('went on')"
-    command = f'exec "{sys.executable}" -c "$0" 2>&-'
-    ran = subprocess.run(["sh", "-c", command, code], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (0, "went on\n")
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a file descriptor as a POSIX shell does")
+def test_quiet_stderr_works_without_standard_error():
+    code = f"{IMPORT}\nwith notebook.quiet_stderr():\n    print('continued')"
+    run = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$0" 2>&-', code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "continued\n")
 
 
-def test_goal_is_shown_with_its_description():
-    name = min(path.name for path in notebook.PICTURES.iterdir())
-    (cell,) = executed(f"from nuclei_utils import notebook\nnotebook.show_goal({name!r}, alt='five rows of images')")
+def test_goal_picture_has_a_description():
+    (cell,) = execute(f"{IMPORT}\nnotebook.show_goal({PICTURES[0]!r}, alt='five rows of images')")
     (output,) = cell.outputs
-    assert output.data["text/plain"] == "five rows of images"
-    assert output.metadata["image/jpeg"]["alt"] == "five rows of images"
-    assert output.data["image/jpeg"].startswith("/9j/")  # how a JPEG file begins, in base64
+    assert output.data["text/plain"] == output.metadata["image/jpeg"]["alt"] == "five rows of images"
+    assert output.data["image/jpeg"].startswith("/9j/")  # the first bytes of a JPEG file, in base64
 
 
-def test_unknown_goal_is_refused_with_the_names_of_those_there_are():
-    name = min(path.name for path in notebook.PICTURES.iterdir())
-    with pytest.raises(FileNotFoundError, match=f"no_such.jpg .*{name}"):
+def test_unknown_goal_picture_is_refused_with_the_known_names():
+    with pytest.raises(FileNotFoundError, match=f"no_such.jpg .*{PICTURES[0]}"):
         notebook.show_goal("no_such.jpg", alt="")

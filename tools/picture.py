@@ -1,6 +1,6 @@
-"""Take the goal pictures and the README's pictures out of executed notebooks: `python -m tools.picture`.
+"""Extract the goal pictures and the pictures of the README from executed notebooks: `python -m tools.picture`.
 
-`make outputs` does it at its end. The pictures come with the package, so they are small: JPEG instead of PNG.
+`make outputs` runs this command at its end. The pictures are part of the package, so they are small JPEG files.
 """
 
 import base64
@@ -22,17 +22,17 @@ SOURCES = {
     "nuclei.jpg": "07_from_masks_to_nuclei",
     "measurements.jpg": "08_use_your_own_images",
 }
-"""For each picture the notebook with the cell that shows it, which has the tag `TAG`."""
+"""Notebook of each picture. The cell that shows the picture has the tag `TAG`."""
 TAG = "readme-picture"
-FILM = ROOT / "docs" / "training_on_the_sample.gif"
-"""The film of notebook 06, for the README. Notebook 06 opens with the last frame, `LAST`."""
-LAST = "training.jpg"
-MADE = ROOT / "notebooks" / "runs" / "unet_sample_laptop" / "film.gif"
+ANIMATION = ROOT / "docs" / "training_on_the_sample.gif"
+"""Animation of notebook 06, for the README. Notebook 06 opens with the last frame, `LAST_FRAME`."""
+LAST_FRAME = "training.jpg"
+NEW_ANIMATION = ROOT / "notebooks" / "runs" / "unet_sample_laptop" / "film.gif"
 QUALITY = 85
 
 
-def of_notebook(name):
-    """Return the picture that the tagged cell of a notebook shows, the bytes of a PNG file."""
+def notebook_picture(name):
+    """Return the PNG file that the tagged cell of a notebook shows, as bytes."""
     cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
     (cell,) = (cell for cell in cells if TAG in cell.metadata.get("tags", []))
     (code,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))
@@ -41,25 +41,25 @@ def of_notebook(name):
 
 def last_frame(path):
     """Return the last frame of a GIF file, a `PIL.Image.Image`."""
-    film = Image.open(path)
-    film.seek(film.n_frames - 1)
-    return film
+    animation = Image.open(path)
+    animation.seek(animation.n_frames - 1)
+    return animation
 
 
-def keep(picture, name):
-    """Write a picture into the package, as a JPEG file."""
-    with atomic_write(notebook.PICTURES / name) as aside:
-        picture.convert("RGB").save(aside, quality=QUALITY, optimize=True)
+def save(picture, name):
+    """Write a picture into the package as a JPEG file."""
+    with atomic_write(notebook.PICTURES / name) as partial_path:
+        picture.convert("RGB").save(partial_path, quality=QUALITY, optimize=True)
 
 
 def main():
     """Write the pictures."""
     for name, source in SOURCES.items():
-        keep(Image.open(BytesIO(of_notebook(source))), name)
-    if MADE.exists():
-        with atomic_write(FILM) as aside:
-            shutil.copyfile(MADE, aside)
-    keep(last_frame(FILM), LAST)
+        save(Image.open(BytesIO(notebook_picture(source))), name)
+    if NEW_ANIMATION.exists():
+        with atomic_write(ANIMATION) as partial_path:
+            shutil.copyfile(NEW_ANIMATION, partial_path)
+    save(last_frame(ANIMATION), LAST_FRAME)
 
 
 if __name__ == "__main__":

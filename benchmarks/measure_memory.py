@@ -1,0 +1,76 @@
+"""Measure the memory and time for the nuclei of an image of 10,000 x 10,000 pixels.
+
+    python -m benchmarks.measure_memory
+
+The image is a drawn image of the sample, repeated. The memory is that of the whole process: TensorFlow, the network,
+the image and the label map.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from benchmarks import results_file
+from nuclei_utils import predict
+from tools import draw_sample
+
+MEGABYTE = 10**6
+
+
+def main() -> None:
+    """Measure in a new process, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--side", type=int, default=10_000, help="height and width of the image, pixels")
+    parser.add_argument("--tile", type=int, default=predict.TILE, help="height and width of a tile, pixels")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        measure(args.side, args.tile)
+        return
+    # The peak memory of a process includes everything since its start, so the measurement needs a process of its own.
+    command = [sys.executable, "-m", "benchmarks.measure_memory", "--child", *sys.argv[1:]]
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    run = json.loads(child.stdout.splitlines()[-1])
+    print(*(f"{name}: {value}" for name, value in run.items()), sep="\n")
+    results_file.add("memory", f"{args.side} x {args.side} pixels", run)
+
+
+def measure(side: int, tile: int) -> None:
+    """Find the nuclei of a large image, and print the results as JSON."""
+    drawn = draw_sample.draw("fluorescence_small", size=(512, 512))[0]
+    index = np.arange(side) % len(drawn)
+    image = drawn[np.ix_(index, index)]
+    model = predict.default_model()
+    before, start = peak_memory(), time.perf_counter()
+    label_map = predict.predict_labels(model, image, progress=True, tile=tile)
+    seconds = time.perf_counter() - start
+    run = {
+        "side": side,
+        "tile": tile,
+        "overlap": predict.OVERLAP,
+        "block": predict.BLOCK,
+        "context": predict.CONTEXT,
+        "nuclei": int(label_map.max()),
+        "peak_mb": peak_memory(),
+        "before_prediction_mb": before,  # Python, TensorFlow, the network and the image
+        "image_mb": round(image.nbytes / MEGABYTE),
+        "label_map_mb": round(label_map.nbytes / MEGABYTE),
+        "seconds": round(seconds, 1),
+        "megapixels_per_second": round(side**2 / 1e6 / seconds, 3),
+    }
+    print(json.dumps(run))
+
+
+def peak_memory() -> int:
+    """Return the peak memory of this process, megabytes (10**6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / MEGABYTE)  # bytes on macOS, kilobytes on Linux
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Write the tables of both READMEs and of the notebooks from the result files.
+
+    python -m benchmarks.write_tables            # print all tables
+    python -m benchmarks.write_tables --write    # put the tables into the texts
+
+A table is between the marks `<!-- table NAME -->` and `<!-- end -->`. A test compares the tables in the texts with the
+result files, so nobody types a number by hand.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import numpy as np
+
+from benchmarks import results_file
+from benchmarks.train_with_few_labels import ENCODERS
+from benchmarks.tune_unet import VARIANTS
+from nuclei_utils import datasets, recipes
+from nuclei_utils.files import atomic_write
+
+ROOT = results_file.FOLDER.parent.parent
+TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+MARKED = re.compile(r"(<!-- table (\w+) -->\n\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
+SCORES = {
+    "dice": "Dice (F1)",
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "mean_dice": "Dice, mean over images",
+}
+RUN = "stage1_fixed_laptop"
+SPLITS = ("validation", "test")
+METHODS = {
+    "components": "connected components of the mask",
+    "watershed_from_mask": "watershed of the mask's own distances",
+    "watershed_from_boundary": "markers: mask minus learned boundary",
+    "watershed_from_distance": "markers: learned distance",
+    "watershed_from_distance, n_tta 8": "the same, mean of 8 turned and mirrored views",
+}
+RUNTIMES = {
+    "keras": "Keras",
+    "onnx": "ONNX Runtime",
+    "litert float32": "LiteRT",
+    "litert int8_weights": "LiteRT, weights in 8 bits",
+    "litert int8": "LiteRT, all in 8 bits",
+}
+
+
+def single_run(file: str) -> dict:
+    """Read the run of a result file with one run."""
+    (run,) = results_file.read(file).values()
+    return run
+
+
+def runs_of(network: str) -> list[dict]:
+    """Return the runs of a network, one for each seed."""
+    return [run for run in results_file.read(f"networks_{RUN}").values() if run["network"] == network]
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence], text_columns: int = 1) -> str:
+    """Format a table in Markdown. Columns after the first `text_columns` are numbers, which do not wrap."""
+    rows = [[*row[:text_columns], *(str(cell).replace(" ", "\u00a0") for cell in row[text_columns:])] for row in rows]
+    lines = [heads, ["---"] * text_columns + ["---:"] * (len(heads) - text_columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines).replace("---: |", "---:|")
+
+
+def mean_and_std(runs: Sequence[dict], column: str, image_type: str = "all", split: str = "test") -> str:
+    """Format the mean of a score over seeds, with the standard deviation if there are several."""
+    values = [run[split]["image_types"][image_type][column] for run in runs]
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+def networks() -> str:
+    """Compare the three networks on the test images."""
+    comparison = single_run(f"evaluate_{RUN}")
+    rows = []
+    for network, title in recipes.TITLES.items():
+        runs, interval = runs_of(network), comparison["mean_dice"][network]
+        seconds = [run["training"]["cpu_seconds"] for run in runs if run["training"]["cpu_seconds"] is not None]
+        rows.append(
+            [
+                title,
+                *(mean_and_std(runs, column) for column in SCORES),
+                f"{interval['low']:.3f} to {interval['high']:.3f}",
+                f"{comparison['costs'][network]['parameters'] / 1e6:.1f} M",
+                f"{np.mean(seconds) / 60:.0f}" if seconds else "",
+                len(runs),
+            ]
+        )
+    heads = ["95 % interval of that mean", "parameters", "minutes of one core to train", "seeds"]
+    return markdown(["network", *SCORES.values(), *heads], rows)
+
+
+def kinds() -> str:
+    """Compare the three networks on each image type of the test images."""
+    runs = {network: runs_of(network) for network in recipes.TITLES}
+    first = runs["unet"][0]["test"]["image_types"]
+    rows = [
+        [
+            image_type.replace("_", " "),
+            first[image_type]["images"],
+            *(mean_and_std(runs[network], "dice", image_type) for network in runs),
+        ]
+        for image_type in [*datasets.IMAGE_TYPES, "all"]
+    ]
+    return markdown(["image type", "images", *recipes.TITLES.values()], rows)
+
+
+def pairs() -> str:
+    """Compare the networks pair by pair."""
+    rows = [
+        [
+            f"{recipes.TITLES[pair['first']]} - {recipes.TITLES[pair['second']]}",
+            f"{pair['mean_difference']:+.3f}",
+            f"{pair['low']:+.3f} to {pair['high']:+.3f}",
+            pair["better"],
+            pair["worse"],
+            f"{pair['p_holm']:.2g}",
+        ]
+        for pair in single_run(f"evaluate_{RUN}")["pairs"]
+    ]
+    heads = ["difference of mean Dice", "95 % interval", "images: first better", "worse", "p (Wilcoxon, Holm)"]
+    return markdown(["networks", *heads], rows)
+
+
+def unet() -> str:
+    """Show the scores of the U-Net on validation and test images, by image type."""
+    runs, rows = runs_of("unet"), []
+    for split in SPLITS:
+        for image_type, row in runs[0][split]["image_types"].items():
+            scores = [mean_and_std(runs, column, image_type, split) for column in SCORES]
+            cells = [image_type.replace("_", " "), row["images"], *scores]
+            rows.append([split, *(f"**{cell}**" if image_type == "all" else cell for cell in cells)])
+    return markdown(["split", "image type", "images", *SCORES.values()], rows, text_columns=2)
+
+
+def pruned() -> str:
+    """Show scores and costs of the U-Net++ in accurate mode, and in fast mode at each depth."""
+    runs, costs = runs_of("unet_plus_plus"), single_run(f"evaluate_{RUN}")["costs"]
+    modes = {"U-Net++, accurate mode (mean of all depths)": (runs, costs["unet_plus_plus"])}
+    for index in range(len(runs[0]["fast_mode"])):
+        depth = f"depth {index + 1}"
+        modes[f"U-Net++, fast mode, {depth}"] = [run["fast_mode"][index] for run in runs], costs[depth]
+    modes["U-Net"] = runs_of("unet"), costs["unet"]
+    columns = ("dice", "iou", "mean_dice")
+    rows = [
+        [
+            title,
+            *(mean_and_std(runs, column) for column in columns),
+            f"{cost['parameters'] / 1e6:.2f} M",
+            f"{cost['megabytes']:.1f}",
+            f"{cost['milliseconds']:.0f}",
+        ]
+        for title, (runs, cost) in modes.items()
+    ]
+    heads = [*(SCORES[column] for column in columns), "parameters", "MB", "ms for 256 x 256 pixels"]
+    return markdown(["network", *heads], rows)
+
+
+def transfer() -> str:
+    """Show the Dice of each encoder for each fraction of the training images."""
+    runs, rows = list(results_file.read(f"transfer_{RUN}").values()), []
+    for fraction in sorted({run["fraction"] for run in runs}):
+        same = [run for run in runs if run["fraction"] == fraction]
+        by_encoder = [[run for run in same if run["encoder"] == encoder] for encoder in ENCODERS]
+        scores = [mean_and_std(seeds, "dice") if seeds else "not run" for seeds in by_encoder]
+        rows.append([f"{fraction:.0%}", same[0]["images"], *scores])
+    return markdown(["share", "training images", *(f"{encoder} encoder" for encoder in ENCODERS)], rows)
+
+
+def tuning() -> str:
+    """Show the variants of the U-Net with equal arithmetic."""
+    rows = []
+    for variant in VARIANTS:
+        runs = [run for run in results_file.read("tuning_stage1_fixed").values() if run["variant"] == variant]
+        if runs:
+            scores = [mean_and_std(runs, column, split="validation") for column in ("dice", "mean_dice")]
+            minutes = f"{np.mean([run['cpu_seconds'] for run in runs]) / 60:.0f}"
+            rows.append([variant, runs[0]["steps"], *scores, minutes, len(runs)])
+    return markdown(["variant", "steps", "Dice", "Dice, mean over images", "minutes of one core", "seeds"], rows)
+
+
+def augmentation() -> str:
+    """Compare the networks, trained with all augmentation and with flips alone, seed 0."""
+    versions = [results_file.read(f"networks_{prefix}{RUN}") for prefix in ("all_augmentation_", "")]
+    rows = []
+    for network, title in recipes.TITLES.items():
+        runs = [version[f"{network}, seed 0"] for version in versions]
+        rows.append([title, *(mean_and_std([run], "dice", split=split) for split in SPLITS for run in runs)])
+    heads = [f"{split}: {how}" for split in SPLITS for how in ("all of it", "flips alone")]
+    return markdown(["network", *heads], rows)
+
+
+def ladder() -> str:
+    """Compare the methods that separate nuclei."""
+    run = single_run("separate_stage1_fixed_seed0")
+    rows = [
+        [
+            title,
+            f"{run['validation'][method]['score']:.3f}",
+            f"{run['test'][method]['score']:.3f}",
+            f"{run['test'][method]['ap']['0.50']:.3f}",
+            run["test"][method]["merges"],
+            run["test"][method]["splits"],
+        ]
+        for method, title in METHODS.items()
+    ]
+    heads = ["validation score", "test score", "AP at IoU 0.5, pooled (test)", "merged (test)", "split (test)"]
+    return markdown(["how nuclei are separated", *heads], rows)
+
+
+def instances() -> str:
+    """Show the scores of the included network on the test images, by image type."""
+    best = single_run("separate_stage1_fixed_seed0")["test"]["watershed_from_distance, n_tta 8"]
+    by_type = {image_type: best["image_types"][image_type] for image_type in datasets.IMAGE_TYPES}
+    by_type["all"] = best | {"images": len(best["images"])}
+    counts = ("true", "predicted", "merges", "splits")
+    rows = [
+        [image_type.replace("_", " "), row["images"], f"{row['score']:.3f}", *(row[count] for count in counts)]
+        for image_type, row in by_type.items()
+    ]
+    return markdown(["image type", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
+
+
+def deploy() -> str:
+    """Compare the exported files of the included network with the original."""
+    rows = []
+    for name, title in RUNTIMES.items():
+        row = single_run("deploy")["runtimes"][name]
+        differences = [f"{row['largest_difference']:.1g}", f"{row['agreement']:.3f}"] if name != "keras" else ["", ""]
+        rows.append(
+            [title, f"{row['megabytes']:.1f}", f"{row['milliseconds']:.0f}", *differences, f"{row['score']:.3f}"]
+        )
+    heads = ["MB", "ms for 256 x 256 pixels", "largest difference of the mask", "nuclei agree with Keras'", "score"]
+    return markdown(["runtime", *heads], rows)
+
+
+def memory() -> str:
+    """Show the memory and time for a large image."""
+    run = single_run("memory")
+    row = [
+        f"{run['side']:,} x {run['side']:,}",
+        f"{run['image_mb'] + run['label_map_mb']:,} MB",
+        f"{run['peak_mb']:,} MB",
+        f"{run['seconds'] / 60:.0f}",
+        f"{run['nuclei']:,}",
+    ]
+    heads = ["image and label map alone", "most memory of the whole process", "minutes", "nuclei found"]
+    return markdown(["pixels", *heads], [row])
+
+
+TABLES = {
+    table.__name__: table
+    for table in (
+        *(networks, kinds, pairs, unet, pruned, transfer),
+        *(tuning, augmentation, ladder, instances, deploy, memory),
+    )
+}
+
+
+def fill(text: str) -> str:
+    """Return a text in which the marked tables agree with the result files."""
+    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n\n{match[3]}", text)
+
+
+def write(path: Path) -> None:
+    """Write the marked tables into a README or a notebook."""
+    if path.suffix != ".ipynb":
+        text = fill(path.read_text(encoding="utf-8"))
+    else:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            cell.source = fill(cell.source)
+        text = nbformat.writes(notebook) + "\n"
+    with atomic_write(path) as partial_path:
+        partial_path.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Print all tables, or write them into the texts."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write the tables into READMEs and notebooks")
+    if parser.parse_args().write:
+        for path in TEXTS:
+            write(path)
+        return
+    for name, table in TABLES.items():
+        print(f"{name}\n\n{table()}\n")
+
+
+if __name__ == "__main__":
+    main()
