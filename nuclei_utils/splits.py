@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.model_selection import StratifiedGroupKFold
 
 from nuclei_utils.datasets import Record
+from nuclei_utils.errors import NucleiError
 
 FEATURES = ("lightness", "background_a", "background_b", "stain")
 LARGE_NUCLEUS = 31.5
@@ -280,3 +281,44 @@ def grouped_split(image_types: Sequence[str], groups: Sequence[str], folds: int 
             split[table["group"] == smallest[0]] = "validation"
             split[table["group"] == smallest[1]] = "test"
     return split.tolist()
+
+
+def hold_out(
+    records: Sequence[Record], seed: int = 0, groups: Sequence[str] | None = None
+) -> tuple[list[Record], list[Record]]:
+    """Draw a fifth of the groups at random for validation.
+
+    Parameters
+    ----------
+    records : sequence of datasets.Record
+        Labelled images.
+    seed : int
+        Random seed.
+    groups : sequence of str, optional
+        Group of each image, for example its slide. Images of one group stay together. Default: each id is a group.
+
+    Returns
+    -------
+    train, validation : list of datasets.Record
+
+    Raises
+    ------
+    errors.NucleiError
+        If there is only one group, or no nucleus in the images for training or for validation.
+    """
+    groups = [record.id for record in records] if groups is None else list(groups)
+    names = list(dict.fromkeys(groups))
+    if len(names) < 2:
+        raise NucleiError(f"found {len(names)} group of labelled images: at least two are needed, one for validation")
+    order = np.random.default_rng(seed).permutation(len(names))
+    held_out = {names[number] for number in order[: max(round(len(names) / 5), 1)]}
+    sides = ([], [])
+    for record, group in zip(records, groups, strict=True):
+        sides[group in held_out].append(record)
+    for side, purpose in zip(sides, ("train on", "validate on"), strict=True):
+        if not any(record.label_map.any() for record in side):
+            raise NucleiError(
+                f"the labels of the {len(side)} images to {purpose} (the first is {side[0].id}) have no nucleus: "
+                "check the labels, add images, or use another seed"
+            )
+    return sides

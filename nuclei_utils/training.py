@@ -1,104 +1,96 @@
-"""How much is trained, and what goes with it: profiles, callbacks, logs, and a training that can be resumed."""
+"""Train the networks of the course: profiles, schedule, compilation, callbacks, one `train()`, preview images."""
 
-import io
-import itertools
 import os
-import platform
-import shutil
-import sys
-import zipfile
-import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
+import numpy as np
 import pandas as pd
+from keras.callbacks import Callback
 
-from nuclei_utils import __version__, datasets, losses
+from nuclei_utils import checkpoints, datasets, input_pipeline, losses, models, predict, preprocess, saving, splits
+from nuclei_utils.checkpoints import best_epoch, is_finished, is_started, read_history  # noqa: F401
 from nuclei_utils.errors import NucleiError
-from nuclei_utils.files import atomic_write, file_lock, remove_partial_files
-
-INSTANCE_RATE = 5e-4
-"""Highest learning rate of the network that separates nuclei, whose pretrained encoder is trained from the start."""
+from nuclei_utils.files import atomic_write, file_lock
 
 
-BEST, HISTORY, BACKUP = "best.keras", "history.csv", "backup"
-"""Files and folder of a training (`callbacks`)."""
-
-
-FINISHED = "finished"
-"""File that a training leaves when it comes to its end: a second copy of its history."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How much is trained; it never changes a shape or the path through the code.
-
-    Attributes
-    ----------
-    name : str
-    epochs : int
-        Most epochs a training may take.
-    images : int
-        Most images that are used, of each split.
-    crops : int
-        Least number of crops of each kind of image in an epoch (`input_pipeline.training_batches`).
-    augment : str
-        How much training images are changed at random (`input_pipeline.training_batches`): little in short trainings.
-    """
+class Profile(NamedTuple):
+    """Amount of training. A profile never changes the code path or the shape of an array."""
 
     name: str
-    epochs: int
-    images: int
-    crops: int
-    augment: str
+    epochs: int  # maximum number of epochs
+    images: int  # maximum number of images of each split
+    crops: int  # minimum number of crops of each image type in an epoch
+    augment: str  # augmentation of the training images (`input_pipeline.training_batches`)
 
 
 PROFILES = {
-    "smoke": Profile("smoke", epochs=2, images=16, crops=1, augment="flips"),  # tests: seconds per notebook
-    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48, augment="flips"),  # 8 to 19 minutes of two cores
-    "full": Profile("full", epochs=100, images=10_000, crops=48, augment="all"),  # hours, or a GPU
+    "smoke": Profile("smoke", epochs=2, images=16, crops=1, augment="flips"),  # for tests: seconds per notebook
+    "laptop": Profile("laptop", epochs=20, images=10_000, crops=48, augment="flips"),  # 8 to 19 minutes on two cores
+    "full": Profile("full", epochs=100, images=10_000, crops=48, augment="all"),  # hours on two cores, or a GPU
 }
 
 
-def profile():
-    """Return the profile that `$NUCLEI_PROFILE` names; "laptop" where it is not set.
+class Network(NamedTuple):
+    """A network that `build` and `train` know: title, feature maps at full size for channel width 1, encoder."""
 
-    Raises
-    ------
-    ValueError
-        If it names none of `PROFILES`.
-    """
+    title: str
+    filters: int
+    has_encoder: bool = False
+
+
+NETWORKS = {
+    "unet": Network("U-Net", filters=32),
+    "mobilenet_unet": Network("U-Net on MobileNetV2", filters=16, has_encoder=True),
+    "unet_plus_plus": Network("U-Net++", filters=32),
+    "instance_unet": Network("U-Net with three outputs", filters=16, has_encoder=True),
+}
+"""Networks by the name of their function in `models`."""
+
+TITLES = {name: NETWORKS[name].title for name in ("unet", "mobilenet_unet", "unet_plus_plus")}
+"""Titles of the networks for masks, which the course compares."""
+
+CROP_SIZE, BATCH_SIZE, FILTERS = 128, 16, 16
+"""Settings of the course: size of the training crops (pixels), crops per batch, feature maps at full size."""
+
+VALIDATION_SIZE = 256
+"""Maximum size of the centre crop of a validation image, pixels."""
+
+LEARNING_RATE, INSTANCE_RATE, FINE_TUNING_RATE = 1e-3, 5e-4, 1e-4
+"""Peak learning rates: for masks, for three outputs, and for pretrained weights that should change only a little."""
+
+FINE_TUNED_BLOCKS = 10
+"""Number of MobileNetV2's 16 blocks that are fine-tuned: the blocks from 1/16 of the image size on."""
+
+FROZEN = "frozen"
+"""Folder of the first phase of a training, in which the pretrained encoder is frozen."""
+
+
+def profile() -> Profile:
+    """Return the profile that the environment variable `NUCLEI_PROFILE` names; "laptop" if it is not set."""
     name = os.environ.get("NUCLEI_PROFILE") or "laptop"
     if name not in PROFILES:
         raise ValueError(f"NUCLEI_PROFILE is {name!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
 
-def banner():
-    """Return one line that says what a notebook runs on: versions, device, data, profile."""
-    backend = keras.backend.backend()
-    device = keras.distribution.list_devices()[0]
-    return (
-        f"nuclei_utils {__version__}, Keras {keras.__version__} on {backend} {sys.modules[backend].__version__}, "
-        f"Python {platform.python_version()} | device: {device} | "
-        f"data: {datasets.current()} | profile: {profile().name}"
-    )
-
-
-def warmup_cosine(learning_rate, steps):
-    """Make the schedule of the course: a short min_prominence to the highest learning rate, then half a cosine down to 0.
+def warmup_cosine(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning-rate schedule of the course: linear warm-up, then cosine decay to 0.
 
     Parameters
     ----------
     learning_rate : float
-        Its highest value, after the first twentieth of the steps (SGDR, arXiv 1608.03983).
+        Peak of the schedule, after 1/20 of the steps (SGDR, arXiv 1608.03983).
     steps : int
-        Batches in the whole training; the learning rate reaches 0 with the last.
+        Number of batches in the whole training.
 
-    Returns
-    -------
-    keras.optimizers.schedules.LearningRateSchedule
+    Examples
+    --------
+    >>> schedule = warmup_cosine(1e-3, steps=100)
+    >>> [round(float(schedule(step)), 5) for step in (0, 5, 50, 100)]
+    [0.0001, 0.001, 0.00054, 0.0]
     """
     warmup = max(steps // 20, 1)
     return keras.optimizers.schedules.CosineDecay(
@@ -106,428 +98,489 @@ def warmup_cosine(learning_rate, steps):
     )
 
 
-def compile_model(model, steps, learning_rate=1e-3, amsgrad=False):
-    """Compile a model as the course trains it: Adam, a warm-up and a cosine down to 0, cross-entropy + Dice.
+def has_named_outputs(model: keras.Model) -> bool:
+    """Return True if the outputs of a network are a dictionary, as those of `models.instance_unet`."""
+    return len(model.outputs) > 1 and isinstance(model.output, dict)
 
-    The optimizer takes the weights that are trainable now. Choose them before (`models.unfreeze_encoder`).
+
+def compile_model(
+    model: keras.Model, steps: int, learning_rate: float | None = None, amsgrad: bool = False
+) -> keras.Model:
+    """Compile a network with Adam, the schedule `warmup_cosine`, and the losses of the course.
+
+    The loss of a mask is cross-entropy + Dice. A network with a dictionary of outputs (`models.instance_unet`) has
+    three losses with equal weights: cross-entropy + Dice for `mask` and `boundary`, mean absolute error for
+    `distance`. Choose the trainable weights before you compile (`models.unfreeze_encoder`).
 
     Parameters
     ----------
     model : keras.Model
-        Gives one probability per pixel.
-    steps, learning_rate
-        As for `warm_up_and_cosine`.
+        Network for masks (one output, or several for deep supervision) or with three outputs. The same is returned.
+    steps : int
+        Number of batches in the whole training.
+    learning_rate : float, optional
+        Peak learning rate. Default: `LEARNING_RATE`, or `INSTANCE_RATE` for three outputs.
     amsgrad : bool
-        Adam never forgets its largest gradients (AMSGrad, arXiv 1904.09237).
-
-    Returns
-    -------
-    keras.Model
-        The same model.
+        Use AMSGrad (arXiv 1904.09237), in which Adam never forgets its largest gradients.
     """
-    model.compile(
-        optimizer=keras.optimizers.Adam(warmup_cosine(learning_rate, steps), amsgrad=amsgrad),
-        loss=losses.BinaryCrossentropyDice(),
-        metrics=[
+    mask_loss = losses.BinaryCrossentropyDice()
+    if has_named_outputs(model):
+        learning_rate = learning_rate or INSTANCE_RATE
+        loss = {"mask": mask_loss, "boundary": mask_loss, "distance": keras.losses.MeanAbsoluteError()}
+        metrics = {"mask": [losses.Dice()], "boundary": [losses.Dice()]}
+    else:
+        loss = mask_loss
+        metrics = [
             keras.metrics.BinaryAccuracy(name="accuracy"),
-            # the default averages in the background, which is always easy
+            # Keras' default includes the IoU of the background, which is always high
             keras.metrics.BinaryIoU(target_class_ids=[1], threshold=0.5, name="iou"),
             losses.Dice(),
-        ],
-    )
-    _build_optimizer(model)
-    return model
-
-
-def compile_instances(model, steps, learning_rate=INSTANCE_RATE):
-    """Compile a model of three outputs (`models.instance_unet`) as the course trains it.
-
-    Mask and boundary have cross-entropy + Dice, the distance its mean absolute error; all count alike. The optimizer
-    takes the weights that are trainable now.
-
-    Parameters
-    ----------
-    model : keras.Model
-    steps, learning_rate
-        As for `warm_up_and_cosine`.
-
-    Returns
-    -------
-    keras.Model
-        The same model; its history has `mask_dice` and `boundary_dice`.
-    """
-    model.compile(
-        optimizer=keras.optimizers.Adam(warmup_cosine(learning_rate, steps)),
-        loss={
-            "mask": losses.BinaryCrossentropyDice(),
-            "boundary": losses.BinaryCrossentropyDice(),
-            "distance": keras.losses.MeanAbsoluteError(),
-        },
-        metrics={"mask": [losses.Dice()], "boundary": [losses.Dice()]},
-    )
-    _build_optimizer(model)
-    return model
-
-
-def _build_optimizer(model):
-    """Make the optimizer's variables now. If the first training step makes them, TensorFlow traces that step twice."""
+        ]
+    schedule = warmup_cosine(learning_rate or LEARNING_RATE, steps)
+    model.compile(keras.optimizers.Adam(schedule, amsgrad=amsgrad), loss, metrics=metrics)
+    # TensorFlow would trace the first training step twice if that step created the variables of the optimizer
     model.optimizer.build(model.trainable_variables)
+    return model
 
 
-def callbacks(folder, patience=10, history=None, monitor="val_dice"):
-    """Make what watches over a training: an early stop, logs, the best model kept, and a backup to go on from.
+def default_callbacks(
+    folder: str | os.PathLike, patience: int = 10, history: pd.DataFrame | None = None, monitor: str = "val_dice"
+) -> list[Callback]:
+    """Return the callbacks of `fit`: early stopping, TensorBoard, checkpoint.
 
-    Parameters
-    ----------
-    folder : path-like
-        Where `best.keras`, `history.csv`, `tensorboard/` and `backup/` go.
-    patience : int
-        Epochs without a better value before the training stops.
-    history : pandas.DataFrame, optional
-        Of the epochs before a break, if a training is resumed.
-    monitor : str
-        Column of the history that says which epoch is best: of a loss the lowest, of anything else the highest.
-
-    Returns
-    -------
-    list of keras.callbacks.Callback
+    The parameters are those of `fit`; `history` has the epochs before an interruption.
     """
     folder = Path(folder)
+    mode = "min" if monitor.endswith("loss") else "max"
     return [
-        keras.callbacks.EarlyStopping(patience=patience, monitor=monitor, mode=_mode(monitor)),
+        keras.callbacks.EarlyStopping(monitor, patience=patience, mode=mode),
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        Backup(folder, history, monitor),
+        checkpoints.Checkpoint(folder, history, monitor),
     ]
 
 
-class Backup(keras.callbacks.Callback):
-    """Keep the history, the best model and the last model after each epoch, so that a killed training can go on.
+def fit(
+    model: keras.Model,
+    train,
+    validation,
+    folder: str | os.PathLike,
+    epochs: int,
+    patience: int = 10,
+    callbacks: Sequence[Callback] = (),
+    verbose: str | int = "auto",
+    monitor: str | None = None,
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Train a compiled model; resume after the last complete epoch if the training was interrupted.
 
-    Each file is whole or not there. Keras' own `ModelCheckpoint`, `CSVLogger` and `BackupAndRestore` write over the
-    files that they wrote before: a process that is killed meanwhile leaves half a file.
-
-    Parameters
-    ----------
-    folder : path-like
-        Of the training. It gets `best.keras`, `history.csv` with a copy in `backup/`, and `backup/epoch_0001.keras`,
-        which the next epoch replaces. Models are saved with the memory of their optimizer.
-    history, monitor
-        As for `callbacks`.
-    """
-
-    def __init__(self, folder, history=None, monitor="val_dice"):
-        super().__init__()
-        self.folder, self.monitor = Path(folder), monitor
-        self.rows = [] if history is None else history.to_dict("records")
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Write the history, the model if it is the best so far, and the backup; then remove the backup before."""
-        self.rows.append({"epoch": epoch, **logs})
-        history = pd.DataFrame(self.rows)
-        for path in (self.folder / BACKUP / HISTORY, self.folder / HISTORY):
-            _write_history(path, history)
-        backup = self.folder / BACKUP / f"epoch_{epoch + 1:04}.keras"
-        with atomic_write(backup) as aside:
-            self.model.save(aside)
-            if history[self.monitor].notna().any() and best_epoch(history, self.monitor) == len(history) - 1:
-                with atomic_write(self.folder / BEST) as best:
-                    shutil.copyfile(aside, best)
-        for other in _backups(self.folder):
-            if other != backup:
-                other.unlink()
-
-
-def _write_history(path, history):
-    with atomic_write(path) as aside:
-        history.to_csv(aside, index=False)
-
-
-def _backups(folder):
-    return sorted((folder / BACKUP).glob("epoch_*.keras"), key=_epoch)
-
-
-def _epoch(path):
-    return int(path.stem.removeprefix("epoch_"))
-
-
-def fit(model, train, validation, folder, epochs, patience=10, extra=(), verbose="auto", monitor="val_dice"):
-    """Train a compiled model; a training that was killed goes on after its last whole epoch.
-
-    After a break, random crops and changes begin again with those of the first epoch. The result is therefore close to
-    that of a training without a break, and not equal.
+    A resumed training starts again with the first random crops. Its result is therefore similar, but not equal, to
+    the result of an uninterrupted training.
 
     Parameters
     ----------
     model : keras.Model
-        Compiled, with the metric that is monitored.
+        Compiled model. The same is returned, with the weights of the best epoch.
     train, validation : tf.data.Dataset
-        Batches of (image, mask), or of what else the model learns.
+        Batches of (image, target).
     folder : path-like
-        Where the training leaves its files (see `callbacks`). What a finished training left there is replaced; a
-        killed training's backup is taken up. If the backup is damaged, the training goes on after its best epoch.
+        Folder for the files of the training. A finished training in this folder is replaced.
     epochs : int
-        Most epochs in all, those before a break included.
+        Maximum number of epochs, including the epochs before an interruption.
     patience : int
-        Epochs without a better value of `monitor` before the training stops.
-    extra : sequence of keras.callbacks.Callback
-    verbose : "auto", 0, 1 or 2
-        As for `keras.Model.fit`.
-    monitor : str
-        As for `callbacks`.
+        Number of epochs without improvement before the training stops.
+    callbacks, verbose
+        As for `keras.Model.fit`; the callbacks are added to `default_callbacks`.
+    monitor : str, optional
+        Column of the history that defines the best epoch. Default: the Dice of a mask (`val_dice`), or the loss of all
+        outputs of a network with a dictionary of outputs (`val_loss`).
 
     Returns
     -------
     model : keras.Model
-        With the weights of the best epoch.
     history : pandas.DataFrame
-        One row per epoch, of all parts of a training that was broken off.
+        One row per epoch.
 
     Raises
     ------
     errors.NucleiError
-        If no epoch has a value of `monitor` that is a number: the training diverged. If a training was broken off in
-        the folder, and its files are of another network or all damaged.
+        If the training diverged, or the interrupted training is damaged or belongs to another network.
     BlockingIOError
-        If another training is at work in the folder.
+        If another process trains in the folder.
     OSError
-        If a file cannot be written. The training can go on later.
+        If a file cannot be written. The training can be resumed later.
     """
     folder = Path(folder)
-    with file_lock(
-        folder / ".lock", f"another training is at work in {folder}: wait for its end, or use another folder"
-    ):
-        for name in (BEST, HISTORY, FINISHED):
-            remove_partial_files(folder / name)
-        history = None if finished(folder) else _resume(model, folder, monitor)
-        if history is None:
-            clear(folder)
+    monitor = monitor or ("val_loss" if has_named_outputs(model) else "val_dice")
+    message = f"another process trains in {folder}: wait until it has finished, or use another folder"
+    with file_lock(folder / ".lock", message):
+        history = checkpoints.resume(model, folder, monitor)
         model.fit(
             train,
             validation_data=validation,
             initial_epoch=0 if history is None else len(history),
             epochs=epochs,
-            # what is extra comes first: once the backup is made, the epoch is not done again
-            callbacks=[*extra, *callbacks(folder, patience, history, monitor)],
-            shuffle=False,  # the pipeline does
+            # the checkpoint comes last, because an epoch with a checkpoint is not trained again
+            callbacks=[*callbacks, *default_callbacks(folder, patience, history, monitor)],
+            shuffle=False,  # the input pipeline shuffles
             verbose=verbose,
         )
-        history = read_history(folder)
-        best_epoch(history, monitor)  # says so if there is none
-        # it may lie before a break, which EarlyStopping's own memory does not reach
-        model.load_weights(folder / BEST)
-        _write_history(folder / FINISHED, history)
-        # not before: what is killed until here goes on
-        shutil.rmtree(folder / BACKUP, ignore_errors=True)
+        history = checkpoints.finish(model, folder, monitor)
     return model, history
 
 
-def clear(folder):
-    """Remove what a training left in a folder, and nothing else.
+def some_ids(fraction: float, seed: int = 0) -> list[str]:
+    """Draw a random fraction of the training images, with at least one image of each image type.
+
+    Parameters
+    ----------
+    fraction : float
+        `0 <= fraction <= 1`. With the same seed, a larger fraction contains each smaller fraction.
+    seed : int
+        Random seed.
+    """
+    table = datasets.split_table(datasets.current())
+    table = table[table["split"] == "train"].sample(frac=1, random_state=seed)
+    return [
+        image_id
+        for _, ids in table.groupby("image_type")["id"]
+        for image_id in ids.iloc[: max(round(fraction * len(ids)), 1)]
+    ]
+
+
+def batches(
+    seed: int = 0,
+    fraction: float = 1.0,
+    *,
+    targets: str = "mask",
+    records: tuple[Sequence[datasets.Record], Sequence[datasets.Record]] | None = None,
+    crop_size: int = CROP_SIZE,
+    batch_size: int = BATCH_SIZE,
+    min_crops: int | None = None,
+    augment: str | None = None,
+):
+    """Return the batches for training and for validation.
+
+    Parameters
+    ----------
+    seed : int
+        Random seed of the order, the crops, the augmentation, and the choice of images.
+    fraction : float
+        Fraction of the training images of the current data set, `0 <= fraction <= 1` (`some_ids`).
+    targets : "mask" or "instances"
+        Targets of a network for masks, or of `models.instance_unet`.
+    records : (train, validation), optional
+        Labelled images. Default: the current data set, with at most as many images as the profile allows.
+    crop_size : int
+        Height and width of the training crops, pixels. Validation uses centre crops of twice this size, at most
+        `VALIDATION_SIZE`.
+    batch_size : int
+        Crops per batch.
+    min_crops : int, optional
+        Minimum number of crops of each image type in an epoch. Default: the value of the profile.
+    augment : "all" or "flips", optional
+        Augmentation for masks. Default: the value of the profile.
+
+    Returns
+    -------
+    train, validation : tf.data.Dataset
+        Batches of (image, target) as from `input_pipeline`.
+    """
+    current = profile()
+    if records is not None:
+        train, validation = map(input_pipeline.from_records, records)
+    else:
+        train = input_pipeline.read(split="train")
+        if fraction < 1:
+            train = input_pipeline.select(train, some_ids(fraction, seed))
+        train = train.take(current.images)
+        validation = input_pipeline.read(split="validation").take(current.images)
+    augment = "all" if targets == "instances" else augment or current.augment
+    min_crops = min_crops or current.crops
+    validation_size = min(2 * crop_size, VALIDATION_SIZE)
+    return (
+        input_pipeline.training_batches(train, crop_size, batch_size, augment, seed, min_crops, targets),
+        input_pipeline.validation_batches(validation, validation_size, batch_size, targets),
+    )
+
+
+def imagenet_weights() -> str | None:
+    """Return "imagenet" if ImageNet's weights of MobileNetV2 are available; otherwise print why, and return None.
+
+    A missing file in the environment variable `NUCLEI_MOBILENET_WEIGHTS` raises FileNotFoundError, a file of other
+    weights `errors.NucleiError`.
+    """
+    try:
+        models.mobilenet_encoder("imagenet")
+    except ConnectionError as error:
+        print(f"{error}.\nThe encoder starts from random weights: this is not transfer learning.")
+        return None
+    except Exception as error:  # a file of other weights can raise any error
+        if isinstance(error, FileNotFoundError) or models.WEIGHTS_VARIABLE not in os.environ:
+            raise
+        reason, *_ = str(error).split("\n")
+        raise NucleiError(
+            f"{os.environ[models.WEIGHTS_VARIABLE]} (from ${models.WEIGHTS_VARIABLE}) does not have the weights of "
+            f"keras.applications.MobileNetV2(include_top=False): {reason}"
+        ) from error
+    return "imagenet"
+
+
+def build(name: str, weights: str | os.PathLike | None = "imagenet", filters: int = FILTERS) -> keras.Model:
+    """Build a network of the course.
+
+    Parameters
+    ----------
+    name : str
+        One of `NETWORKS`.
+    weights : "imagenet", path-like or None
+        Weights of a MobileNetV2 encoder; None for random weights. The pretrained encoder of `mobilenet_unet` is frozen.
+    filters : int
+        Feature maps at full size.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"no network {name!r} in the course: choose one of {', '.join(NETWORKS)}")
+    options = {"weights": weights} if NETWORKS[name].has_encoder else {}
+    if name == "mobilenet_unet":
+        options["trainable"] = weights is None
+    return getattr(models, name)(filters=filters, **options)
+
+
+def train(
+    name: str,
+    folder: str | os.PathLike,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    weights: str | os.PathLike | None = "auto",
+    filters: int = FILTERS,
+    patience: int | None = None,
+    previews: Sequence[np.ndarray] = (),
+    verbose: str | int = "auto",
+    **batch_options,
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Build and train a network; resume if the training was interrupted.
+
+    The pretrained encoder of `mobilenet_unet` is frozen for the first half of the epochs, while the decoder learns.
+    In the second half, the upper blocks of the encoder are fine-tuned at a low learning rate.
+
+    Parameters
+    ----------
+    name : str
+        One of `NETWORKS`.
+    folder : path-like
+        Folder of the training, as for `fit`. The subfolder `frozen` belongs to the first phase.
+    epochs : int, optional
+        Maximum number of epochs of both phases together. Default: the value of the profile.
+    seed : int
+        Random seed of the weights and the batches.
+    weights : "auto", "imagenet", path-like or None
+        Weights of the encoder. "auto": ImageNet's weights if they are available, otherwise random weights.
+    filters : int
+        Feature maps at full size.
+    patience : int, optional
+        Number of epochs without improvement before a phase stops. Default: 10 for masks, `epochs` for three outputs,
+        because their best epoch is often near the end of the schedule.
+    previews : sequence of uint8 array (H, W, 3)
+        Images whose predictions are recorded before the training and after each epoch (`read_previews`).
+    verbose : "auto", 0, 1 or 2
+        As for `keras.Model.fit`.
+    **batch_options
+        Options of `batches`: `records`, `fraction`, `crop_size`, `batch_size`, `min_crops`, `augment`.
+
+    Returns
+    -------
+    model, history : as from `load_run`
+    """
+    folder, frozen = Path(folder), Path(folder) / FROZEN
+    if is_finished(folder):
+        for phase in (frozen, folder):
+            checkpoints.clear(phase)
+    keras.utils.set_random_seed(seed)
+    targets = "instances" if name == "instance_unet" else "mask"
+    crops, validation = batches(seed, targets=targets, **batch_options)
+    if weights == "auto":
+        weights = imagenet_weights() if NETWORKS[name].has_encoder else None
+    model = build(name, weights, filters)
+    if weights is None and is_started(frozen):
+        raise FileNotFoundError(
+            f"the training in {folder} started with pretrained weights, which are not available now: name their file "
+            f"in ${models.WEIGHTS_VARIABLE}, or delete {folder} to train from scratch"
+        )
+    epochs = epochs or profile().epochs
+    patience = patience or (10 if targets == "mask" else epochs)
+
+    def fit_phase(folder, epochs, learning_rate=None, first_epoch=0):
+        compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
+        recorders = [PreviewRecorder(previews, folder, first_epoch)] if len(previews) else []
+        fit(model, crops, validation, folder, epochs, patience, recorders, verbose)
+
+    frozen_epochs = epochs // 2 if name == "mobilenet_unet" and weights else 0
+    if not frozen_epochs:
+        fit_phase(folder, epochs)
+        return load_run(folder)
+    if not is_started(folder):  # the checkpoint of a second phase has all weights
+        if not is_finished(frozen):
+            fit_phase(frozen, frozen_epochs)
+        checkpoints.check_model_file(frozen / checkpoints.BEST)
+        model.load_weights(frozen / checkpoints.BEST)
+    models.unfreeze_encoder(model, FINE_TUNED_BLOCKS)
+    fit_phase(folder, epochs - frozen_epochs, FINE_TUNING_RATE, first_epoch=len(read_history(frozen)))
+    return load_run(folder)
+
+
+def fine_tune(
+    model: keras.Model,
+    records: Sequence[datasets.Record],
+    folder: str | os.PathLike,
+    epochs: int = 10,
+    min_crops: int = 32,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+    verbose: str | int = "auto",
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Fine-tune a trained network on a few labelled images, at a low learning rate.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Trained network. The same is returned, with other weights.
+    records, seed, groups
+        At least two labelled images, for example from `datasets.read_folder`; `splits.hold_out` draws a fifth of them
+        for validation.
+    min_crops : int
+        Minimum number of crops in an epoch.
+    folder, epochs, verbose
+        As for `fit`, with the same return values.
+    """
+    sides = splits.hold_out(records, seed, groups)
+    keras.utils.set_random_seed(seed)
+    targets = "instances" if has_named_outputs(model) else "mask"
+    crops, validation = batches(seed, targets=targets, records=sides, min_crops=min_crops)
+    compile_model(model, epochs * len(crops), FINE_TUNING_RATE)
+    return fit(model, crops, validation, folder, epochs, patience=epochs, verbose=verbose)
+
+
+def run_folder(name: str) -> Path:
+    """Return the folder below `runs/` in which the notebooks train a network with the current data and profile."""
+    return Path("runs") / f"{name}_{datasets.current()}_{profile().name}"
+
+
+def load_run(folder: str | os.PathLike, finished: bool = True) -> tuple[keras.Model, pd.DataFrame]:
+    """Load the network and the history of a training.
 
     Parameters
     ----------
     folder : path-like
-        The folder that was given to `fit`.
+        Folder that was given to `train` or `fit`.
+    finished : bool
+        Expect a finished training, and load the best model of its last phase. If False, load the best model of all
+        phases, even if the training is not finished.
+
+    Returns
+    -------
+    model : keras.Model
+        Network, not compiled; for U-Net++ the mean of its outputs (`models.accurate_mode`).
+    history : pandas.DataFrame
+        One row per epoch, of both phases if there are two.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has no finished training, or no model.
+    errors.NucleiError
+        If the model or the history is damaged.
     """
     folder = Path(folder)
-    # the model first: if the process is killed here, nothing takes the rest for a training that can go on
-    (folder / BEST).unlink(missing_ok=True)
-    for name in (BACKUP, "tensorboard", "predictions"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (HISTORY, FINISHED):
-        (folder / name).unlink(missing_ok=True)
+    if finished and not is_finished(folder):
+        raise FileNotFoundError(f"no finished training in {folder}: train the network first (training.train)")
+    histories = {phase: read_history(phase) for phase in phases(folder)}
+    candidates = [folder] if finished else [phase for phase in histories if (phase / checkpoints.BEST).is_file()]
+    if not candidates:
+        raise FileNotFoundError(f"no model in {folder}: resume the training")
+    # only a network for masks has two phases
+    best = max(candidates, key=lambda phase: histories[phase].get("val_dice", pd.Series([0.0])).max())
+    model = saving.load_model(best / checkpoints.BEST)
+    if isinstance(model, models.DeepSupervision):
+        model = models.accurate_mode(model)
+    history = pd.concat(histories.values(), ignore_index=True)
+    return model, history.assign(epoch=range(len(history)))
 
 
-def _resume(model, folder, monitor):
-    """Give a model the last whole state of a training that was broken off; return the history until then, or None."""
-    problems = []
-    for path in [*reversed(_backups(folder)), folder / BEST]:
-        if not path.exists():
-            continue
-        try:
-            check_whole(path)
-            history = _history_until(path, monitor)
-        except (NucleiError, FileNotFoundError) as error:
-            problems.append(str(error))
-            continue
-        try:
-            model.optimizer.build(model.trainable_variables)
-            model.load_weights(path)
-        except ValueError as error:
-            raise NucleiError(
-                f"{path} was left by a training of another network that was broken off, and does not fit this one: "
-                f"delete {folder} to start anew"
-            ) from error
-        for problem in problems:
-            print(problem)
-        print(f"going on after epoch {len(history)} of the training that was broken off in {folder}")
-        _mend(model, folder, history, monitor)
-        return history
-    if problems:
-        raise NucleiError(
-            f"the training in {folder} cannot go on. {'. '.join(problems)}. Delete {folder} to start anew"
+def load_or_train(name: str) -> tuple[keras.Model, pd.DataFrame]:
+    """Load one of `NETWORKS` from its `run_folder`, or train it there with `preview_records`; return as `load_run`."""
+    folder, title = run_folder(name), NETWORKS[name].title
+    if is_finished(folder):
+        print(f"{title}: loaded from {folder}")
+        return load_run(folder)
+    print(f"{title}: no finished training in {folder}, training now")
+    return train(name, folder, previews=[record.image for record in preview_records()], verbose=2)
+
+
+def phases(folder: str | os.PathLike) -> list[Path]:
+    """Return the folders of the phases of a training that have completed an epoch, first phase first."""
+    return [phase for phase in (Path(folder) / FROZEN, Path(folder)) if is_started(phase)]
+
+
+def preview_records() -> list[datasets.Record]:
+    """Return one validation image of each image type, cropped to the central 256 x 256 pixels."""
+    records = {record.image_type: record for record in reversed(datasets.load(split="validation"))}
+    return [
+        record._replace(
+            image=preprocess.center_crop(record.image, (256, 256)),
+            label_map=preprocess.center_crop(record.label_map, (256, 256)),
         )
-    return None
+        for _, record in sorted(records.items())
+    ]
 
 
-def _history_until(path, monitor):
-    """Return the history until the epoch whose model a file holds."""
-    if path.name == BEST:
-        history = read_history(path.parent)
-        return history.iloc[: best_epoch(history, monitor) + 1].copy()
-    history, done = read_history(path.parent.parent), _epoch(path)
-    if len(history) < done:
-        raise NucleiError(f"{path} is of epoch {done}, but {HISTORY} holds {len(history)} whole epochs")
-    return history.iloc[:done].copy()  # an epoch that was logged, but not kept, is done again
+class PreviewRecorder(Callback):
+    """Save the predictions for preview images before the training and after each epoch.
 
-
-def _mend(model, folder, history, monitor):
-    """Write what is damaged, or is ahead of the state that a training goes on from."""
-    best_is_lost = False
-    try:
-        check_whole(folder / BEST)
-    except (NucleiError, FileNotFoundError) as error:
-        best_is_lost = history[monitor].notna().any()
-        done = len(history)
-        if best_is_lost and (best := best_epoch(history, monitor) + 1) < done:
-            print(f"{error}. The model of epoch {best} is lost: the best epoch is now chosen from epoch {done} on")
-            history.loc[: done - 2, monitor] = float("nan")
-    for path in (folder / BACKUP / HISTORY, folder / HISTORY):
-        _write_history(path, history)
-    if best_is_lost:
-        with atomic_write(folder / BEST) as aside:
-            model.save(aside)
-
-
-def check_whole(path):
-    """Check that a `.keras` file is whole: the file is an archive with checksums.
+    The files `predictions/epoch_000.npz` survive an interruption. `fit` removes them when a new training starts.
 
     Parameters
     ----------
-    path : path-like
-
-    Raises
-    ------
-    errors.NucleiError
-        If the file is empty, cut or overwritten.
-    FileNotFoundError
-        If there is no file.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            problem = archive.testzip() and "its checksums are wrong"
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        problem = str(error)
-    if problem:
-        size = Path(path).stat().st_size
-        raise NucleiError(f"{path} is damaged ({problem if size else 'the file is empty'})")
-
-
-def best_epoch(history, monitor="val_dice"):
-    """Find the best epoch of a training.
-
-    Parameters
-    ----------
-    history : pandas.DataFrame
-        From `fit` or `read_history`.
-    monitor : str
-        As for `callbacks`.
-
-    Returns
-    -------
-    int
-        Its row in the history, from 0.
-
-    Raises
-    ------
-    errors.NucleiError
-        If no epoch has a value that is a number: the training diverged.
-    """
-    values = history[monitor]
-    if values.isna().all():
-        raise NucleiError(f"no epoch has a number for {monitor}: the training diverged; a lower learning rate may help")
-    return int(values.idxmin() if _mode(monitor) == "min" else values.idxmax())
-
-
-def _mode(monitor):
-    return "min" if monitor.endswith("loss") else "max"
-
-
-def finished(folder):
-    """Return whether a training in a folder came to its end and left a model.
-
-    Parameters
-    ----------
+    images : sequence of uint8 array (H, W, 3)
+        Preview images.
     folder : path-like
-        The folder that was given to `fit`.
+        Folder of the training.
+    first_epoch : int
+        Number of epochs of an earlier phase.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray], folder: str | os.PathLike, first_epoch: int = 0):
+        super().__init__()
+        self.images, self.folder, self.first_epoch = images, Path(folder) / "predictions", first_epoch
+
+    def on_train_begin(self, logs=None):
+        """Save the predictions before the training, unless a resumed training has saved them already."""
+        if not self._path(0).exists():
+            self._save(0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Save the predictions after an epoch."""
+        self._save(epoch + 1)
+
+    def _path(self, epochs):
+        return self.folder / f"epoch_{self.first_epoch + epochs:03d}.npz"
+
+    def _save(self, epochs):
+        masks = predict.predict_masks(self.model, self.images)
+        with atomic_write(self._path(epochs)) as temporary, temporary.open("wb") as file:
+            # 256 levels look the same, and need a quarter of the space
+            np.savez_compressed(file, *[np.round(255 * mask).astype(np.uint8) for mask in masks])
+
+
+def read_previews(folder: str | os.PathLike) -> list[list[np.ndarray]]:
+    """Read the predictions that `PreviewRecorder` saved in the folder of a training.
 
     Returns
     -------
-    bool
+    list of list of float32 array (H, W) in [0, 1]
+        One list for the state before the training and for each epoch, with one probability map for each image.
     """
-    return all((Path(folder) / name).is_file() for name in (FINISHED, BEST))
-
-
-def begun(folder):
-    """Return whether a training in a folder left an epoch, finished or not, whole or damaged.
-
-    Parameters
-    ----------
-    folder : path-like
-        The folder that was given to `fit`.
-
-    Returns
-    -------
-    bool
-    """
-    return bool(_backups(Path(folder))) or any((Path(folder) / name).exists() for name in (BEST, FINISHED))
-
-
-def read_history(folder):
-    """Read the log of a training.
-
-    Parameters
-    ----------
-    folder : path-like
-        The folder that was given to `fit`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per epoch: `epoch`, and each metric for training and (`val_…`) validation. If `history.csv` is
-        damaged, its copy is read, or what is whole of both.
-
-    Raises
-    ------
-    FileNotFoundError
-        If no epoch is done.
-    errors.NucleiError
-        If the history and its copy are damaged.
-    """
-    folder, found, problems = Path(folder), [], []
-    for path in (folder / HISTORY, folder / BACKUP / HISTORY, folder / FINISHED):
-        if path.is_file():
-            try:
-                found.append(_whole_rows(path))
-            except NucleiError as error:
-                problems.append(str(error))
-    if found:
-        return max(found, key=len)
-    if problems:
-        raise NucleiError(". ".join(problems))
-    raise FileNotFoundError(f"no training has finished an epoch in {folder}: {folder / HISTORY} is missing")
-
-
-def _whole_rows(path):
-    """Read the epochs of a history up to the first line that is cut or overwritten."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = list(itertools.takewhile(lambda line: line.endswith(b"\n") and b"\0" not in line, lines))
-    if len(whole) < 2:
-        raise NucleiError(f"{path} is damaged ({'no whole line' if lines else 'the file is empty'})")
-    try:
-        history = pd.read_csv(io.BytesIO(b"".join(whole)))
-    except ValueError as error:
-        raise NucleiError(f"{path} is damaged ({error})") from error
-    if "epoch" not in history or list(history["epoch"]) != list(range(len(history))):
-        raise NucleiError(f"{path} is damaged (expected one line for each epoch, from 0 on)")
-    return history
+    states = {}
+    for phase in phases(folder):
+        for path in (phase / "predictions").glob("epoch_*.npz"):
+            with np.load(path) as file:
+                states[int(path.stem.removeprefix("epoch_"))] = [np.float32(mask) / 255 for mask in file.values()]
+    return [states[epochs] for epochs in sorted(states)]

@@ -1,4 +1,4 @@
-"""Tests of `nuclei-utils train`: what it writes, how it is interrupted and goes on, and what it refuses."""
+"""Tests of `nuclei-utils train`: results, interruption and resuming, refusals."""
 
 import shutil
 
@@ -8,50 +8,48 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import cli, datasets, io, models, recipes, training
-from nuclei_utils.commands import predict as predicting
-from nuclei_utils.commands import train as learning
-from tests.interruption import DAMAGES, PullThePlug, batches, damage, small_model
+from nuclei_utils import cli, datasets, io, models, saving, training
+from tests.test_checkpoints import DAMAGES, Interrupt, batches, damage, small_model
+
+RESULTS = {"m.keras", "m_history.csv", "m_curves.png"}
 
 
 def run(*words):
     return cli.main([str(word) for word in words])
 
 
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
 def own_images(folder, count=5, nuclei=3):
-    """Write labelled images (60, 80) of three bright squares, or fewer."""
+    """Write labelled images (60, 80) of up to three bright squares."""
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
-        labels = np.zeros((60, 80), np.int32)
+        label_map = np.zeros((60, 80), np.int32)
         for label, left in enumerate((5, 30, 55)[:nuclei], start=1):
-            labels[10 + number : 26 + number, left : left + 16] = label
-        cv2.imwrite(str(folder / "images" / f"cell{number}.png"), (labels > 0) * np.uint8(200) + np.uint8(20))
-        io.write_label_map(folder / "labels" / f"cell{number}.png", labels)
+            label_map[10 + number : 26 + number, left : left + 16] = label
+        cv2.imwrite(str(folder / "images" / f"cell{number}.png"), (label_map > 0) * np.uint8(200) + np.uint8(20))
+        io.write_label_map(folder / "labels" / f"cell{number}.png", label_map)
     return folder
 
 
 @pytest.fixture
-def eager(monkeypatch):
-    """For a few tiny batches, compiling would take longer than training."""
-    compile_model = training.compile_model
+def callbacks(monkeypatch):
+    """Train a network of a few weights on a few pixels; return a list whose callbacks are added to the training."""
+    monkeypatch.setattr(training, "batches", lambda *_, **__: (batches(), batches()))
+    monkeypatch.setattr(training, "build", lambda *_: small_model())
+    compile_model, default_callbacks = training.compile_model, training.default_callbacks
 
-    def compile_eagerly(model, *arguments, **words):
-        compile_model(model, *arguments, **words)
-        model.run_eagerly = True
+    def compile_eagerly(model, *args, **options):
+        compile_model(model, *args, **options)
+        model.run_eagerly = True  # for a few small steps, compiling would take longer than training
         return model
 
-    monkeypatch.setattr(training, "compile_model", compile_eagerly)
-
-
-@pytest.fixture
-def extra(monkeypatch, eager):
-    """Train a network of a few weights on a few pixels; return a list of callbacks, which are added to its own."""
-    monkeypatch.setattr(learning, "_batches", lambda *_: (batches(), batches()))
-    monkeypatch.setattr(recipes, "build", lambda *_: small_model())
-    plain = training.callbacks
     added = []
-    monkeypatch.setattr(training, "callbacks", lambda *arguments: [*added, *plain(*arguments)])
+    monkeypatch.setattr(training, "compile_model", compile_eagerly)
+    monkeypatch.setattr(training, "default_callbacks", lambda *args: [*added, *default_callbacks(*args)])
     return added
 
 
@@ -65,77 +63,75 @@ def words(mine, tmp_path):
     return ["train", "--model", "unet", "--epochs", 2, "--data", mine, "--out", tmp_path / "m.keras"]
 
 
-def stop(extra, words, epoch=1):
-    """Begin a training and break it off with Ctrl-C in an epoch, counted from 0."""
-    extra.append(PullThePlug(epoch))
+def interrupt(callbacks, words, epoch=1):
+    """Start a training and interrupt it with Ctrl-C in an epoch, counted from 0."""
+    callbacks.append(Interrupt(epoch))
     assert run(*words) == 1
-    extra.clear()
+    callbacks.clear()
 
 
-def names(folder):
-    return {path.name for path in folder.iterdir()}
+def test_options_reach_the_network_and_its_batches(tmp_path, words, monkeypatch, capsys):
+    options = {}
 
+    def record_options(*_, **given):
+        options.update(given)
+        return batches(), batches()
 
-RESULTS = {"m.keras", "m_history.csv", "m_curves.png"}
-
-
-@pytest.mark.usefixtures("eager")
-def test_train_writes_a_model_its_history_and_its_curves(tmp_path, words, monkeypatch, capsys):
-    monkeypatch.setattr(learning, "CROPS", 4)
-    monkeypatch.setattr(learning, "BATCH", {64: 4})
-    monkeypatch.setattr(learning, "FILTERS", {"unet": 4})
-    assert run(*words, "--size", 64, "--channels", 0.5, "--epochs", 1) == 0
+    monkeypatch.setattr(training, "batches", record_options)
+    assert run(*words, "--crop-size", 64, "--channel-width", 0.5, "--epochs", 1) == 0
     assert names(tmp_path) == RESULTS
-    assert predicting.load_model(tmp_path / "m.keras").layers[1].filters == 2
+    assert saving.load_model(tmp_path / "m.keras").layers[1].filters == 16
+    assert (options["crop_size"], options["targets"]) == (64, "mask")
+    assert [len(side) for side in options["records"]] == [4, 1]
     assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0]
     assert io.read_image(tmp_path / "m_curves.png").shape[0] > 100
     output = capsys.readouterr()
-    assert output.out.splitlines()[0] == "trained on 4 images for 1 epochs, validated on 1 images"
+    assert output.out.startswith("trained on 4 images for 1 epochs, validated on 1 images\n")
     assert "val_dice" in output.err, "progress goes to stderr"
 
 
-def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(tmp_path, words, extra, capsys):
-    stop(extra, words)
+def test_ctrl_c_saves_the_best_model_and_resume_continues(tmp_path, words, callbacks, capsys):
+    interrupt(callbacks, words)
     error = capsys.readouterr().err
-    assert f"interrupted after 1 of 2 epochs; the best so far is in {tmp_path / 'm.keras'}" in error
+    assert "interrupted after 1 of 2 epochs" in error
     assert error.rstrip().endswith(f"--out {tmp_path / 'm.keras'} --resume")
     assert len(pd.read_csv(tmp_path / "m_history.csv")) == 1
     assert names(tmp_path) == {*RESULTS, "m.training"}
     keras.models.load_model(tmp_path / "m.keras")
 
-    assert run(*words) == 1, "it is not thrown away"
-    assert "go on with --resume" in capsys.readouterr().err
+    assert run(*words) == 1, "an interrupted training is not replaced"
+    assert "--resume" in capsys.readouterr().err
     assert run(*words, "--resume", "--seed", 1) == 1
-    assert "was begun with other --seed: 0, not 1" in capsys.readouterr().err
+    assert "--seed" in capsys.readouterr().err
 
     assert run(*words, "--resume") == 0
     assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0, 1]
     assert names(tmp_path) == RESULTS
 
 
-def test_ctrl_c_in_the_first_epoch_leaves_nothing(tmp_path, words, extra, capsys):
-    stop(extra, words, epoch=0)
-    assert "nothing to keep" in capsys.readouterr().err
+def test_ctrl_c_in_the_first_epoch_leaves_no_files(tmp_path, words, callbacks, capsys):
+    interrupt(callbacks, words, epoch=0)
+    assert "first epoch" in capsys.readouterr().err
     assert names(tmp_path) == set()
 
 
-@pytest.mark.usefixtures("extra")
-def test_train_replaces_no_model_and_no_foreign_folder(tmp_path, words, capsys):
+@pytest.mark.usefixtures("callbacks")
+def test_existing_model_and_other_folder_are_not_replaced(tmp_path, words, capsys):
     (tmp_path / "m.keras").write_text("hours of work")
     assert run(*words) == 1
     assert run(*words, "--resume") == 1
-    assert capsys.readouterr().err.count("is there already") == 2
+    assert capsys.readouterr().err.count("exists already") == 2
     assert (tmp_path / "m.keras").read_text() == "hours of work"
     (tmp_path / "m.keras").unlink()
     (tmp_path / "m.training").mkdir()
     (tmp_path / "m.training" / "notes.txt").touch()
     assert run(*words) == 1
-    assert "is in the way" in capsys.readouterr().err
+    assert "m.training" in capsys.readouterr().err
     assert (tmp_path / "m.training" / "notes.txt").exists()
 
 
-@pytest.mark.usefixtures("extra")
-def test_what_a_process_left_that_was_killed_at_its_begin_is_removed(tmp_path, words):
+@pytest.mark.usefixtures("callbacks")
+def test_files_of_a_process_that_was_killed_at_its_start_are_removed(tmp_path, words):
     (tmp_path / "m.training").mkdir()
     (tmp_path / "m.training" / ".settings-123-0a1b2c3d.json").write_text("{")
     (tmp_path / ".m.training").mkdir()
@@ -144,42 +140,59 @@ def test_what_a_process_left_that_was_killed_at_its_begin_is_removed(tmp_path, w
     assert names(tmp_path) == RESULTS
 
 
-@pytest.mark.usefixtures("extra")
-def test_a_pretrained_encoder_rests_in_the_first_half(tmp_path, words, monkeypatch):
-    monkeypatch.setattr(recipes, "pretrained", lambda: "imagenet")
-    thawed = []
-    monkeypatch.setattr(models, "unfreeze_encoder", lambda model, blocks: thawed.append(blocks))
+@pytest.mark.usefixtures("callbacks")
+def test_model_of_a_process_that_was_killed_at_its_end_is_written(tmp_path, words, monkeypatch):
+    monkeypatch.setattr(saving, "load_model", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(*words)
+    monkeypatch.undo()
+    assert names(tmp_path) == {"m.training"}
+    assert run(*words, "--resume") == 0
+    assert names(tmp_path) == RESULTS
+
+
+@pytest.mark.usefixtures("callbacks")
+def test_pretrained_encoder_is_unfrozen_for_the_second_half(tmp_path, words, monkeypatch):
+    monkeypatch.setattr(training, "imagenet_weights", lambda: "imagenet")
+    unfrozen = []
+    monkeypatch.setattr(models, "unfreeze_encoder", lambda model, blocks: unfrozen.append(blocks))
     words[2] = "mobilenet_unet"
     assert run(*words) == 0
-    assert thawed == [recipes.FINE_TUNED_BLOCKS]
+    assert unfrozen == [training.FINE_TUNED_BLOCKS]
     assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0, 1]
 
 
-def test_a_fifth_is_validated_on_and_the_seed_chooses_it(tmp_path):
-    mine = own_images(tmp_path / "mine", 10)
-    sides = [learning._records(mine, seed) for seed in (0, 0, 1, 2**32 - 1)]
-    names = [[[record.id for record in side] for side in both] for both in sides]
-    assert [len(side) for side in names[0]] == [8, 2]
-    assert not set(names[0][0]) & set(names[0][1])
-    assert names[0] == names[1] != names[2]
+def test_seed_draws_a_fifth_for_validation(tmp_path, words, monkeypatch):
+    words[words.index("--data") + 1] = own_images(tmp_path / "mine", 10)
+    sides = []
+
+    def record_sides(*_, records, **__):
+        sides.append([[record.id for record in side] for side in records])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "batches", record_sides)
+    for seed in (0, 0, 1, 2**32 - 1):
+        assert run(*words, "--seed", seed) == 1
+    assert [len(side) for side in sides[0]] == [8, 2]
+    assert not set(sides[0][0]) & set(sides[0][1])
+    assert sides[0] == sides[1] != sides[2]
 
 
-# Faults
+# Damaged files, two processes, full disks
 
 
 @pytest.fixture(scope="session")
-def stopped(tmp_path_factory):
-    """A folder that keeps a training which was broken off, once it was made."""
-    return tmp_path_factory.mktemp("stopped")
+def saved(tmp_path_factory):
+    return tmp_path_factory.mktemp("saved")
 
 
 @pytest.fixture
-def unfinished(tmp_path, words, extra, stopped):
-    """The folder of a training that was broken off after one of two epochs."""
-    if not any(stopped.iterdir()):
-        stop(extra, words)
-        shutil.copytree(tmp_path, stopped, dirs_exist_ok=True)
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+def unfinished(tmp_path, words, callbacks, saved):
+    """Folder of a training that was interrupted after the first of two epochs; it is trained once and then copied."""
+    if not any(saved.iterdir()):
+        interrupt(callbacks, words)
+        shutil.copytree(tmp_path, saved, dirs_exist_ok=True)
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     return tmp_path / "m.training"
 
 
@@ -193,109 +206,42 @@ def unfinished(tmp_path, words, extra, stopped):
         ("history.csv", "cut"),
     ],
 )
-def test_a_training_goes_on_after_a_power_cut(tmp_path, words, unfinished, name, how, capsys):
+def test_training_resumes_after_a_power_cut(tmp_path, words, unfinished, name, how, capsys):
     damage(unfinished / name, how)
-    assert run(*words) == 1, "what is whole is not thrown away"
-    assert "go on with --resume" in capsys.readouterr().err
+    assert run(*words) == 1, "the intact files are not replaced"
+    assert "--resume" in capsys.readouterr().err
     assert run(*words, "--resume") == 0
     error = capsys.readouterr().err
-    assert "another network" not in error
-    assert "going on after epoch 1" in error
+    assert "after epoch 1" in error
     assert (str(unfinished / name) in error) == (name == "settings.json" or ("epoch" in name and how != "missing"))
     assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0, 1]
     keras.models.load_model(tmp_path / "m.keras")
     assert names(tmp_path) == RESULTS
 
 
-def test_where_nothing_whole_is_left_a_training_is_refused_and_stays(words, unfinished, capsys):
+def test_training_without_an_intact_model_is_refused_and_kept(words, unfinished, capsys):
     for path in unfinished.rglob("*.keras"):
         damage(path, "zeros")
     assert run(*words, "--resume") == 1
-    message = capsys.readouterr().err
-    assert f"{unfinished / 'best.keras'} is damaged" in message
-    assert training.begun(unfinished)
+    assert str(unfinished / "best.keras") in capsys.readouterr().err
+    assert training.phases(unfinished)
 
 
-def test_a_second_train_of_one_model_is_refused(tmp_path, words, extra, capsys):
+def test_second_training_of_the_same_model_is_refused(tmp_path, words, callbacks, capsys):
     class Second(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             for more in ([], ["--resume"], ["--epochs", 1]):
                 assert run(*words, *more) == 1
 
-    extra.append(Second())
+    callbacks.append(Second())
     assert run(*words) == 0
-    assert capsys.readouterr().err.count(f"another process is training {tmp_path / 'm.keras'}") == 6
+    assert capsys.readouterr().err.count("another process") == 6
     assert pd.read_csv(tmp_path / "m_history.csv")["epoch"].tolist() == [0, 1]
     assert names(tmp_path) == RESULTS
 
 
-@pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "x"])
-def test_a_seed_that_no_generator_takes_is_wrong_usage(words, seed, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run(*words, f"--seed={seed}")
-    assert caught.value.code == 2
-    assert repr(seed) in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("count", "nuclei", "message"), [(1, 3, "at least two are needed"), (5, 0, "found no nucleus")]
-)
-def test_images_that_teach_nothing_are_refused(tmp_path, words, count, nuclei, message, capsys):
-    words[words.index("--data") + 1] = own_images(tmp_path / "bad", count, nuclei)
-    assert run(*words) == 1
-    assert message in capsys.readouterr().err
-    assert names(tmp_path) == {"bad"}
-
-
-def test_validation_images_without_a_nucleus_are_refused(tmp_path, words, capsys):
-    mine = own_images(tmp_path / "bad", 5)
-    held_out = learning._records(mine, 0)[1][0].id
-    io.write_label_map(mine / "labels" / f"{held_out}.png", np.zeros((60, 80), np.int32))
-    words[words.index("--data") + 1] = mine
-    assert run(*words) == 1
-    error = capsys.readouterr().err
-    assert held_out in error
-    assert "validate on" in error
-
-
-@pytest.mark.parametrize("content", [b"no HDF5", b"", None])
-def test_a_file_of_other_weights_is_named(tmp_path, words, monkeypatch, content, capsys):
-    path = tmp_path / "weights.h5"
-    if content is None:
-        keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]).save_weights(tmp_path / "a.weights.h5")
-        (tmp_path / "a.weights.h5").rename(path)
-    else:
-        path.write_bytes(content)
-    monkeypatch.setenv(models.WEIGHTS, str(path))
-    words[2] = "mobilenet_unet"
-    assert run(*words) == 1
-    error = capsys.readouterr().err
-    assert str(path) in error
-    assert models.WEIGHTS in error
-    assert not (tmp_path / "m.training").exists()
-
-
-def test_a_folder_in_place_of_weights_is_named(tmp_path, words, monkeypatch, capsys):
-    monkeypatch.setenv(models.WEIGHTS, str(tmp_path))
-    words[2] = "mobilenet_unet"
-    assert run(*words) == 1
-    assert models.WEIGHTS in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 12.0 GiB")])
-def test_too_little_memory_is_named(words, monkeypatch, error, capsys):
-    def read_folder(_path):
-        raise error
-
-    monkeypatch.setattr(datasets, "read_folder", read_folder)
-    assert run(*words) == 1
-    message = capsys.readouterr().err
-    assert "memory" in message
-    assert str(error) in message
-
-
-@pytest.mark.usefixtures("extra")
-def test_a_full_disk_is_named_and_the_training_goes_on_later(tmp_path, words, monkeypatch, capsys):
+@pytest.mark.usefixtures("callbacks")
+def test_training_on_a_full_disk_can_be_resumed(tmp_path, words, capsys):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
@@ -308,17 +254,62 @@ def test_a_full_disk_is_named_and_the_training_goes_on_later(tmp_path, words, mo
     assert names(tmp_path) == RESULTS
 
 
-@pytest.mark.usefixtures("extra")
-@pytest.mark.parametrize("place", ["file/m.keras", "loop/m.keras"])
-def test_a_place_that_cannot_hold_a_model_is_named(tmp_path, words, place, capsys):
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 12.0 GiB")])
+def test_lack_of_memory_is_named(words, monkeypatch, error, capsys):
+    def read_folder(_path):
+        raise error
+
+    monkeypatch.setattr(datasets, "read_folder", read_folder)
+    assert run(*words) == 1
+    message = capsys.readouterr().err
+    assert "memory" in message
+    assert str(error) in message
+
+
+# Wrong options and images
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [*(("--seed", seed) for seed in ("-1", "4294967296", "1.5", "x")), ("--model", "resnet"), ("--out", "m.h5")],
+)
+def test_wrong_value_of_an_option_is_wrong_usage(words, option, value, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*words, f"{option}={value}")
+    assert caught.value.code == 2
+    assert repr(value) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "nuclei", "message"), [(1, 3, "at least two"), (5, 0, "nucleus")])
+def test_unsuitable_images_are_refused(tmp_path, words, count, nuclei, message, capsys):
+    words[words.index("--data") + 1] = own_images(tmp_path / "bad", count, nuclei)
+    assert run(*words) == 1
+    assert message in capsys.readouterr().err
+    assert names(tmp_path) == {"bad"}
+
+
+@pytest.mark.parametrize("name", ["other.weights.h5", "."])
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_unsuitable_weights_are_named(tmp_path, words, monkeypatch, name, capsys):
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]).save_weights(tmp_path / "other.weights.h5")
+    monkeypatch.setenv(models.WEIGHTS_VARIABLE, str(tmp_path / name))
+    words[2] = "mobilenet_unet"
+    assert run(*words) == 1
+    assert models.WEIGHTS_VARIABLE in capsys.readouterr().err
+    assert names(tmp_path) == {"other.weights.h5"}
+
+
+@pytest.mark.usefixtures("callbacks")
+@pytest.mark.parametrize("path", ["file/m.keras", "loop/m.keras"])
+def test_unsuitable_folder_for_the_model_is_named(tmp_path, words, path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    words[-1] = tmp_path / place
+    words[-1] = tmp_path / path
     assert run(*words) == 1
-    assert str((tmp_path / place).parent) in capsys.readouterr().err
+    assert str((tmp_path / path).parent) in capsys.readouterr().err
 
 
-def test_data_that_is_a_link_to_itself_is_named(tmp_path, words, capsys):
+def test_folder_of_images_that_links_to_itself_is_named(tmp_path, words, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     words[words.index("--data") + 1] = tmp_path / "loop"
     assert run(*words) == 1

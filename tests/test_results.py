@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import write_tables
-from nuclei_utils import notebook, recipes, training
+from nuclei_utils import notebook, training
 from tools import picture, setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,6 +11,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from nuclei_utils.cli import train
+
 DATA_EXAMPLES = """\
 examples:
   python -m nuclei_utils data                           download the images, 92 MB; if it breaks off, run it again
@@ -23,33 +25,6 @@ with --fixes the corrected ones lie beside them in stage1_train_fixes, and NUCLE
 
 The course looks for the images in the folder dsb2018 below NUCLEI_HOME; where that is not set, below the repository's
 folder data, or ./data without a repository. After --dest /big/disk/dsb2018, export NUCLEI_HOME=/big/disk.
-"""
-
-TRAIN_EXAMPLES = """\
-examples:
-  python -m nuclei_utils train --model unet --epochs 20 --out unet.keras
-      train a U-Net on the images of the course (those of 'data', else the drawn sample)
-  python -m nuclei_utils train --model instance_unet --epochs 60 --data mine --out mine.keras
-      train the network that separates touching nuclei on images of your own
-  python -m nuclei_utils train --model instance_unet --epochs 60 --data mine --out mine.keras --resume
-      go on with that training after Ctrl-C, or after the machine went down
-  python -m nuclei_utils predict photos --model mine.keras --out result
-      use it
-
-DIR of --data has one of two layouts; a fifth of its images, chosen by --seed, are validated on and not trained on:
-  images/NAME.png (or .tif, .jpg)  and  labels/NAME.png (or .tif): 0 background, 1..N one nucleus each
-  NAME/images/NAME.png             and  NAME/masks/*.png: one black and white picture for each nucleus
-Labels that 'predict' wrote (NAME_labels.png) and you corrected serve as they are.
-
-Feature maps at full size, --channels 0.5 / 1 / 2:
-  unet, unet_plus_plus             16 / 32 / 64
-  mobilenet_unet, instance_unet     8 / 16 / 32 in the decoder; the encoder is MobileNetV2 with ImageNet's weights,
-                                   fetched once (14 MB); without internet, name their file in NUCLEI_MOBILENET_WEIGHTS
-
-Written, for --out mine.keras: mine.keras, the best epoch by the Dice of the validation images (instance_unet: by their
-loss, which counts all outputs); mine_history.csv; mine_curves.png. The folder mine.training is there until the training
-has come to its end. Ctrl-C keeps the best so far in the same three files, and the exit status is 1. Nothing is
-replaced: neither a model that is there already, nor, without --resume, an unfinished training.
 """
 
 PREDICT_EXAMPLES = """\
@@ -104,8 +79,6 @@ score, averaged over images, and the average precision TP / (TP + FP + FN) over 
 Scored are the images that both sides have. The others are named on stderr; where predictions are missing, the exit
 status is 1.
 """
-
-MODELS = ("unet", "mobilenet_unet", "unet_plus_plus", "instance_unet")
 
 
 def main(argv=None):
@@ -185,56 +158,9 @@ def _add_data(commands):
 
 
 def _add_train(commands):
-    command = commands.add_parser(
-        "train",
-        help="train a network on the images of the course or on your own",
-        description="Train a network to find nuclei, on the images of the course or on your own labelled images.",
-        epilog=TRAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument(
-        "--model",
-        choices=MODELS,
-        required=True,
-        help="the network: the course's three, or instance_unet, which learns to separate nuclei that touch",
-    )
-    command.add_argument("--out", type=_model_file, required=True, metavar="MODEL.keras", help="where the model goes")
-    command.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="labelled images of your own, see below (default: the images of the course, with its own validation)",
-    )
-    command.add_argument(
-        "--size",
-        type=int,
-        choices=(64, 128, 256),
-        default=128,
-        help="height and width of the crops that are trained on, pixels (default: 128); images to predict may have any",
-    )
-    command.add_argument(
-        "--channels",
-        type=float,
-        choices=(0.5, 1, 2),
-        default=1,
-        help="width of the network: half, whole or double (default: 1), see below",
-    )
-    command.add_argument(
-        "--epochs",
-        type=_whole_number,
-        default=20,
-        metavar="N",
-        help="how often the images are gone through (default: 20); the best epoch is kept",
-    )
-    command.add_argument(
-        "--seed",
-        type=_seed,
-        default=0,
-        metavar="N",
-        help="of the weights, the crops and the choice for validation, 0 to 4294967295 (default: 0)",
-    )
-    command.add_argument("--resume", action="store_true", help="go on with the training that was broken off")
-    command.set_defaults(run=_train, interrupted="the same command with --resume goes on from what is there")
+    command = commands.add_parser("train", help=train.HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    train.add_arguments(command)
+    command.set_defaults(run=train.run)
 
 
 def _add_predict(commands):
@@ -317,22 +243,9 @@ def _folder(text):
     return text
 
 
-def _model_file(text):
-    path = Path(text)
-    if path.suffix != ".keras":
-        raise argparse.ArgumentTypeError(f"{text!r} must end in .keras")
-    return path
-
-
 def _whole_number(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
-    return int(text)
-
-
-def _seed(text):
-    if not text.isdecimal() or int(text) >= 2**32:  # what NumPy takes
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to {2**32 - 1}")
     return int(text)
 
 
@@ -357,12 +270,6 @@ def _data(arguments):
     if arguments.dest:
         _say_how_to_use(Path(arguments.dest).expanduser().resolve())
     return 0
-
-
-def _train(arguments):
-    from nuclei_utils.commands import train
-
-    return train.run(arguments)
 
 
 def _predict(arguments):
