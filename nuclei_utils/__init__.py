@@ -9,7 +9,7 @@ import os
 import pkgutil
 
 __version__ = "0.1.0"
-__all__ = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "__main__")
+__all__ = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 # TensorFlow's start-up messages do not help a reader. Set the variable to 0 to see them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

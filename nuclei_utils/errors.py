@@ -1,9 +1,12 @@
-"""Errors and warnings about files that a user can put right."""
+"""Errors and warnings that a user can put right."""
 
 
 class NucleiError(ValueError):
-    """A file or folder cannot be read without guessing. The message names the file and says what to do."""
+    """Base class of all errors that a user can put right.
+
+    The message names the file, and says what was found, what was expected and what to do.
+    """
 
 
 class LabelWarning(UserWarning):
-    """Labels were read, but not as they are in the files: some masks are empty or overlap."""
+    """Warning that a label map differs from its mask files, because masks are empty or overlap."""

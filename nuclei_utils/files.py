@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever interrupts the writing; and locks, and what newer files leave behind."""
+"""Write files whole or not at all, lock files, and remove what earlier runs left behind."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,66 +17,69 @@ except ImportError:  # Windows
 
     fcntl = None
 
-
-TAKEN = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}
-"""What the system says of a lock that another process holds; other errors say that the file system has no locks."""
-
-
-LOCK_TRIES = 100
-"""How often a lock file is made anew that another process has just removed."""
+_LOCKED = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # other errors mean that the file system has no locks
+_MAX_ATTEMPTS = 100  # to lock a file that other processes remove at the same moment
 
 
 @contextmanager
-def atomic_write(path):
-    """Write a file aside, and move it to its place when it is whole; a file that was there stays until then.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Write a file whole or not at all.
 
-    The file reaches the disk before its name changes. A power cut leaves the old file or the new file.
+    The block writes a temporary file. At the end of the block the temporary file is flushed to the disk and renamed.
+    If the block fails, the temporary file is removed and an existing file stays as it was. After a power cut, the disk
+    holds the old file or the new file.
 
     Parameters
     ----------
-    path : path-like
-        Where the file goes; its folder is made if need be.
+    path
+        File to write. Missing folders are created.
 
     Yields
     ------
     pathlib.Path
-        Where to write: a hidden name of its own in the same folder, with the same ending. If the block fails, it is
-        removed again.
+        Temporary file to write: a hidden file in the same folder, with the same extension.
 
     Raises
     ------
     OSError
-        If the file cannot be written, for example on a full disk. The error names `path`.
+        If the file cannot be written, for example because the disk is full. The error names `path`.
+
+    Examples
+    --------
+    >>> with atomic_write("counts.csv") as partial:
+    ...     _ = partial.write_text("image,count")
+    >>> Path("counts.csv").read_text()
+    'image,count'
     """
     path = Path(path)
     _make_folder(path.parent)
-    # a number of the process alone is not enough: processes on two machines, or two threads, may share one
-    stem, dot, endings = path.name.partition(".")
-    aside = path.with_name(f".{stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}{dot}{endings}")
+    # the process id is not unique: two threads or two machines can have the same
+    stem, dot, extensions = path.name.partition(".")
+    partial = path.with_name(f".{stem}-{os.getpid()}-{uuid.uuid4().hex[:8]}{dot}{extensions}")
     try:
-        yield aside
-        _sync(aside, os.O_RDWR)
-        aside.replace(path)
-        if os.name != "nt":  # Windows opens no folders
-            with contextlib.suppress(OSError):  # some network drives do not sync folders; the file itself is safe
+        yield partial
+        _sync(partial, os.O_RDWR)
+        partial.replace(path)
+        if os.name != "nt":  # Windows cannot open folders
+            with contextlib.suppress(OSError):  # some network drives cannot flush folders; the file itself is safe
                 _sync(path.parent, os.O_RDONLY)
     except OSError as error:
-        if error.errno and error.filename in (None, str(aside)):
+        if error.errno and error.filename in (None, str(partial)):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _make_folder(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # a file
+    except FileExistsError as error:  # a file has this name
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
 
 
 def _sync(path, flags):
-    """Wait until a file or folder is on the disk."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
@@ -84,42 +88,51 @@ def _sync(path, flags):
 
 
 @contextmanager
-def file_lock(path, message):
-    """Keep other processes out of a block of code. The lock ends with the process, even if the process is killed.
+def file_lock(path: str | os.PathLike, message: str) -> Iterator[None]:
+    """Let only one process run a block of code at a time.
 
-    On a file system without locks, the block runs without a lock.
+    The operating system releases the lock when the process ends, even if the process is killed. The lock file is
+    removed at the end of the block. On a file system without locks, the block runs without a lock.
 
     Parameters
     ----------
-    path : path-like
-        Of the lock file. The block that holds the lock removes the file at its end.
-    message : str
-        Of the error if the lock is taken.
+    path
+        Lock file. Missing folders are created.
+    message
+        Message of the error if the lock is taken.
 
     Raises
     ------
     BlockingIOError
-        If another process, or another part of this process, holds the lock.
+        If another process, or another block of this process, holds the lock.
     OSError
-        If the lock file cannot be made. The error names the file.
+        If the lock file cannot be created. The error names the file.
+
+    Examples
+    --------
+    >>> with file_lock("run.lock", "run.lock is taken: another process writes to this folder"):
+    ...     Path("run.lock").exists()
+    True
+    >>> Path("run.lock").exists()
+    False
     """
     path = Path(path)
     _make_folder(path.parent)
-    file = _lock(path, message)
+    file = _open_locked(path, message)
     try:
         yield
     finally:
-        if fcntl:  # while the lock is held, so that nobody else can hold this file
+        if fcntl:  # remove the file before the lock is released, so that no other process holds this file
             path.unlink(missing_ok=True)
         file.close()
-        if not fcntl:  # Windows removes no open file
-            with contextlib.suppress(PermissionError):  # another process has opened it already
+        if not fcntl:  # Windows cannot remove an open file
+            with contextlib.suppress(PermissionError):  # another process has opened the file
                 path.unlink(missing_ok=True)
 
 
-def _lock(path, message):
-    """Open a lock file and lock it; the lock ends when the file is closed."""
-    for _ in range(LOCK_TRIES):
+def _open_locked(path, message):
+    """Open and lock a file. Closing the file releases the lock."""
+    for _ in range(_MAX_ATTEMPTS):
         file = path.open("ab")
         try:
             if fcntl:
@@ -127,57 +140,79 @@ def _lock(path, message):
             else:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
-            if error.errno in TAKEN:
+            if error.errno in _LOCKED:
                 file.close()
                 raise BlockingIOError(message) from error
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # the process that held the lock removed this file: make a new file
-    raise BlockingIOError(f"{path} cannot be locked: its file system changes the file's number at each look")
+        file.close()  # the previous holder of the lock has removed this file
+    raise BlockingIOError(f"{path} cannot be locked: the file system changes the file's number each time")
 
 
-def remove_partial_files(path):
-    """Remove what killed processes left of a file that `written_whole` was about to write.
+def remove_partial_files(path: Path) -> None:
+    """Remove the temporary files that killed processes left when they wrote a file with `atomic_write`.
 
     Parameters
     ----------
-    path : pathlib.Path
-        Of the file. No other process may be writing the file now.
+    path
+        File that the processes were to write. No process may be writing the file now.
+
+    Examples
+    --------
+    >>> partial = Path(".table-4711-0123abcd.csv")
+    >>> partial.touch()
+    >>> remove_partial_files(Path("table.csv"))
+    >>> partial.exists()
+    False
     """
-    stem, dot, endings = (glob.escape(part) for part in path.name.partition("."))
-    for aside in path.parent.glob(f".{stem}-*-{'[0-9a-f]' * 8}{dot}{endings}"):
-        aside.unlink(missing_ok=True)
+    stem, dot, extensions = (glob.escape(text) for text in path.name.partition("."))
+    for partial in path.parent.glob(f".{stem}-*-{'[0-9a-f]' * 8}{dot}{extensions}"):
+        partial.unlink(missing_ok=True)
 
 
-def remove_older(path):
-    """Remove what lies beside a file or folder under the same name with another fingerprint.
+def remove_older(path: Path) -> None:
+    """Remove files and folders with the same name as `path` and another fingerprint.
 
     Parameters
     ----------
-    path : pathlib.Path
-        Its name ends in "-" and a fingerprint in hexadecimal digits, before the ending if it has one.
+    path
+        File or folder whose name ends in "-" and a hexadecimal fingerprint, before the extension.
+
+    Examples
+    --------
+    >>> for fingerprint in ("0a1b", "ffff"):
+    ...     Path(f"sample-{fingerprint}.npz").touch()
+    >>> remove_older(Path("sample-ffff.npz"))
+    >>> [path.name for path in Path().glob("sample-*.npz")]
+    ['sample-ffff.npz']
     """
     name, _, fingerprint = path.stem.rpartition("-")
     for older in path.parent.glob(f"{glob.escape(name)}-{'[0-9a-f]' * len(fingerprint)}{path.suffix}"):
         if older == path:
             continue
         if older.is_dir():
-            shutil.rmtree(older, ignore_errors=True)  # another process may be about the same
+            shutil.rmtree(older, ignore_errors=True)  # another process may remove the same folder
         else:
             older.unlink(missing_ok=True)
 
 
-def printable_name(name):
-    r"""Return the name of a file as text that can be written as UTF-8.
+def printable_name(name: str) -> str:
+    r"""Return a file name as text that can be encoded in UTF-8.
 
     Parameters
     ----------
-    name : str
+    name
+        File name.
 
     Returns
     -------
     str
-        The name; bytes that are not UTF-8 become escapes such as `\udcff`.
+        The name, in which bytes outside of UTF-8 are written as escapes such as `\udcff`.
+
+    Examples
+    --------
+    >>> printable_name("cell\udcff.png")
+    'cell\\udcff.png'
     """
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

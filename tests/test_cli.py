@@ -311,7 +311,7 @@ def palette_png(path, labels):
     [
         (palette_png, "palette"),
         (lambda path, labels: Image.fromarray(labels.astype(np.uint8)).save(path, "JPEG"), "JPEG"),
-        (lambda path, labels: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "is no image"),
+        (lambda path, labels: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "not a PNG"),
     ],
     ids=["palette", "jpeg", "postscript"],
 )

@@ -1,0 +1,448 @@
+"""Decode the bytes of PNG, JPEG, BMP and TIFF files into arrays, or refuse them.
+
+Pillow decodes PNG, JPEG and BMP files, and OpenCV decodes the 16-bit PNG files that Pillow would reduce to 8 bits. The
+decoder of a TIFF file depends on its compression, because tifffile, Pillow and OpenCV each lack some kinds.
+
+Decoders fill missing pixels with zeros and allocate the memory that a header asks for. The checks of this module refuse
+such files before they are decoded.
+"""
+
+import logging
+import stat
+import struct
+import threading
+import zlib
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from nuclei_utils.errors import NucleiError
+
+IMAGE, MASK, LABEL_MAP = "an image", "a mask", "a label map"  # the purpose that a file is read for
+
+_MAX_BYTES_PER_PIXEL = 16  # four channels of 32 bits
+_MAX_HEADER_BYTES = 2**26  # allowed in a file besides its pixels
+
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # the first bytes; Pillow cannot read this kind
+_ORIENTATION, _PHOTOMETRIC, _BITS = 274, 262, 258  # numbers of TIFF tags; EXIF has the first tag as well
+
+_MAX_RLE_PIXELS = 2**24  # Pillow decodes the run lengths of BMP files in Python, which is slow
+_MAX_SCANS = 100  # of a progressive JPEG; cameras and programs write about 10
+_JPEG_PIXELS_PER_BYTE = 600  # upper bound: each block of 64 pixels takes at least one bit
+_PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_UNPACKED_AT_ONCE = 2**20  # bytes
+
+_MINISWHITE, _MINISBLACK, _RGB, _PALETTE = range(4)  # values of the TIFF tag "photometric"
+_ALPHA = (1, 2)  # values of the TIFF tag "extra samples" that mean transparency
+_NO_COMPRESSION, _DEFLATE = 1, (8, 32946)
+_LOSSY = (6, 7, 33003, 33004, 33005, 34712, 34892, 34933, 34934, 50001, 50002)  # JPEG, JPEG 2000, WebP, ...
+_MAX_GROWTH = {1: 1, 5: 4000, 7: 1800, 8: 1100, 32773: 64, 32946: 1100}  # bytes that one compressed byte can hold
+
+_pillow_lock = threading.Lock()
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # the error message is enough
+
+
+class _Refusal(Exception):
+    """The reason why a file is refused. The caller adds the name of the file."""
+
+
+def read_pixels(path: Path, max_pixels: int, purpose: str) -> np.ndarray:
+    """Read the pixels of a file that holds one image.
+
+    Parameters
+    ----------
+    path
+        PNG, JPEG, BMP or TIFF file.
+    max_pixels
+        Largest allowed number of pixels.
+    purpose
+        `IMAGE`, `MASK` or `LABEL_MAP`.
+
+    Returns
+    -------
+    array (H, W, 1) or (H, W, 3)
+        Grey or RGB. An alpha channel is dropped. For a label map, the pixels have the shape of the file.
+
+    Raises
+    ------
+    NucleiError
+        If the file cannot be read, or does not hold one image that fits the purpose.
+    """
+    try:
+        content = _read_bytes(path, max_pixels)
+        for signature, decode in _DECODERS.items():
+            if content.startswith(signature):
+                pixels = decode(content, max_pixels, purpose)
+                return pixels if purpose == LABEL_MAP else _without_alpha(pixels)
+        raise _Refusal("this is not a PNG, JPEG, TIFF or BMP file")
+    except _Refusal as refusal:
+        raise NucleiError(f"{path}: {refusal}") from None
+    except MemoryError as error:
+        raise too_little_memory(path) from error
+    except Exception as error:  # a damaged byte can cause any error in a decoder: KeyError, ZeroDivisionError, ...
+        raise NucleiError(f"{path} cannot be read as {purpose} ({error}): fetch or export it again") from error
+
+
+def too_little_memory(path: Path, shape: tuple[int, ...] = ()) -> NucleiError:
+    """Return the error for an image that does not fit into memory."""
+    size = f" of {shape[0]} x {shape[1]} pixels" if shape else ""
+    return NucleiError(
+        f"{path}: the image{size} does not fit into memory: cut it into tiles, or use a machine with more memory"
+    )
+
+
+def _read_bytes(path, max_pixels):
+    """Read a regular file. Pipes and devices are refused, because reading them might never end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+            raise _Refusal(f"found {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+        if status.st_size > _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_HEADER_BYTES:
+            raise _Refusal(f"found a file of {status.st_size:,} bytes, too many for {max_pixels:,} pixels")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise _Refusal("the file is missing: check its name, or fetch the data again") from None
+    except OSError as error:
+        raise _Refusal(f"the file cannot be read ({error.strerror}): check its name and your permissions") from None
+
+
+# PNG, JPEG and BMP. The classes of Pillow's plugins are used instead of `Image.open`, which has a limit of pixels.
+
+
+def _decode_png(content, max_pixels, purpose):
+    with PngImageFile(BytesIO(content)) as picture:
+        _check_size(picture.height, picture.width, max_pixels)
+        if (frames := picture.n_frames) > 1:
+            raise _Refusal(f"found {frames} frames, expected one image: save each frame as a separate file")
+        _check_png_data(content)
+        pixels = _decode_picture(picture, purpose)  # before OpenCV, which overlooks some missing pixels
+        bits, colour_type = content[24:26]
+        if bits == 16 and picture.mode != "I;16":
+            pixels = _decode_by_opencv(content)
+            if colour_type == 4:  # grey and alpha, which OpenCV turns into four channels
+                pixels = pixels[..., [0, 3]]
+            pixels = _orient(pixels, _exif_orientation(picture))
+        elif bits < 8 and purpose == LABEL_MAP:  # the numbers themselves, not spread over 0..255
+            pixels = pixels // (255 // (2**bits - 1))
+        return pixels
+
+
+def _decode_jpeg(content, max_pixels, purpose):
+    with JpegImageFile(BytesIO(content)) as picture:
+        _check_size(picture.height, picture.width, max_pixels)
+        if content.count(b"\xff\xda") > _MAX_SCANS:
+            raise _Refusal(f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save it again")
+        _check_length(picture.height * picture.width, _JPEG_PIXELS_PER_BYTE * len(content))
+        _refuse_lossy(purpose)
+        return _decode_picture(picture, purpose)
+
+
+def _decode_bmp(content, max_pixels, purpose):
+    with BmpImageFile(BytesIO(content)) as picture:
+        _check_size(picture.height, picture.width, max_pixels)
+        if purpose == LABEL_MAP:
+            raise _Refusal("found a BMP file, expected a label map as 16-bit PNG or TIFF")
+        (header,) = struct.unpack_from("<I", content, 14)
+        bits, compression = struct.unpack_from("<HI", content, 28) if header >= 40 else (1, 0)
+        if compression not in (1, 2):
+            _check_length((picture.width * bits + 7) // 8 * picture.height, len(content))
+        elif picture.width * picture.height > _MAX_RLE_PIXELS:
+            raise _Refusal(
+                f"found a run-length coded BMP of {picture.height} x {picture.width} pixels, which takes too long: "
+                "save it without compression"
+            )
+        return _decode_picture(picture, purpose)
+
+
+def _decode_picture(picture, purpose):
+    """Decode a file that Pillow has opened."""
+    if picture.mode == "P":
+        _refuse_palette(purpose)
+        palette = picture.palette
+        n_colours = len(palette.palette) // len(palette.rawmode or palette.mode) if palette else 0
+        picture.load()
+        if np.array(picture).max() >= n_colours:
+            raise _Refusal(f"the palette has {n_colours} colours, fewer than the pixels use: export the file again")
+    picture.load()
+    return _orient(_to_array(picture), _exif_orientation(picture))
+
+
+def _to_array(picture):
+    """Return the pixels of a loaded picture: grey or RGB, with or without alpha."""
+    if picture.mode not in ("L", "LA", "RGB", "RGBA", "F", "I", "I;16", "1"):
+        picture = picture.convert("RGB")
+    pixels = np.array(picture)
+    return np.uint8(255) * pixels if pixels.dtype == bool else pixels
+
+
+def _exif_orientation(picture):
+    return picture.getexif().get(_ORIENTATION, 1) if "exif" in picture.info else 1
+
+
+def _decode_by_opencv(content):
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("the pixels are damaged")
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    return pixels
+
+
+def _orient(pixels, orientation):
+    """Rotate or mirror pixels as the orientation tag asks for (values 1 to 8 of EXIF and TIFF)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _without_alpha(pixels):
+    """Return pixels as `(H, W, 1)` or `(H, W, 3)`."""
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    if pixels.shape[2] == 3:
+        return pixels
+    colours, alpha = pixels[..., :-1], pixels[..., -1]
+    if np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():
+        raise _Refusal("only its alpha channel has contents, all colours are equal: save the image without alpha")
+    return colours
+
+
+def _check_size(height, width, max_pixels):
+    if not height * width:
+        raise _Refusal(f"found an image of {height} x {width} pixels, which is empty")
+    if height * width > max_pixels:
+        raise _Refusal(
+            f"found {height} x {width} pixels, more than the limit of {max_pixels:,}: cut the image into tiles, or "
+            "raise the limit"
+        )
+
+
+def _refuse_lossy(purpose):
+    """Refuse a lossy compression, unless the file is read as an image."""
+    if purpose != IMAGE:
+        raise _Refusal(
+            f"found a compression with losses, such as JPEG, which changes the numbers of {purpose}: save the file as "
+            "PNG or TIFF"
+        )
+
+
+def _refuse_palette(purpose):
+    """Refuse a palette, if the file is read as a label map."""
+    if purpose == LABEL_MAP:
+        raise _Refusal(
+            "found a palette, whose numbers stand for colours, expected a label map: save 16-bit PNG or TIFF"
+        )
+
+
+def _check_length(needed, available):
+    if needed > available:
+        raise ValueError("the file is cut short")
+
+
+def _check_png_data(content):
+    """Check that the chunks and the pixels of a PNG file are complete."""
+    start, name, chunks = 8, b"", []
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", content, start)
+        _check_length(start + 12 + length, len(content))
+        if name == b"IDAT":
+            chunks.append(memoryview(content)[start + 8 : start + 8 + length])
+        start += 12 + length
+    missing, unpacker = _png_size(content), zlib.decompressobj()
+    for chunk in chunks:
+        while missing > 0 and (unpacked := unpacker.decompress(chunk, _UNPACKED_AT_ONCE)):
+            missing -= len(unpacked)
+            chunk = unpacker.unconsumed_tail
+    _check_length(missing, 0)
+
+
+def _png_size(content):
+    """Return the number of bytes of a PNG file's pixels when unpacked: rows with one byte each for the filter."""
+    width, height, bits, colour_type, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    bits *= {2: 3, 4: 2, 6: 4}.get(colour_type, 1)
+    total = 0
+    for left, top, across, down in _PNG_PASSES if is_interlaced else [(0, 0, 1, 1)]:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0:
+            total += max(rows, 0) * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+# TIFF
+
+
+def _decode_tiff(content, max_pixels, purpose):
+    # the OME description of planes is ignored, because it can name other files and planes that do not exist
+    with tifffile.TiffFile(BytesIO(content), is_ome=False) as file:
+        page = _only_page(file, content)
+        _check_size(page.imagelength, page.imagewidth, max_pixels)
+        _check_samples(page, purpose)
+        if page.compression in _LOSSY:
+            _refuse_lossy(purpose)
+        _check_strips(page, len(content))
+        pixels = _decode_page(page, content)
+        # a label map keeps its numbers, and signed numbers and fractions have no white
+        if page.photometric == _MINISWHITE and purpose != LABEL_MAP and pixels.dtype in (np.uint8, np.uint16):
+            pixels = np.iinfo(pixels.dtype).max - pixels
+        orientation = page.tags.get(_ORIENTATION)
+        return _orient(pixels, orientation.value if orientation else 1)
+
+
+def _only_page(file, content):
+    """Return the only page of a TIFF file. Most readers silently take the first page of several."""
+    if not len(file.pages):
+        raise ValueError("the file is cut short")
+    page, layout = file.pages[0], file.tiff
+    (n_tags,) = struct.unpack_from(layout.tagnoformat, content, page.offset)
+    end_of_tags = page.offset + layout.tagnosize + n_tags * layout.tagsize
+    (next_page,) = struct.unpack_from(layout.offsetformat, content, end_of_tags)
+    if next_page and len(file.pages) == 1:
+        raise ValueError("the file is cut short")
+    axes = file.series[0].axes if len(file.pages) == 1 else ""  # a single page can hold a stack as well
+    if axes not in ("YX", "YXS", "SYX"):
+        raise _Refusal(
+            f"found {len(file.pages)} pages{axes and f', axes {axes}'}, expected one image, grey or RGB: save each "
+            "plane of a stack as a separate file"
+        )
+    return page
+
+
+def _check_samples(page, purpose):
+    """Refuse a number, a size or a type of samples that would be misread."""
+    samples, photometric, bits = page.samplesperpixel, page.photometric, page.bitspersample
+    is_grey = photometric in (_MINISWHITE, _MINISBLACK)
+    if page.planarconfig not in (1, 2):
+        raise _Refusal(f"found the planar configuration {page.planarconfig}, expected 1 or 2: export the file again")
+    bits_of_channels = np.unique(page.tags.valueof(_BITS, bits))
+    if bits_of_channels.size > 1:
+        raise _Refusal(f"found channels of {bits_of_channels} bits, expected the same number of bits in all channels")
+    if is_grey:
+        is_valid = samples == 1 or (samples == 2 and page.extrasamples and page.extrasamples[0] in _ALPHA)
+    else:
+        is_valid = samples in {_RGB: (3, 4), _PALETTE: (1,)}.get(photometric, range(5))
+    if not is_valid:
+        raise _Refusal(
+            f"found {samples} {'grey channels' if is_grey else 'samples per pixel'}, expected one image, grey or RGB: "
+            "save each channel as a separate file"
+        )
+    if page.dtype is None or (bits > 8 and (bits % 8 or not (is_grey or photometric == _RGB))):
+        raise _Refusal(f"found {bits} bits of the kind {getattr(photometric, 'name', photometric)}, expected 8 or 16")
+    if purpose == IMAGE and page.dtype not in (np.uint8, np.uint16, bool):
+        raise _Refusal(
+            f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale the pixels and save "
+            "them as 16-bit TIFF"
+        )
+    if purpose == LABEL_MAP and bits not in (1, 8, 16, 32, 64):
+        raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits")
+    if photometric == _PALETTE:
+        _refuse_palette(purpose)
+        if page.colormap is None or page.colormap.shape != (3, 2**bits):
+            raise _Refusal("the palette is missing or cut short: export the file again")
+
+
+def _check_strips(page, size):
+    """Refuse a file that lacks pixels, or whose strips or tiles overlap."""
+    offsets, counts, needed = page.dataoffsets, page.databytecounts, int(np.prod(page.chunked))
+    complete = sum(bool(offset and count) for offset, count in zip(offsets, counts, strict=False))
+    if complete < needed:
+        raise _Refusal(f"{needed - complete} of {needed} strips or tiles are missing: export the file again")
+    if len(offsets) != len(counts):
+        raise _Refusal(
+            f"found {len(offsets)} offsets and {len(counts)} sizes of strips or tiles: export the file again"
+        )
+    _check_length(max(offset + count for offset, count in zip(offsets, counts, strict=True)), size)
+    total = sum(counts)
+    if total > 10 * size + _MAX_HEADER_BYTES:
+        raise _Refusal("the strips or tiles overlap in the file: export the file again")
+    row = (page.imagewidth * page.bitspersample * page.samplesperpixel + 7) // 8
+    _check_length(row * page.imagelength, _MAX_GROWTH.get(page.compression, np.inf) * total)
+
+
+def _decode_page(page, content):
+    """Decode the pixels as they are stored, with a decoder that reads this kind of page correctly."""
+    is_planar = page.planarconfig == 2 and page.samplesperpixel > 1
+    is_plain = page.dtype.itemsize * 8 == page.bitspersample and page.photometric in (_MINISWHITE, _MINISBLACK, _RGB)
+    if is_plain and page.compression in (_NO_COMPRESSION, *_DEFLATE):
+        if page.compression != _NO_COMPRESSION:
+            _check_deflated(page, content)
+        pixels = page.asarray(maxworkers=1)
+        return np.moveaxis(pixels, 0, -1) if is_planar else pixels
+    # Pillow and OpenCV apply these tags to some kinds of pages only
+    if _ORIENTATION in page.tags:
+        content = _with_tag(content, page, _ORIENTATION, 1)
+    if page.photometric == _MINISWHITE:
+        content = _with_tag(content, page, _PHOTOMETRIC, _MINISBLACK)
+    if page.dtype in (np.uint8, bool) and not content.startswith(_BIG_ENDIAN_BIGTIFF):
+        with TiffImageFile(BytesIO(content)) as picture, _without_pillow_limit(picture.width * picture.height):
+            picture.load()
+            return _to_array(picture)
+    if not is_planar and (page.dtype != np.uint8 or page.samplesperpixel not in (2, 4)):  # OpenCV mixes the channels up
+        pixels = _decode_by_opencv(content)
+        if (pixels.dtype.itemsize, pixels.dtype.kind in "iu") == (page.dtype.itemsize, page.dtype.kind in "iu"):
+            return pixels.view(page.dtype)
+    raise _Refusal(f"found {page.dtype} with the compression {page.compression.name}: save without compression")
+
+
+def _check_deflated(page, content):
+    """Refuse a strip or tile that unpacks to the wrong number of bytes. tifffile has no limit."""
+    whole = int(np.prod(page.chunks)) * page.dtype.itemsize
+    rows, height = page.chunks[0], page.imagelength
+    n_strips = -(-height // rows)
+    for number, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+        is_last = not page.is_tiled and number % n_strips == n_strips - 1
+        needed = whole // rows * (height - (n_strips - 1) * rows) if is_last else whole
+        unpacker = zlib.decompressobj()
+        length = len(unpacker.decompress(content[offset : offset + count], whole + 1))
+        if not needed <= length <= whole:
+            raise ValueError(f"a strip or tile unpacks to at least {length:,} bytes instead of {needed:,}")
+
+
+def _with_tag(content, page, number, value):
+    """Return the content of a TIFF file in which a tag with one number has another value."""
+    tag = page.tags.get(number)
+    letter = tag and {1: "B", 3: "H", 4: "I"}.get(int(tag.dtype))
+    if not letter or tag.count != 1:
+        raise _Refusal(f"the TIFF tag {number} is missing or damaged: export the file again")
+    content = bytearray(content)
+    struct.pack_into(page.parent.byteorder + letter, content, tag.valueoffset, value)
+    return bytes(content)
+
+
+@contextmanager
+def _without_pillow_limit(n_pixels):
+    """Switch off Pillow's limit of pixels, which belongs to the whole process, while a large image is decoded."""
+    if n_pixels <= (Image.MAX_IMAGE_PIXELS or 0):
+        yield
+        return
+    with _pillow_lock:  # another thread would restore the limit too early
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+_DECODERS = {
+    b"\x89PNG\r\n\x1a\n": _decode_png,
+    b"\xff\xd8\xff": _decode_jpeg,
+    b"BM": _decode_bmp,
+    b"II*\0": _decode_tiff,  # little-endian
+    b"MM\0*": _decode_tiff,  # big-endian
+    b"II+\0": _decode_tiff,  # BigTIFF, little-endian
+    _BIG_ENDIAN_BIGTIFF: _decode_tiff,
+}
+"""Decoders by the first bytes of a file."""
