@@ -1,10 +1,9 @@
-"""Write files whole or not at all, lock files, and remove what earlier runs left behind."""
+"""Write files whole or not at all, lock files, and remove what killed processes left behind."""
 
 import contextlib
 import errno
 import glob
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -169,32 +168,6 @@ def remove_partial_files(path: Path) -> None:
     stem, dot, extensions = (glob.escape(text) for text in path.name.partition("."))
     for partial in path.parent.glob(f".{stem}-*-{'[0-9a-f]' * 8}{dot}{extensions}"):
         partial.unlink(missing_ok=True)
-
-
-def remove_older(path: Path) -> None:
-    """Remove files and folders with the same name as `path` and another fingerprint.
-
-    Parameters
-    ----------
-    path
-        File or folder whose name ends in "-" and a hexadecimal fingerprint, before the extension.
-
-    Examples
-    --------
-    >>> for fingerprint in ("0a1b", "ffff"):
-    ...     Path(f"sample-{fingerprint}.npz").touch()
-    >>> remove_older(Path("sample-ffff.npz"))
-    >>> [path.name for path in Path().glob("sample-*.npz")]
-    ['sample-ffff.npz']
-    """
-    name, _, fingerprint = path.stem.rpartition("-")
-    for older in path.parent.glob(f"{glob.escape(name)}-{'[0-9a-f]' * len(fingerprint)}{path.suffix}"):
-        if older == path:
-            continue
-        if older.is_dir():
-            shutil.rmtree(older, ignore_errors=True)  # another process may remove the same folder
-        else:
-            older.unlink(missing_ok=True)
 
 
 def printable_name(name: str) -> str:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from nuclei_utils.files import atomic_write, file_lock, printable_name, remove_older, remove_partial_files
+from nuclei_utils.files import atomic_write, file_lock, printable_name, remove_partial_files
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -260,22 +260,6 @@ def test_a_file_system_without_locks_is_accepted(tmp_path, monkeypatch):
     with file_lock(tmp_path / "lock", "busy"):
         pass
     assert list(tmp_path.iterdir()) == []
-
-
-def test_only_older_files_of_the_same_name_are_removed(tmp_path):
-    kept = ["stage1-0a1b.npz", "stage1-0a1b.txt", "stage1-0a1b2.npz", "stage1-notes.npz", "stage1_fixed-ffff.npz"]
-    for name in [*kept, "stage1-ffff.npz"]:
-        (tmp_path / name).touch()
-    remove_older(tmp_path / kept[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
-
-
-def test_older_folders_are_removed_with_their_files(tmp_path):
-    for name in ("sample-00", "sample-ff"):
-        (tmp_path / name / "a").mkdir(parents=True)
-        (tmp_path / name / "a" / "b.png").touch()
-    remove_older(tmp_path / "sample-ff")
-    assert [path.name for path in tmp_path.iterdir()] == ["sample-ff"]
 
 
 def test_a_name_outside_of_utf_8_is_escaped():

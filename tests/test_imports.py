@@ -12,6 +12,7 @@ ORDER = [
     "files",
     "labels",
     "preprocess",
+    "_decode",
     "io",
     "datasets",
     "download",
