@@ -290,7 +290,7 @@ def compare_exports(model, files, images, labels, size=256, rounds=3, threads=No
     for name in functions:
         difference = np.abs(masks[name] - masks["keras"])
         rows[name] = {
-            "megabytes": Path(files[name]).stat().st_size / 1e6 if name in files else models.megabytes(model),
+            "megabytes": Path(files[name]).stat().st_size / 1e6 if name in files else models.weight_megabytes(model),
             "milliseconds": float(np.median(milliseconds[name])),
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean(dtype=np.float64)),

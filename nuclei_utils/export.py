@@ -1,11 +1,13 @@
-"""Hand nuclei on: a table of measurements, pictures, and files for QuPath, ImageJ and Kaggle; and read labels back.
+"""Measure nuclei, and write tables, overlays, outlines for QuPath and ImageJ, and the competition's CSV files.
 
-Positions count from the upper left corner of the image, as in ImageJ and QuPath: the first pixel reaches from 0 to 1,
-its centre is at (0.5, 0.5). So the centroids of the table lie in the middle of the outlines of the other files.
+Positions are in pixels from the upper left corner of the image, as in ImageJ and QuPath. The first pixel reaches from
+0 to 1, and its centre is at (0.5, 0.5).
 """
 
 import json
 import re
+from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 
 import cv2
@@ -14,26 +16,26 @@ import pandas as pd
 from PIL import Image
 from roifile import ROI_TYPE, ImagejRoi, roiwrite
 from scipy import ndimage
+from skimage.measure import label as connected_components
 from skimage.measure import regionprops_table
+from skimage.segmentation import find_boundaries
 
-from nuclei_utils import io, plots
+from nuclei_utils import io
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, printable_name
 from nuclei_utils.labels import check_label_map, decode_rle, encode_label_map
 
-CLASS = {"name": "Nucleus", "color": [int(value) for value in plots.rgb(plots.ORANGE)]}  # as QuPath shows it
+OUTLINE_COLOUR = (230, 159, 0)  # orange, which colour-blind readers can tell from the colours of stains
 
+OVERLAY_ENDINGS = (*io.LOSSLESS, ".jpg", ".jpeg")
 
-WIDEST_FOR_IMAGEJ = 60535  # its ROI files hold 16-bit positions, of which the last 5,000 stand for negative ones
+WIDEST_FOR_IMAGEJ = 60535  # ROI files hold 16-bit positions, and the last 5,000 stand for negative numbers
 
-
-FORMULA = r"[=+\-@\t\r\n]"  # how a text begins that spreadsheets calculate
-
+FORMULA = r"[=+\-@\t\r\n]"  # first characters of a text that spreadsheets calculate
 
 STRIP = 1024  # rows of an overlay that are drawn at a time
 
-
-_MEASURES = {
+_COLUMNS = {
     "label": "label",
     "area": "area",
     "centroid-1": "centroid_x",
@@ -51,21 +53,31 @@ _MEASURES = {
     "intensity_mean-2": "mean_blue",
 }
 
+_QUALITY_COLUMNS = {"equivalent_diameter_area": "diameter", "image_filled": "holes", "image": "parts"}
 
-def measure_nuclei(image, labels, name, pixel_size=None):
-    """Measure each nucleus: where it is, how large, of what shape and how bright.
+
+def measure_nuclei(
+    image: np.ndarray | None,
+    label_map: np.ndarray,
+    name: str,
+    pixel_size: float | None = None,
+    quality: bool = False,
+) -> pd.DataFrame:
+    """Measure position, size, shape and intensity of each nucleus.
 
     Parameters
     ----------
-    image : uint8 or uint16 array (H, W, 1) or (H, W, 3)
-        Grey or RGB. Give the values of the file (`io.read_raw`): the values that networks see (`io.read_image`) are
-        scaled by a factor that differs between 16-bit images.
-    labels : int array (H, W)
-        Label map.
+    image : uint8 or uint16 array (H, W, 1) or (H, W, 3), or None
+        Grey or RGB values of the file (`io.read_raw`). The values that networks see (`io.read_image`) have another
+        scale in each 16-bit image. Without an image, intensities are nan.
+    label_map : int array (H, W)
     name : str
         Name of the image, for the first column. Bytes that are not UTF-8 are escaped (`files.printable_name`).
     pixel_size : float, optional
         Micrometres per pixel, the same in both directions.
+    quality : bool
+        Add the columns `diameter` (of the circle of equal area), `holes` (enclosed background, always in pixels) and
+        `parts` (connected components). Holes and several parts are signs of an error in the label map.
 
     Returns
     -------
@@ -73,350 +85,372 @@ def measure_nuclei(image, labels, name, pixel_size=None):
         One row per nucleus, in the order of the labels, with the columns `image`, `label`, `area`, `centroid_x`,
         `centroid_y`, `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`, `major_axis` and `minor_axis` (of the
         ellipse with the same second moments), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area,
-        0..1), `mean_red`, `mean_green`, `mean_blue` (in the units of `image`; all three are equal if the image is
-        grey) and `unit`. Areas, lengths and positions are in pixels (`unit` is "pixel"), or in micrometres and their
-        squares where `pixel_size` is given ("micrometre", spelt out so that no spreadsheet garbles it).
+        0..1), `mean_red`, `mean_green`, `mean_blue` (in the units of `image`, equal if the image is grey) and `unit`.
+        With `pixel_size`, positions and lengths are in micrometres, areas in square micrometres, and `unit` is
+        "micrometre". Otherwise `unit` is "pixel".
 
     Raises
     ------
     ValueError
-        If `labels` is no label map, the shapes do not agree, or `pixel_size` is not a positive number.
+        If `label_map` is not a label map, the shapes differ, or `pixel_size` is not a positive number.
+
+    Examples
+    --------
+    >>> image, label_map = np.full((2, 3, 1), 9, np.uint8), np.array([[1, 1, 0], [0, 0, 4]])
+    >>> measure_nuclei(image, label_map, "a.png")[["label", "area", "centroid_x", "mean_red"]].values.tolist()
+    [[1.0, 2.0, 1.0, 9.0], [4.0, 1.0, 2.5, 9.0]]
     """
-    image, labels = np.asarray(image), check_label_map(labels)
-    if image.shape not in ((*labels.shape, 1), (*labels.shape, 3)):
+    label_map = check_label_map(label_map)
+    image = np.full((*label_map.shape, 1), np.nan) if image is None else np.asarray(image)
+    if image.shape not in ((*label_map.shape, 1), (*label_map.shape, 3)):
         raise ValueError(
-            f"{name}: expected an image {(*labels.shape, 3)} or {(*labels.shape, 1)} for labels {labels.shape}, found "
-            f"{image.shape}"
+            f"{name}: expected an image {(*label_map.shape, 3)} or {(*label_map.shape, 1)} for the label map "
+            f"{label_map.shape}, found {image.shape}"
         )
     if pixel_size is not None and not 0 < pixel_size < np.inf:
         raise ValueError(f"expected micrometres per pixel above 0, found a pixel size of {pixel_size}")
-    properties = dict.fromkeys(column.split("-")[0] for column in _MEASURES)
-    colours = np.broadcast_to(image, (*labels.shape, 3))
-    table = pd.DataFrame(regionprops_table(labels, colours, properties=properties)).rename(columns=_MEASURES)
+    columns = _COLUMNS | (_QUALITY_COLUMNS if quality else {})
+    properties = dict.fromkeys(["slice", *(column.split("-")[0] for column in columns)])
+    colours = np.broadcast_to(image, (*label_map.shape, 3))
+    table = pd.DataFrame(regionprops_table(label_map, colours, properties=properties)).rename(columns=columns)
+    if quality:
+        # a small nucleus on top of a large nucleus is not a hole
+        filled = zip(table["holes"], table["slice"], strict=True)
+        table["holes"] = [np.count_nonzero(mask & (label_map[box] == 0)) for mask, box in filled]
+        table["parts"] = [connected_components(mask).max() for mask in table["parts"]]
+    table = table[list(columns.values())]
     table[["bbox_width", "bbox_height"]] -= table[["bbox_left", "bbox_top"]].to_numpy()
     table[["centroid_x", "centroid_y"]] += 0.5  # scikit-image counts from the centre of the first pixel
     table["area"] = table["area"].astype(int)
     if pixel_size is not None:
-        lengths = [column for column in table if column.startswith(("centroid_", "bbox_")) or column.endswith("_axis")]
+        lengths = table.filter(regex="^(centroid|bbox|diameter)|_axis$").columns
         table[lengths] = table[lengths] * pixel_size
         table["area"] = table["area"] * pixel_size**2
-    table = table[list(_MEASURES.values())]
     table.insert(0, "image", printable_name(name))
     return table.assign(unit="pixel" if pixel_size is None else "micrometre")
 
 
-def write_table(path, table):
-    """Write a table as CSV: UTF-8, commas, a first line of column names, numbers in full.
+def write_table(path: str | PathLike, table: pd.DataFrame) -> None:
+    """Write a table as CSV: UTF-8, commas, a header, numbers in full precision.
 
-    Spreadsheets calculate a text that begins with =, +, -, @, a tab or a new line. Such a text, which may be the name
-    of a file, is written with an apostrophe before it.
+    Spreadsheets calculate a text that begins with =, +, -, @, a tab or a new line, such as the name of a file. An
+    apostrophe is written before such a text.
 
     Parameters
     ----------
     path : path-like
     table : pandas.DataFrame
-        Such as several of `nuclei_table` in one (`pandas.concat`).
+        For example a table of `measure_nuclei`, or several joined by `pandas.concat`.
     """
-    with atomic_write(path) as aside:
-        aside.write_bytes(csv_bytes(table))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(csv_bytes(table))
 
 
-def csv_bytes(table, header=True):
-    """Return a table as the content of a CSV file: the format of `write_table`.
+def csv_bytes(table: pd.DataFrame, header: bool = True) -> bytes:
+    """Return the content of the CSV file that `write_table` writes.
 
     Parameters
     ----------
     table : pandas.DataFrame
     header : bool
-        Whether the line of column names comes first.
+        Whether the first line holds the names of the columns.
 
     Returns
     -------
     bytes
         UTF-8.
+
+    Examples
+    --------
+    >>> csv_bytes(pd.DataFrame({"image": ["=a", "b"], "area": [1, 2]})).splitlines()
+    [b'image,area', b"'=a,1", b'b,2']
     """
     texts = table.select_dtypes(["object", "string"]).columns
-    table = table.assign(**{column: table[column].map(_as_text) for column in texts})
+    table = table.assign(**{column: table[column].map(_escape_formula) for column in texts})
     return table.to_csv(index=False, header=header, lineterminator="\n").encode()
 
 
-def _as_text(cell):
-    """Put an apostrophe before a text that a spreadsheet would calculate, or would take for such a text."""
+def _escape_formula(cell):
+    # a text with apostrophes before the formula gets one more, so that `_unescape_formula` restores every text
     return f"'{cell}" if isinstance(cell, str) and re.match(f"'*{FORMULA}", cell) else cell
 
 
-def _from_text(cell):
-    """Undo `_as_text`."""
+def _unescape_formula(cell: str) -> str:
     return cell[1:] if re.match(f"'+{FORMULA}", cell) else cell
 
 
-def write_overlay(path, image, labels):
-    """Write an image with the outlines of its nuclei, in a colour that colour-blind readers can tell from it.
+def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray) -> None:
+    """Write an image with the outlines of its nuclei.
 
     Parameters
     ----------
     path : path-like
-        PNG, JPEG or TIFF, by the ending of the name.
+        Name of a PNG, JPEG or TIFF file.
     image : uint8 array (H, W, 3)
         RGB.
-    labels : int array (H, W)
-        Label map.
+    label_map : int array (H, W)
 
     Raises
     ------
     ValueError
-        If the shapes do not agree, or the ending is of no kind that can be written.
+        If the shapes differ, or the ending of the name is not one of `OVERLAY_ENDINGS`.
     """
-    path, image, labels = Path(path), np.asarray(image), np.asarray(labels)
-    io._ending(path, (*io.LOSSLESS, ".jpg", ".jpeg"))
-    if image.shape[:2] != labels.shape:
-        raise ValueError(f"{path}: the image is {image.shape[:2]}, its labels {labels.shape}; they must agree")
-    height, width = labels.shape
-    picture = Image.new("RGB", (width, height))
-    # by strips, because outlines take many times the memory of the image; a row more on both sides shows the borders
+    path, image, label_map = Path(path), np.asarray(image), np.asarray(label_map)
+    if path.suffix.lower() not in OVERLAY_ENDINGS:
+        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(OVERLAY_ENDINGS)}")
+    if image.shape[:2] != label_map.shape:
+        raise ValueError(f"{path}: the image is {image.shape[:2]}, its label map {label_map.shape}; they must agree")
+    height, width = label_map.shape
+    overlay = Image.new("RGB", (width, height))
+    # Strips, because outlines take many times the memory of the image. One more row on each side shows the borders.
     for top in range(0, height, STRIP):
         above = min(top, 1)
         rows = slice(top - above, top + STRIP + 1)
-        strip = plots.overlay(image[rows], labels[rows])[above : above + STRIP]
-        picture.paste(Image.fromarray(strip), (0, top))
-    with atomic_write(path) as aside:
-        picture.save(aside, compress_level=1)  # of PNG: a quarter of the time, for files that are a sixth larger
+        strip = image[rows].copy()
+        strip[find_boundaries(label_map[rows], mode="inner")] = OUTLINE_COLOUR
+        overlay.paste(Image.fromarray(strip[above : above + STRIP]), (0, top))
+    with atomic_write(path) as temporary:
+        overlay.save(temporary, compress_level=1)  # PNG: a quarter of the time, for files that are a sixth larger
 
 
-def outlines(labels):
-    """Trace the outer edges of each nucleus' pixels, as ImageJ's wand and QuPath do: they enclose exactly its area.
+def outlines(label_map: np.ndarray) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
+    """Trace the outer edges of the pixels of each nucleus, as ImageJ and QuPath do.
 
-    OpenCV's own contours run through the centres of the outermost pixels, which makes a nucleus of 10 pixels across
-    smaller by a fifth; scikit-image's cut its corners.
+    The outlines enclose exactly the area of the nucleus. Contours of OpenCV run through the centres of the outermost
+    pixels, which makes a nucleus of 10 pixels across smaller by a fifth. Contours of scikit-image cut the corners.
 
     Parameters
     ----------
-    labels : int array (H, W)
-        Label map.
+    label_map : int array (H, W)
 
     Yields
     ------
     label : int
-    pieces : list of list of int array (K, 2)
-        For each 4-connected piece of the nucleus (one, if it is whole) its rings: the outer one, then one for each
-        hole. A ring lists its corners (x, y), the first not repeated at the end; by the numbers, outer rings turn
-        counter-clockwise, holes clockwise, as GeoJSON has it (RFC 7946).
+    parts : list of list of int array (K, 2)
+        Rings of each 4-connected part of the nucleus: the outer ring, then one ring for each hole. A ring lists its
+        corners (x, y) without repeating the first. Outer rings turn counter-clockwise in the sense of GeoJSON
+        (RFC 7946), holes clockwise.
+
+    Examples
+    --------
+    >>> for label, parts in outlines(np.array([[0, 7, 7]])):
+    ...     print(label, parts[0][0].tolist())
+    7 [[3, 0], [3, 1], [1, 1], [1, 0]]
     """
-    labels = check_label_map(labels)
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+    label_map = check_label_map(label_map)
+    for label, box in enumerate(ndimage.find_objects(label_map), start=1):
         if box is None:
             continue
         corner = box[1].start, box[0].start
-        count, parts = cv2.connectedComponents((labels[box] == label).astype(np.uint8), connectivity=4)
-        yield label, [[ring + corner for ring in _rings(parts == part)] for part in range(1, count)]
+        count, parts = cv2.connectedComponents((label_map[box] == label).astype(np.uint8), connectivity=4)
+        yield label, [[ring + corner for ring in _rings(parts == number)] for number in range(1, count)]
 
 
-def _rings(piece):
-    # OpenCV lists the outermost pixels, not their edges. Of a piece drawn twice as large, the left of the two pixels
-    # 2x and 2x + 1 is the outermost one along a left edge, which is at x, the right one along a right edge, at x + 1.
-    doubled = piece.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+def _rings(part: np.ndarray) -> list[np.ndarray]:
+    # OpenCV lists the outermost pixels, not their edges. In a mask of twice the size, pixel x becomes 2x and 2x + 1. On
+    # a left edge the outermost pixel is 2x, and the edge is at x. On a right edge it is 2x + 1, and the edge at x + 1.
+    doubled = part.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer_first = np.argsort(hierarchy[0, :, 3], kind="stable")  # the parent; an outer ring has -1
+    outer_first = np.argsort(hierarchy[0, :, 3], kind="stable")  # the parent, -1 for an outer ring
     return [_corners((contours[index][:, 0] + 1) // 2) for index in outer_first]
 
 
-def _corners(points):
-    """Leave out points that repeat the one before or lie on a straight edge; turn the ring round as GeoJSON has it."""
+def _corners(points: np.ndarray) -> np.ndarray:
+    """Remove repeated points and points on a straight edge, and reverse the ring."""
     points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)].astype(np.int64)
-    upright = points[:, 0] == np.roll(points[:, 0], 1)  # the edge that leads to the point
-    return points[upright != np.roll(upright, -1)][::-1]
+    is_vertical = points[:, 0] == np.roll(points[:, 0], 1)  # the edge that leads to the point
+    return points[is_vertical != np.roll(is_vertical, -1)][::-1]
 
 
-def write_geojson(path, labels):
-    """Write the outlines of nuclei as GeoJSON, which QuPath opens (File > Import objects from file, or by dropping).
+def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
+    """Write the outlines of nuclei as GeoJSON for QuPath (File > Import objects from file).
+
+    Each nucleus is a detection of the class "Nucleus" with its label as name. A nucleus in several parts is a
+    MultiPolygon, any other nucleus a Polygon. Coordinates are those of `outlines`, and rings are closed.
 
     Parameters
     ----------
     path : path-like
         Usually ends in .geojson.
-    labels : int array (H, W)
-        Label map. Each nucleus becomes a detection of the class "Nucleus" with its label as name: a Polygon, or a
-        MultiPolygon if it is in pieces. Coordinates are pixels along their outer edges (see `outlines`), closed.
+    label_map : int array (H, W)
     """
+    nucleus_class = {"name": "Nucleus", "color": list(OUTLINE_COLOUR)}
     features = [
         {
             "type": "Feature",
-            "geometry": _geometry(pieces),
-            "properties": {"objectType": "detection", "name": str(label), "classification": CLASS},
+            "geometry": _geometry(parts),
+            "properties": {"objectType": "detection", "name": str(label), "classification": nucleus_class},
         }
-        for label, pieces in outlines(labels)
+        for label, parts in outlines(label_map)
     ]
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
-    with atomic_write(path) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _geometry(pieces):
-    polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in pieces]
+def _geometry(parts: list[list[np.ndarray]]) -> dict:
+    polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in parts]
     if len(polygons) == 1:
         return {"type": "Polygon", "coordinates": polygons[0]}
     return {"type": "MultiPolygon", "coordinates": polygons}
 
 
-def write_imagej_rois(path, labels):
-    """Write the outlines of nuclei as a zip of ImageJ ROIs, which its ROI Manager opens (More > Open).
+def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
+    """Write the outlines of nuclei as a zip of ROIs for ImageJ (ROI Manager, More > Open).
+
+    Each nucleus is a traced polygon, as ImageJ's wand draws it, with its label as name. Further parts of a nucleus are
+    named "7-2", "7-3". Holes are filled, because a polygon of ImageJ has no holes.
 
     Parameters
     ----------
     path : path-like
         Usually ends in .zip.
-    labels : int array (H, W)
-        Label map. Each nucleus becomes a polygon of the kind that ImageJ's wand makes ("traced", along the pixels'
-        outer edges), named by its label; further pieces of a nucleus are named "7-2", "7-3". Holes are filled: one
-        polygon of ImageJ cannot have any.
+    label_map : int array (H, W)
 
     Raises
     ------
     ValueError
-        If `labels` is no label map, or larger than the positions that the format holds.
+        If `label_map` is not a label map, or is larger than `WIDEST_FOR_IMAGEJ`.
     """
-    labels = check_label_map(labels)
-    if max(labels.shape) > WIDEST_FOR_IMAGEJ:
+    label_map = check_label_map(label_map)
+    if max(label_map.shape) > WIDEST_FOR_IMAGEJ:
         raise ValueError(
-            f"{path}: the image is {labels.shape}, ImageJ's ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: "
+            f"{path}: the image is {label_map.shape}, ImageJ's ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: "
             "write GeoJSON, or cut the image"
         )
     rois = []
-    for label, pieces in outlines(labels):
-        for part, rings in enumerate(pieces, start=1):
-            roi = ImagejRoi.frompoints(rings[0], name=str(label) if part == 1 else f"{label}-{part}")
-            roi.roitype = ROI_TYPE.TRACED  # of which ImageJ knows that the steps are pixels, when it takes a perimeter
+    for label, parts in outlines(label_map):
+        for number, rings in enumerate(parts, start=1):
+            roi = ImagejRoi.frompoints(rings[0], name=str(label) if number == 1 else f"{label}-{number}")
+            roi.roitype = ROI_TYPE.TRACED  # ImageJ computes the perimeter of a traced ROI from steps of pixels
             rois.append(roi)
-    with atomic_write(path) as aside:
-        roiwrite(aside, rois, mode="w")
+    with atomic_write(path) as temporary:
+        roiwrite(temporary, rois, mode="w")
 
 
-def submission_table(labels_by_name):
-    """Make the table that the Kaggle competition takes.
+def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Encode label maps as the table that the Kaggle competition accepts.
+
+    Write the table with `write_table`.
 
     Parameters
     ----------
-    labels_by_name : mapping of str to int array (H, W)
-        Label map of each image.
+    label_maps : mapping of str to int array (H, W)
+        Name and label map of each image.
 
     Returns
     -------
     pandas.DataFrame
-        Columns `ImageId` and `EncodedPixels`, one row per nucleus; an image without any has one row with "".
+        Columns `ImageId` and `EncodedPixels`, one row per nucleus. An image without nuclei has one row with "".
+
+    Examples
+    --------
+    >>> submission_table({"a": np.array([[1, 0, 2]]), "b": np.array([[0]])}).values.tolist()
+    [['a', '1 1'], ['a', '3 1'], ['b', '']]
     """
     rows = [
         (printable_name(name), code)
-        for name, labels in labels_by_name.items()
-        for code in encode_label_map(labels).values() or [""]
+        for name, label_map in label_maps.items()
+        for code in encode_label_map(label_map).values() or [""]
     ]
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=object)
 
 
-def write_submission(path, table):
-    """Write the table of `submission`, or several in one, as the CSV file that the competition takes.
-
-    The competition's own ids are hexadecimal numbers, which are written as they are. Of other names, those that a
-    spreadsheet would calculate get an apostrophe, as in `write_table`; `read_submission` takes it away again.
-
-    Parameters
-    ----------
-    path : path-like
-    table : pandas.DataFrame
-        With the columns `ImageId` and `EncodedPixels`; others are left out.
-    """
-    write_table(path, table[["ImageId", "EncodedPixels"]])
-
-
-def read_submission(path, shapes):
-    """Read the label maps of a submission: the inverse of `submission`.
+def read_submission(path: str | PathLike, shapes: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Read the label maps of a submission.
 
     Parameters
     ----------
     path : path-like
         CSV with the columns ImageId and EncodedPixels.
     shapes : mapping of str to tuple of int
-        (H, W) of each image, which the file does not tell. Images that the file lacks may be among them.
+        (height, width) of each image, because the file does not hold it. Other images may be included.
 
     Returns
     -------
     dict of str to int32 array (H, W)
-        Label maps by ImageId; nuclei are numbered from 1 in the order of the file.
+        Label maps by ImageId. Nuclei are numbered from 1 in the order of the file.
 
     Raises
     ------
     errors.NucleiError
-        Naming the file and the line: if the file is missing, is no such table, names an image without a shape, has a
-        run-length code that is malformed or leaves the image, or nuclei that overlap, which the competition forbids.
+        If the file is missing or is not such a table, an image is not in `shapes`, a run-length code is malformed or
+        leaves the image, or nuclei overlap, which the competition forbids.
     """
     path, label_maps = Path(path), {}
     for name, rows in _read_codes(path, ["ImageId", "EncodedPixels"]).groupby("ImageId", sort=False):
         if name not in shapes:
             raise NucleiError(
-                f"{path}, line {rows.index[0]}: the image {name!r} is not known, so neither is its size: add it, "
-                "or remove its rows"
+                f"{path}, line {rows.index[0]}: the size of the image {name!r} is not known: add the image, or remove "
+                "its rows"
             )
-        label_maps[name], covered = _paint(rows["EncodedPixels"], shapes[name], path)
-        if covered:
+        label_maps[name], overlapping = _decode_nuclei(path, rows["EncodedPixels"], shapes[name])
+        if overlapping:
             raise NucleiError(
-                f"{path}, line {covered[0]}: the nucleus overlaps with another one of {name!r}, but each pixel must "
-                "belong to one nucleus: make the table of a label map"
+                f"{path}, line {overlapping[0]}: the nucleus overlaps with another nucleus of {name!r}, but each pixel "
+                "must belong to one nucleus: make the table of a label map"
             )
     return label_maps
 
 
-def read_solution(path):
+def read_solution(path: str | PathLike) -> dict[str, np.ndarray]:
     """Read the true nuclei from the solution file that the competition published.
 
     Parameters
     ----------
     path : path-like
-        CSV with the columns ImageId, EncodedPixels, Height, Width and, if at hand, Usage: rows with "Ignored", which
-        the competition did not score, are left out.
+        CSV with the columns ImageId, EncodedPixels, Height, Width and optionally Usage. Rows with the usage "Ignored",
+        which the competition did not score, are left out.
 
     Returns
     -------
     dict of str to int32 array (H, W)
-        Label maps by ImageId; nuclei are numbered from 1 in the order of the file. Where they overlap the smaller one
-        stays on top, as in `labels.merge_masks`; one that is wholly hidden leaves a gap in the numbers.
+        Label maps by ImageId. Nuclei are numbered from 1 in the order of the file. If nuclei overlap, the smaller
+        nucleus stays on top. A nucleus that is wholly hidden leaves a gap in the numbers.
 
     Raises
     ------
     errors.NucleiError
-        Naming the file and the line: if the file is missing, is no such table, has a size that is no whole number or
-        differs within an image, or a run-length code that is malformed or leaves the image.
+        If the file is missing or is not such a table, a size is not a positive integer, is too large or differs within
+        an image, or a run-length code is malformed or leaves the image.
     """
-    path, label_maps = Path(path), {}
+    path = Path(path)
     table = _read_codes(path, ["ImageId", "EncodedPixels", "Height", "Width"])
     if "Usage" in table:
         table = table[table["Usage"] != "Ignored"]
-    for name, rows in table.groupby("ImageId", sort=False):
-        sizes = list(zip(rows["Height"].str.strip(), rows["Width"].str.strip(), strict=True))
-        for line, size in zip(rows.index, sizes, strict=True):
-            if not all(number.isdecimal() and len(number) < 10 and int(number) for number in size):
-                raise NucleiError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
-            if int(size[0]) * int(size[1]) > io.MAX_PIXELS:
-                raise NucleiError(
-                    f"{path}, line {line}: found an image of {size[0]} x {size[1]} pixels, more than the limit of "
-                    f"{io.MAX_PIXELS:,}: check Height and Width"
-                )
-            if size != sizes[0]:
-                raise NucleiError(
-                    f"{path}, line {line}: {name!r} has the size {size} here, {sizes[0]} in line {rows.index[0]} "
-                    "(height, width); they must agree"
-                )
-        label_maps[name], _ = _paint(rows["EncodedPixels"], tuple(map(int, sizes[0])), path)
-    return label_maps
+    return {
+        name: _decode_nuclei(path, rows["EncodedPixels"], _read_shape(path, rows))[0]
+        for name, rows in table.groupby("ImageId", sort=False)
+    }
 
 
-def _read_codes(path, needed):
-    """Read a CSV as text, indexed by the lines of the file."""
+def _read_shape(path: Path, rows: pd.DataFrame) -> tuple[int, int]:
+    """Return the (height, width) that all rows of an image agree on."""
+    sizes = list(zip(rows["Height"].str.strip(), rows["Width"].str.strip(), strict=True))
+    for line, size in zip(rows.index, sizes, strict=True):
+        if not all(number.isdecimal() and len(number) < 10 and int(number) for number in size):
+            raise NucleiError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
+        if int(size[0]) * int(size[1]) > io.MAX_PIXELS:
+            raise NucleiError(
+                f"{path}, line {line}: found an image of {size[0]} x {size[1]} pixels, more than the limit of "
+                f"{io.MAX_PIXELS:,}: check Height and Width"
+            )
+        if size != sizes[0]:
+            raise NucleiError(
+                f"{path}, line {line}: the image {rows['ImageId'].iloc[0]!r} has the size {size}, but {sizes[0]} in "
+                f"line {rows.index[0]} (height, width); they must agree"
+            )
+    return int(sizes[0][0]), int(sizes[0][1])
+
+
+def _read_codes(path: Path, needed: list[str]) -> pd.DataFrame:
+    """Read a CSV file as text, indexed by the lines of the file."""
     try:
-        # empty lines are kept, so that the lines count as they do in an editor; an empty code stays ""
         table = pd.read_csv(
             path,
             dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
+            keep_default_na=False,  # an empty code stays ""
+            skip_blank_lines=False,  # lines count as in an editor
             index_col=False,
             encoding="utf-8-sig",
             compression=None,  # whatever the ending of the name
@@ -436,22 +470,22 @@ def _read_codes(path, needed):
     nameless = table.index[table["ImageId"] == ""]
     if len(nameless):
         raise NucleiError(f"{path}, line {nameless[0]}: ImageId is empty, expected the name of an image")
-    return table.assign(ImageId=table["ImageId"].map(_from_text))
+    return table.assign(ImageId=table["ImageId"].map(_unescape_formula))
 
 
-def _paint(codes, shape, path):
-    """Paint the nuclei of one image, smaller ones on top; return the map, and the lines of nuclei that are covered."""
+def _decode_nuclei(path: Path, codes: pd.Series, shape: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
+    """Decode the nuclei of an image into a label map, smaller nuclei on top, and list the lines of covered nuclei."""
     pixels = {}
     for line, code in codes.items():
         try:
             mask = decode_rle(code, shape)
         except ValueError as error:
             raise NucleiError(f"{path}, line {line}: {error}") from error
-        if code.strip():
-            pixels[line] = np.flatnonzero(mask.ravel(order="F"))
-    painted = np.zeros(shape[0] * shape[1], np.int32)
-    numbers = {line: number for number, line in enumerate(pixels, start=1)}
+        if mask.any():
+            pixels[line] = np.flatnonzero(mask)
+    label_map = np.zeros(shape[0] * shape[1], np.int32)
+    labels = {line: label for label, line in enumerate(pixels, start=1)}
     for line in sorted(pixels, key=lambda line: -len(pixels[line])):
-        painted[pixels[line]] = numbers[line]
-    covered = [line for line, own in pixels.items() if (painted[own] != numbers[line]).any()]
-    return np.ascontiguousarray(painted.reshape(shape, order="F")), covered
+        label_map[pixels[line]] = labels[line]
+    covered = [line for line, indices in pixels.items() if (label_map[indices] != labels[line]).any()]
+    return label_map.reshape(shape), covered

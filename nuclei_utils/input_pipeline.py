@@ -1,496 +1,409 @@
-"""From TensorFlow Datasets to batches: read, normalise, cache, shuffle, crop, batch, augment, prefetch."""
+"""From records to batches with `tf.data`: read, normalise, cache, shuffle, crop, augment, batch, prefetch."""
 
-import contextlib
-import functools
 import hashlib
-import importlib
-import io
-import logging
-import sys
+from collections.abc import Sequence
 from functools import partial
 
 import cv2
 import numpy as np
 import tensorflow as tf
-from keras import layers
 from skimage.segmentation import relabel_sequential
 
 from nuclei_utils import datasets, labels, preprocess
 from nuclei_utils.errors import NucleiError
-from nuclei_utils.files import remove_older
 
-CLAHE_SHARE = 0.2
-"""Share of the training crops whose local contrast is evened out."""
+CLAHE_FRACTION = 0.2
+"""Fraction of the crops for masks whose local contrast is equalised."""
 
+INVERTED_FRACTION = 0.1
+"""Fraction of the crops for instances that are inverted."""
 
-INVERTED_SHARE = 0.1
-"""Share of the crops for instances whose light and dark are exchanged."""
-
-
-ZOOM = 2.0
-"""Most that a crop for instances is enlarged, and reduced."""
+MAX_ZOOM = 2.0
+"""Largest factor by which a crop for instances is enlarged or reduced."""
 
 
-def read(name=None, split="train"):
-    """Read a data set through TensorFlow Datasets; it is prepared below `datasets.home()` on first use.
+def read(name: str | None = None, split: str = "train") -> tf.data.Dataset:
+    """Read one split of a data set as a `tf.data.Dataset`.
 
-    Where TensorFlow Datasets cannot be imported, the same examples are read from the images and masks themselves, in
-    the same order, and a line on stderr says so once. (Google Colab had such a pair of libraries in the summer of 2026:
-    tensorflow-metadata 1.21 needs a newer protobuf than TensorFlow 2.20 allows.)
+    The order of the images is pseudo-random and always the same. TensorFlow Datasets uses the same order
+    (`tfds.load("dsb2018/sample")`).
 
     Parameters
     ----------
     name : str, optional
-        One of `datasets.DATASETS`; `datasets.current()` if not given.
+        Name from `datasets.DATASETS`. The default is `datasets.current()`.
     split : str
-        One of `datasets.SPLITS`.
+        Name from `datasets.SPLITS`.
 
     Returns
     -------
     tf.data.Dataset
-        Of dictionaries `image` uint8 (H, W, 3), `labels` uint16 (H, W, 1), `id` and `image_type`, sizes as they are.
+        Examples as from `from_records`.
 
     Raises
     ------
-    errors.NucleiError
+    NucleiError
         If the data set or the split is unknown, or the images have not been fetched yet.
     """
-    name = name or datasets.current()
-    datasets.ids(name, split)  # refuses an unknown split
-    tfds = _tensorflow_datasets()
-    if tfds is None:
-        # TFDS mixes the examples of a split in this way
-        return from_records(
-            sorted(datasets.load(name, split), key=lambda r: hashlib.md5(f"{split}{r.id}".encode()).digest())
-        )
-    place = _prepared_folder(name)  # once: it looks at every file of the data set
-    builder = tfds.builder(f"dsb2018/{name}", data_dir=place)
-    if not builder.data_path.exists():
-        print(f"preparing {name} for TensorFlow Datasets, once", file=sys.stderr)
-        tfds.disable_progress_bar()
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints where on this machine the files are
-                builder.download_and_prepare()
-        except FileExistsError:  # another notebook was quicker, and its copy is as good
-            builder = tfds.builder(f"dsb2018/{name}", data_dir=place)
-        remove_older(place)
-    return builder.as_dataset(split=split, shuffle_files=False)
+    records = datasets.load(name, split)
+    return from_records(sorted(records, key=lambda record: hashlib.md5(f"{split}{record.id}".encode()).digest()))
 
 
-@functools.cache
-def _tensorflow_datasets():
-    """Import TensorFlow Datasets; where that fails, say so once and return None."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # TFDS logs a long traceback, and leaves a module without functions
-    try:
-        tfds = importlib.import_module("tensorflow_datasets")
-    except ImportError:
-        tfds = None
-    finally:
-        logging.disable(before)
-    if hasattr(tfds, "builder"):
-        return tfds
-    print(
-        "TensorFlow Datasets cannot be imported here (`python -c 'import tensorflow_datasets'` says why). "
-        "The images are read without it; nothing else changes.",
-        file=sys.stderr,
-    )
-    return None
-
-
-def _prepared_folder(name):
-    """Where a data set is prepared: another folder for other files or another split, so that none is stale."""
-    state = f"{datasets._fingerprint(name)}\n{datasets.split_table(name).to_csv()}"
-    return datasets.home() / "tfds" / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
-
-
-def from_records(records):
-    """Turn records, such as those of a folder of one's own (`datasets.read_folder`), into examples as `read` gives them.
+def from_records(records: Sequence[datasets.Record]) -> tf.data.Dataset:
+    """Turn records into a `tf.data.Dataset` of examples, in the same order.
 
     Parameters
     ----------
     records : sequence of datasets.Record
-        They stay in memory.
+        At least one record. The arrays stay in memory.
 
     Returns
     -------
     tf.data.Dataset
-        Of dictionaries as from `read`, in the same order. Where the image type is not known, its number is
-        `len(datasets.IMAGE_TYPES)`: for `training_batches` all such images are of one image_type.
+        Dictionaries of `id`, `image` uint8 (H, W, 3), `image_type` int64 and `label_map` uint16 (H, W, 1). The image
+        type is an index of `datasets.IMAGE_TYPES`, or `len(datasets.IMAGE_TYPES)` if it is unknown.
 
     Raises
     ------
     ValueError
-        If there is no record.
-    errors.NucleiError
-        If an image has more nuclei than 16 bits can number.
+        If `records` is empty.
+    NucleiError
+        If an image has more than 65,535 nuclei, the largest number of 16 bits.
     """
-    records = list(records)
-    if not records:
-        raise ValueError("there is no record to make an example of")
-    records = [record._replace(label_map=relabel_sequential(record.label_map)[0]) for record in records]
-    for record in records:
-        if record.label_map.max(initial=0) > np.iinfo(np.uint16).max:
-            raise NucleiError(
-                f"{record.id}: {record.label_map.max()} nuclei are too many for 16 bits: cut the image up"
-            )
-    image_types = {image_type: number for number, image_type in enumerate((*datasets.IMAGE_TYPES, ""))}
-
-    def generate():
-        for record in records:
-            label_map = record.label_map.astype(np.uint16)[..., None]
-            yield {
-                "id": record.id,
-                "image": record.image,
-                "image_type": image_types[record.image_type],
-                "label_map": label_map,
-            }
-
+    examples = [_example(record) for record in records]
+    if not examples:
+        raise ValueError("found no records, expected at least one")
     signature = {
         "id": tf.TensorSpec((), tf.string),
         "image": tf.TensorSpec((None, None, 3), tf.uint8),
         "image_type": tf.TensorSpec((), tf.int64),
         "label_map": tf.TensorSpec((None, None, 1), tf.uint16),
     }
-    examples = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return examples.apply(tf.data.experimental.assert_cardinality(len(records)))
+    dataset = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(examples)))
 
 
-def select(examples, ids):
-    """Keep the examples of some images.
+def _example(record):
+    label_map = relabel_sequential(record.label_map)[0]
+    count = label_map.max(initial=0)
+    if count > np.iinfo(np.uint16).max:
+        raise NucleiError(
+            f"{record.id}: found {count} nuclei, expected at most 65535: cut the image into smaller images"
+        )
+    return {
+        "id": record.id,
+        "image": record.image,
+        "image_type": (*datasets.IMAGE_TYPES, "").index(record.image_type),
+        "label_map": label_map.astype(np.uint16)[..., None],
+    }
 
-    Parameters
-    ----------
-    examples : tf.data.Dataset
-        From `read`.
-    ids : sequence of str
 
-    Returns
-    -------
-    tf.data.Dataset
-    """
+def select(examples: tf.data.Dataset, ids: Sequence[str]) -> tf.data.Dataset:
+    """Select the examples with the given ids."""
     return examples.filter(lambda example: tf.reduce_any(example["id"] == tf.constant(ids)))
 
 
-def training_batches(examples, size=256, batch_size=8, augment="all", seed=0, min_crops=0):
-    """Turn examples into batches for training: every image once an epoch or more often, each time as a random crop.
+def training_batches(
+    examples: tf.data.Dataset,
+    size: int = 256,
+    batch_size: int = 8,
+    augment: str | None = "all",
+    seed: int = 0,
+    min_crops: int = 0,
+    targets: str = "mask",
+) -> tf.data.Dataset:
+    """Return batches of random crops for training.
 
     Parameters
     ----------
     examples : tf.data.Dataset
-        From `read`.
+        Examples as from `read`. Each image gives at least one crop in an epoch.
     size : int
-        Height and width of the crops, pixels; smaller images are padded by reflection.
+        Height and width of the crops, in pixels. Smaller images are padded by reflection.
     batch_size : int
-        Crops per batch; what is left over at the end of an epoch is dropped, so that all batches are alike.
+        Number of crops in a batch. The last batch of an epoch is dropped if it is smaller and not the only one.
     augment : "all", "flips" or None
-        Change images and masks at random: CLAHE of some crops, then `augmentation`; or `flips` alone.
+        Random changes of the crops. "all" is CLAHE of some crops and `augment_pair`; "flips" is `random_flip`. With
+        `targets="instances"`, "all" is the only choice: rotation and zoom by up to `MAX_ZOOM` of all crops, inversion
+        of some crops, and `random_colours`.
     seed : int
-        Same seed, same order, crops and changes, epoch for epoch.
+        Random seed. The same seed gives the same sequence of epochs.
     min_crops : int
-        Least number of crops of each image type in an epoch. The images of a rare image_type are gone through several
-        times; otherwise the network does well to ignore the image_type.
+        Smallest number of crops of each image type in an epoch. Images of a rare type are used several times; otherwise
+        the network can ignore the type.
+    targets : "mask" or "instances"
+        Targets of a network with one output, or of `models.instance_unet`.
 
     Returns
     -------
     tf.data.Dataset
-        Of (image float32 (batch, size, size, 3) in [0, 1], mask float32 (batch, size, size, 1) of 0 and 1).
+        Pairs of images float32 (batch, size, size, 3) in [0, 1] and targets. The targets are masks float32
+        (batch, size, size, 1) of 0 and 1, or a dictionary of such arrays: `mask`, `boundary` and `distance` in [0, 1].
 
     Raises
     ------
     ValueError
-        If the examples never end, or `augment` is something else.
+        If the examples never end, or `augment` or `targets` has another value.
     """
-    changes = {"all": augmentation, "flips": random_flip}
-    if augment is not None and augment not in changes:
-        raise ValueError(f'augment is {augment!r}: choose "all", "flips" or None')
-    cached = (
-        examples.map(_image_mask_and_kind, tf.data.AUTOTUNE)
-        .map(_normalised, tf.data.AUTOTUNE)
-        .map(_as_8_bits, tf.data.AUTOTUNE)
-        .cache()  # what is the same in every epoch is done once, and kept in a quarter of the memory
-    )
-    rounds, count = _rounds(cached, min_crops)
-    crops = _repeated(cached, rounds, count).shuffle(count, seed=seed)
-    # random numbers come from a stream beside the examples: cores can share the work, and it can still be repeated
-    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(3)
-    batches = (
-        tf.data.Dataset.zip(crops, draws)
-        .map(lambda example, draw: _random_crop(*example[:2], draw, size, augment == "all"), tf.data.AUTOTUNE)
+    _check_choice("targets", targets, ("mask", "instances"))
+    _check_choice("augment", augment, ("all", "flips", None) if targets == "mask" else ("all",))
+    prepare = partial(_prepare_mask, size=size) if targets == "mask" else _prepare_instances
+    crop = partial(_random_crop, size=size, augment=augment) if targets == "mask" else partial(_random_warp, size=size)
+    # The cache holds what is the same in every epoch, in 8 or 16 bits to save memory.
+    cached = examples.map(prepare, tf.data.AUTOTUNE).cache()
+    repeated, count = _repeat_rare_types(cached, min_crops)
+    # Each crop has random seeds of its own: the crops can be made in parallel, and an epoch can still be repeated.
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    return (
+        tf.data.Dataset.zip(repeated.shuffle(count, seed=seed), seeds)
+        .map(lambda example, seed: crop(*example[:-1], seed), tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=count >= batch_size)
+        .prefetch(tf.data.AUTOTUNE)
     )
-    if augment:
-        batches = batches.map(changes[augment](seed))
-    return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def _rounds(examples, min_crops):
-    """How often the images of each image_type are gone through in an epoch, and how many crops that makes."""
+def validation_batches(
+    examples: tf.data.Dataset, size: int = 256, batch_size: int = 8, targets: str = "mask"
+) -> tf.data.Dataset:
+    """Return batches of center crops for validation.
+
+    The parameters and batches are those of `training_batches`. No image is dropped, shuffled or augmented.
+    """
+    _check_choice("targets", targets, ("mask", "instances"))
+    crop = partial(_center_crop, size=size, targets=targets)
+    return examples.map(crop, tf.data.AUTOTUNE).batch(batch_size).cache().prefetch(tf.data.AUTOTUNE)
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"found {name}={value!r}, expected {' or '.join(map(repr, choices))}")
+
+
+def _repeat_rare_types(examples, min_crops):
+    """Repeat images of rare types until each type has `min_crops` examples; return the dataset and its length."""
     if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("these examples never end: leave out .repeat(), or end them with .take(n)")
-    images = np.bincount([int(image_type) for _, _, image_type in examples], minlength=len(datasets.IMAGE_TYPES))
-    rounds = np.maximum(-(-min_crops // np.maximum(images, 1)), 1)
-    return tf.constant(rounds, tf.int64), int(images @ rounds)
+        raise ValueError("found examples that never end: remove .repeat(), or end the examples with .take(n)")
+    images = np.bincount([int(image_type) for *_, image_type in examples])
+    repeats = np.maximum(-(-min_crops // np.maximum(images, 1)), 1)
+    count = int(images @ repeats)
+    repeats = tf.constant(repeats, tf.int64)
+    repeated = examples.flat_map(lambda *example: tf.data.Dataset.from_tensors(example).repeat(repeats[example[-1]]))
+    return repeated.apply(tf.data.experimental.assert_cardinality(count)), count
 
 
-def _repeated(examples, rounds, count):
-    """Go through the images of each image_type as often as `_rounds` says."""
-    repeated = examples.flat_map(lambda *example: tf.data.Dataset.from_tensors(example).repeat(rounds[example[-1]]))
-    return repeated.apply(tf.data.experimental.assert_cardinality(count))
+def random_flip(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Flip an image and its mask along both axes, with probability 1/2.
+
+    `keras.layers.RandomFlip("horizontal_and_vertical")` does the same. The parameters and return values are those of
+    `augment_pair`.
+
+    Examples
+    --------
+    >>> image = tf.constant([[[0.0], [1.0]]])
+    >>> flipped, mask = random_flip(image, image, seed=(0, 0))
+    >>> flipped.numpy().ravel().tolist(), mask.numpy().ravel().tolist()
+    ([1.0, 0.0], [1.0, 0.0])
+    """
+    pair = tf.concat([image, mask], axis=-1)
+    flip = tf.random.stateless_uniform((), seed) < 0.5
+    flipped = tf.cond(flip, lambda: tf.reverse(pair, (0, 1)), lambda: pair)
+    return flipped[..., :-1], flipped[..., -1:]
 
 
-def instance_batches(examples, size=128, batch_size=16, seed=0, min_crops=0):
-    """Turn examples into batches for a network that separates nuclei: each crop turned, mirrored and zoomed at random.
+def random_rotation(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Rotate an image and its mask by a random angle around their center.
 
-    Nuclei of the reader's images may have any size, so every crop is zoomed by up to `ZOOM` either way; some are
-    inverted, so that a network learns bright nuclei on dark ground and dark ones on bright.
+    The corners are filled by reflection. The mask keeps its values because it is rotated by nearest neighbour. The
+    parameters and return values are those of `augment_pair`.
+
+    Examples
+    --------
+    >>> _, mask = random_rotation(tf.zeros((5, 5, 3)), tf.ones((5, 5, 1)), seed=(0, 0))
+    >>> bool(tf.reduce_all(mask == 1))
+    True
+    """
+    angle = tf.random.stateless_uniform((), seed, 0, 2 * np.pi)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    x, y = (width - 1) / 2, (height - 1) / 2
+    transform = tf.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0])
+
+    def rotate(array, interpolation):
+        rotated = tf.raw_ops.ImageProjectiveTransformV3(
+            images=array[None],
+            transforms=transform[None],
+            output_shape=tf.shape(array)[:2],
+            interpolation=interpolation,
+            fill_mode="REFLECT",
+            fill_value=0.0,
+        )
+        return tf.ensure_shape(rotated[0], array.shape)
+
+    return rotate(image, "BILINEAR"), rotate(mask, "NEAREST")
+
+
+def random_colours(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Change hue, saturation, contrast, brightness, gamma and noise of an image at random.
 
     Parameters
     ----------
-    examples, batch_size, seed, min_crops
-        As for `training_batches`.
-    size : int
-        Height and width of the crops, pixels; what lies outside an image is filled by reflection.
+    image : float32 tensor (H, W, 3) in [0, 1]
+    seed : int tensor (2,)
+        Random seed. The same seed gives the same change.
 
     Returns
     -------
-    tf.data.Dataset
-        Of (image float32 (batch, size, size, 3) in [0, 1], targets): the dictionary of `mask`, `boundary` and
-        `distance`, float32 (batch, size, size, 1), that `models.instance_unet` learns.
+    float32 tensor (H, W, 3) in [0, 1]
+
+    Examples
+    --------
+    >>> image = tf.fill((32, 32, 3), 0.5)
+    >>> bool(tf.reduce_all(random_colours(image, seed=(0, 0)) == random_colours(image, seed=(0, 0))))
+    True
     """
-    cached = examples.map(_image_labels_and_distance, tf.data.AUTOTUNE).cache()
-    rounds, count = _rounds(cached, min_crops)
-    crops = _repeated(cached, rounds, count).shuffle(count, seed=seed)
-    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    batches = (
-        tf.data.Dataset.zip(crops, draws)
-        .map(lambda example, draw: _turned_crop(*example[:2], draw, size), tf.data.AUTOTUNE)
-        .batch(batch_size, drop_remainder=count >= batch_size)
-    )
-    colours = colour_augmentation(seed)
-    return batches.map(lambda images, targets: (colours(images), targets)).prefetch(tf.data.AUTOTUNE)
+    seeds = tf.random.split(seed, 7)
+
+    def uniform(number, low, high):
+        return tf.random.stateless_uniform((), seeds[number], low, high)
+
+    saturation = uniform(1, 0.3, 0.7)
+    image = tf.image.stateless_random_hue(image, 0.05, seeds[0])
+    image = tf.image.adjust_saturation(image, saturation / (1 - saturation))
+    image = tf.clip_by_value(tf.image.stateless_random_contrast(image, 1.0, 1.2, seeds[2]), 0, 1)
+    image = tf.clip_by_value(tf.image.stateless_random_brightness(image, 0.1, seeds[3]), 0, 1)
+    # The logarithm of gamma is uniform: twice as dark is as likely as twice as bright.
+    gamma = tf.exp(uniform(4, -0.4, 0.4))
+    image = tf.exp(gamma * tf.math.log(image))  # `image**gamma` takes three times as long
+    noise = uniform(5, 0, 0.05) * tf.random.stateless_normal(tf.shape(image), seeds[6])
+    return tf.clip_by_value(image + noise, 0, 1)
 
 
-def instance_validation_batches(examples, size=256, batch_size=8):
-    """Turn examples into batches for the validation of a network that separates nuclei: the middle of every image.
+def augment_pair(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Augment an image and its mask at random.
 
-    Parameters and return value are those of `instance_batches`; nothing is dropped, shuffled or augmented.
-    """
-    return (
-        examples.map(_image_labels_and_distance, tf.data.AUTOTUNE)
-        .map(lambda image, both, _: _middle_of_instances(image, both, size), tf.data.AUTOTUNE)
-        .batch(batch_size)
-        .cache()
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
-def validation_batches(examples, size=256, batch_size=8):
-    """Turn examples into batches for validation: the middle of every image, always the same.
-
-    Parameters and return value are those of `training_batches`; nothing is dropped, shuffled or augmented.
-    """
-    return (
-        examples.map(_image_mask_and_kind, tf.data.AUTOTUNE)
-        .map(_normalised, tf.data.AUTOTUNE)
-        .map(lambda image, mask, _: _middle_crop(image, mask, size), tf.data.AUTOTUNE)
-        .batch(batch_size)
-        .cache()
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
-def random_flip(seed=0):
-    """Make the function that mirrors a batch at random, image and mask together: no pixel changes its value.
-
-    Parameters and return value are those of `augmentation`.
-    """
-    return _together(layers.RandomFlip("horizontal_and_vertical", seed=seed))
-
-
-def random_rotation(seed=0):
-    """Make the function that turns a batch at random by any angle, image and mask together.
-
-    Masks stay masks of 0 and 1. Parameters and return value are those of `augmentation`.
-    """
-    return _together(layers.RandomRotation(0.5, fill_mode="reflect", seed=seed))
-
-
-def augmentation(seed=0):
-    """Make the function that changes a batch at random, image and mask together.
-
-    Geometry (`flips`, `rotation`) moves both; colour and noise (`colour_augmentation`) change the image alone. CLAHE
-    works on 8-bit crops and comes before (`training_batches`).
+    `random_flip` and `random_rotation` change both. `random_colours` changes the image alone. CLAHE needs images of
+    8 bits and takes place before (`training_batches`).
 
     Parameters
     ----------
-    seed : int
+    image : float32 tensor (H, W, 3) in [0, 1]
+    mask : float32 tensor (H, W, 1) of 0 and 1
+    seed : int tensor (2,)
+        Random seed. The same seed gives the same change.
 
     Returns
     -------
-    callable
-        (images float32 (batch, H, W, 3) in [0, 1], masks float32 (batch, H, W, 1)) to the same.
+    image, mask : tensors like the arguments
+
+    Examples
+    --------
+    >>> image, mask = augment_pair(tf.zeros((32, 32, 3)), tf.zeros((32, 32, 1)), seed=(0, 0))
+    >>> image.shape, mask.shape
+    (TensorShape([32, 32, 3]), TensorShape([32, 32, 1]))
     """
-    flip, turn, colours = random_flip(seed), random_rotation(seed + 1), colour_augmentation(seed + 2)
-
-    def augment(images, masks):
-        images, masks = turn(*flip(images, masks))
-        return colours(images), masks
-
-    return augment
+    flip, rotation, colours = tf.unstack(tf.random.split(seed, 3))
+    image, mask = random_rotation(*random_flip(image, mask, flip), rotation)
+    return random_colours(image, colours), mask
 
 
-def _together(layer):
-    """Make the function that applies one of Keras' layers to images and masks alike."""
-
-    def change(images, masks):
-        batch = layer({"images": images, "segmentation_masks": masks}, training=True)
-        # Keras 3.13 turns masks by interpolation, other versions by nearest neighbour
-        return batch["images"], tf.round(batch["segmentation_masks"])
-
-    return change
+def _eight_bits(image):
+    return np.round(255 * image).astype(np.uint8)
 
 
-def colour_augmentation(seed=0):
-    """Make the function that changes the colours of a batch at random: hue, saturation, brightness, contrast, noise.
+def _prepare_mask(example, size):
+    """Normalise an image, append its mask as a fourth channel, and pad both to the size of a crop."""
 
-    Keras' own layers, but for gamma, which Keras lacks, and noise: `keras.layers.GaussianNoise` belongs inside a
-    network, and runs in `tf.data` on the TensorFlow backend only.
+    def prepare(image, label_map):
+        pair = np.concatenate([_eight_bits(preprocess.normalize(image)), (label_map > 0).astype(np.uint8)], axis=-1)
+        return preprocess.pad_to(pair, (size, size))
 
-    Parameters
-    ----------
-    seed : int
-
-    Returns
-    -------
-    callable
-        Images float32 (batch, H, W, 3) in [0, 1] to the same.
-    """
-    colours = [
-        layers.RandomHue(0.1, value_range=(0, 1), seed=seed),
-        layers.RandomSaturation((0.3, 0.7), value_range=(0, 1), seed=seed + 1),
-        layers.RandomContrast(0.2, value_range=(0, 1), seed=seed + 2),
-        layers.RandomBrightness(0.1, value_range=(0, 1), seed=seed + 3),
-    ]
-    with tf.device("CPU"):  # where tf.data runs, GPU or not
-        random = tf.random.Generator.from_seed(seed + 4)
-
-    def augment(images):
-        for layer in colours:
-            images = layer(images, training=True)
-        each = (tf.shape(images)[0], 1, 1, 1)
-        # gamma is drawn on a log scale: twice as dark is as likely as twice as bright
-        gamma = tf.exp(random.uniform(each, -0.4, 0.4))
-        noise = random.uniform(each, 0, 0.05) * random.normal(tf.shape(images))
-        return tf.clip_by_value(tf.clip_by_value(images, 0, 1) ** gamma + noise, 0, 1)
-
-    return augment
+    pair = tf.numpy_function(prepare, [example["image"], example["label_map"]], tf.uint8, stateful=False)
+    return tf.ensure_shape(pair, (None, None, 4)), example["image_type"]
 
 
-def _image_mask_and_kind(example):
-    return example["image"], tf.cast(example["label_map"] > 0, tf.float32), example["image_type"]
+def _random_crop(pair, seed, size, augment):
+    """Crop image and mask as one array, so that they cannot move apart, and augment them."""
+    seeds = tf.random.split(seed, 3)
+    pair = tf.image.stateless_random_crop(pair, (size, size, 4), seeds[0])
+    image, mask = pair[..., :3], tf.cast(pair[..., 3:], tf.float32)
+    if augment == "all":
+        equalise = tf.random.stateless_uniform((), seeds[1]) < CLAHE_FRACTION
+        image = tf.cond(
+            equalise,
+            lambda: tf.numpy_function(preprocess.clahe, [image], tf.uint8, stateful=False),
+            lambda: image,
+        )
+    image = tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 255
+    change = {"all": augment_pair, "flips": random_flip, None: lambda image, mask, seed: (image, mask)}[augment]
+    return change(image, mask, seeds[2])
 
 
-def _normalised(image, mask, image_type):
-    normal = tf.numpy_function(preprocess.normalize, [image], tf.float32, stateful=False)
-    return tf.ensure_shape(normal, (None, None, 3)), mask, image_type
+def _prepare_instances(example):
+    """Normalise an image, and put its label map and its distance map (0..255) into one array."""
+
+    def prepare(image, label_map):
+        distance = np.round(255 * labels.distance_map(label_map[..., 0]))
+        return _eight_bits(preprocess.normalize(image)), np.dstack([label_map, distance]).astype(np.uint16)
+
+    arrays = [example["image"], example["label_map"]]
+    image, maps = tf.numpy_function(prepare, arrays, (tf.uint8, tf.uint16), stateful=False)
+    return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(maps, (None, None, 2)), example["image_type"]
 
 
-def _as_8_bits(image, mask, image_type):
-    return tf.cast(tf.round(255 * image), tf.uint8), tf.cast(mask, tf.uint8), image_type
+def _random_warp(image, maps, seed, size):
+    """Crop, rotate, mirror and zoom an image and its maps, and change the colours of the image."""
+    warp = partial(_warp, size=size)
+    image, targets = tf.numpy_function(warp, [image, maps, seed], (tf.uint8, tf.float32), stateful=False)
+    image = tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 255
+    return random_colours(image, seed), _instance_targets(targets, size)
 
 
-def _random_crop(image, mask, draw, size, augment):
-    return _window(partial(_cut_at_random, size=size, augment=augment), image, mask, size, draw)
-
-
-def _middle_crop(image, mask, size):
-    return _window(partial(_cut_middle, size=size), image, mask, size)
-
-
-def _window(cut, image, mask, size, *arguments):
-    """Cut image and mask as one array, so that no step can move them apart; 8-bit images become [0, 1]."""
-    scale = 255 if image.dtype == tf.uint8 else 1
-    both = tf.concat([image, mask], axis=-1)
-    both = tf.numpy_function(cut, [both, *arguments], both.dtype, stateful=False)
-    both = tf.cast(tf.ensure_shape(both, (size, size, 4)), tf.float32)
-    return both[..., :3] / scale, both[..., 3:]
-
-
-def _image_labels_and_distance(example):
-    arrays = tf.numpy_function(
-        _prepared_instances, [example["image"], example["label_map"][..., 0]], (tf.uint8, tf.int32), stateful=False
-    )
-    image, both = arrays
-    return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(both, (None, None, 2)), example["image_type"]
-
-
-def _prepared_instances(image, label_map):
-    """Normalise an image, and put its label map and its map of distances (0..255) into one array."""
-    depth = np.round(255 * labels.distance_map(label_map))
-    normal = np.round(255 * preprocess.normalize(image)).astype(np.uint8)
-    return normal, np.stack([label_map, depth], axis=-1).astype(np.int32)
-
-
-def _turned_crop(image, both, draw, size):
-    cut = partial(_cut_turned, size=size)
-    return _instances(tf.numpy_function(cut, [image, both, draw], (tf.uint8, tf.int32)), size)
-
-
-def _middle_of_instances(image, both, size):
-    cut = partial(_cut_both_middles, size=size)
-    return _instances(tf.numpy_function(cut, [image, both], (tf.uint8, tf.int32), stateful=False), size)
-
-
-def _instances(crops, size):
-    """Make the dictionary of targets of a crop."""
-    image, both = crops
-    boundary = tf.numpy_function(labels.boundary_map, [both[..., 0]], tf.bool, stateful=False)
-    targets = {
-        "mask": tf.cast(both[..., :1] > 0, tf.float32),
-        "boundary": tf.cast(tf.ensure_shape(boundary, (size, size))[..., None], tf.float32),
-        "distance": tf.cast(both[..., 1:], tf.float32) / 255,
-    }
-    targets = {name: tf.ensure_shape(target, (size, size, 1)) for name, target in targets.items()}
-    return tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 255, targets
-
-
-def _cut_turned(image, both, draw, size):
-    """Cut a square out of an image at any place, angle and zoom, mirrored or not, and sometimes inverted."""
-    random = np.random.default_rng(draw)
-    zoom = ZOOM ** random.uniform(-1, 1)
+def _warp(image, maps, seed, size):
+    random = np.random.default_rng(seed)
+    zoom = MAX_ZOOM ** random.uniform(-1, 1)
     angle = random.uniform(0, 2 * np.pi)
     mirror = random.choice([-1, 1])
-    reach = size / zoom / 2
-    deepest = np.argwhere(both[..., 1] == 255)
-    if len(deepest) and random.random() < 0.5:  # near the middle of a nucleus, so that few crops are empty
-        y, x = random.choice(deepest) + random.uniform(-reach / 2, reach / 2, 2)
-    else:  # anywhere
-        y, x = (random.uniform(min(reach, side / 2), side - min(reach, side / 2)) for side in image.shape[:2])
-    # from pixels of the crop to pixels of the image
-    turn = np.array([[mirror * np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), np.cos(angle)]]) / zoom
-    matrix = np.column_stack([turn, np.array([x, y]) - turn @ [(size - 1) / 2, (size - 1) / 2]])
-    options = {"dsize": (size, size), "borderMode": cv2.BORDER_REFLECT_101}
-    crop = cv2.warpAffine(image, matrix, flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR, **options)
-    # labels by nearest neighbour; OpenCV turns 16-bit integers, not 32-bit ones
-    turned = cv2.warpAffine(both.astype(np.uint16), matrix, flags=cv2.WARP_INVERSE_MAP | cv2.INTER_NEAREST, **options)
-    if random.random() < INVERTED_SHARE:
-        crop = 255 - crop
-    return crop, turned.astype(np.int32)
+    radius = size / zoom / 2  # half the width of the crop, in pixels of the image
+    centers = np.argwhere(maps[..., 1] == 255)
+    if len(centers) and random.random() < 0.5:  # near the center of a nucleus, so that few crops are empty
+        y, x = random.choice(centers) + random.uniform(-radius / 2, radius / 2, 2)
+    else:
+        y, x = (random.uniform(min(radius, side / 2), side - min(radius, side / 2)) for side in image.shape[:2])
+    # The matrix maps pixels of the crop to pixels of the image.
+    rotation = np.array([[mirror * np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), np.cos(angle)]]) / zoom
+    matrix = np.column_stack([rotation, np.array([x, y]) - rotation @ [(size - 1) / 2, (size - 1) / 2]])
+    image, maps = (
+        cv2.warpAffine(
+            array, matrix, (size, size), flags=cv2.WARP_INVERSE_MAP | method, borderMode=cv2.BORDER_REFLECT_101
+        )
+        for array, method in ((image, cv2.INTER_LINEAR), (maps, cv2.INTER_NEAREST))
+    )
+    if random.random() < INVERTED_FRACTION:
+        image = 255 - image
+    return image, _stack_targets(maps[..., 0], maps[..., 1] / np.float32(255))
 
 
-def _cut_both_middles(image, both, size):
-    return _cut_middle(image, size), _cut_middle(both, size)
+def _stack_targets(label_map, distance):
+    return np.dstack([label_map > 0, labels.boundary_map(label_map), distance]).astype(np.float32)
 
 
-def _cut_at_random(both, draw, size, augment):
-    both = preprocess.pad_to(both, (size, size))
-    top, left = (int(number) % (length - size + 1) for number, length in zip(draw[:2], both.shape[:2], strict=True))
-    both = preprocess.crop(both, top, left, (size, size))
-    if augment and draw[2] < CLAHE_SHARE * 2**32:
-        both = np.concatenate([preprocess.clahe(both[..., :3]), both[..., 3:]], axis=-1)
-    return both
+def _instance_targets(targets, size):
+    mask, boundary, distance = tf.split(tf.ensure_shape(targets, (size, size, 3)), 3, axis=-1)
+    return {"mask": mask, "boundary": boundary, "distance": distance}
 
 
-def _cut_middle(both, size):
-    return preprocess.center_crop(preprocess.pad_to(both, (size, size)), (size, size))
+def _center_crop(example, size, targets):
+    """Normalise an image, and crop the center of the image and its targets."""
+
+    def crop(image, label_map):
+        image, label_map = preprocess.normalize(image), label_map[..., 0].astype(np.int32)
+        arrays = [image, label_map] if targets == "mask" else [image, label_map, labels.distance_map(label_map)]
+        image, label_map, *distance = (
+            preprocess.center_crop(preprocess.pad_to(array, (size, size)), (size, size)) for array in arrays
+        )
+        return image, _stack_targets(label_map, *distance) if distance else np.float32(label_map[..., None] > 0)
+
+    arrays = [example["image"], example["label_map"]]
+    image, maps = tf.numpy_function(crop, arrays, (tf.float32, tf.float32), stateful=False)
+    maps = tf.ensure_shape(maps, (size, size, 1)) if targets == "mask" else _instance_targets(maps, size)
+    return tf.ensure_shape(image, (size, size, 3)), maps

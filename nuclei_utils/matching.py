@@ -1,31 +1,31 @@
-"""Match predicted nuclei to true nuclei, and score them."""
+"""Match predicted nuclei to true nuclei, and score label maps."""
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
 
-from nuclei_utils import labels
+from nuclei_utils.labels import check_label_map
 
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
-"""The IoU that a match must exceed, from lenient to strict, as in the competition: 0.50, 0.55 … 0.95."""
+"""Thresholds of the 2018 Data Science Bowl: 0.50, 0.55, ..., 0.95."""
 
 
 class LabelOverlap(NamedTuple):
-    """How many pixels the nuclei of two label maps share; only pairs that share any are listed.
+    """Areas of the nuclei of two label maps, and the pixels that their pairs share.
 
     Attributes
     ----------
     true, predicted : int array (N,), (M,)
-        The labels that occur, ascending.
+        Labels, ascending.
     true_areas, predicted_areas : int64 array (N,), (M,)
-        Their pixels.
-    rows, columns : int64 array (K,)
-        For each pair that overlaps the positions (not the labels) of the two in `true` and `predicted`.
+        Pixels of each nucleus.
+    rows, columns : int array (K,)
+        Indices into `true` and `predicted` of each pair that overlaps.
     pixels : int64 array (K,)
-        The pixels that they share, 1 or more.
+        Pixels that each pair shares, at least 1.
     """
 
     true: np.ndarray
@@ -37,104 +37,115 @@ class LabelOverlap(NamedTuple):
     pixels: np.ndarray
 
     @property
-    def ious(self):
+    def ious(self) -> np.ndarray:
         """Intersection over union of each pair, float64 array (K,) in (0, 1]."""
         return self.pixels / (self.true_areas[self.rows] + self.predicted_areas[self.columns] - self.pixels)
 
     @property
-    def swapped(self):
-        """The same overlaps with true and predicted nuclei exchanged: what is split on one side is merged there."""
-        true = self.predicted, self.true, self.predicted_areas, self.true_areas
-        return LabelOverlap(*true, self.columns, self.rows, self.pixels)
+    def merges(self) -> np.ndarray:
+        """Labels of the predicted nuclei that hold more than half of two or more true nuclei."""
+        held = self.columns[2 * self.pixels > self.true_areas[self.rows]]
+        return self.predicted[np.bincount(held, minlength=len(self.predicted)) > 1]
+
+    @property
+    def splits(self) -> np.ndarray:
+        """Labels of the true nuclei that hold more than half of two or more predicted nuclei."""
+        held = self.rows[2 * self.pixels > self.predicted_areas[self.columns]]
+        return self.true[np.bincount(held, minlength=len(self.true)) > 1]
 
 
-def label_overlap(true_labels, predicted_labels):
-    """Count the pixels that true and predicted nuclei share, in one pass for all pairs.
+def label_overlap(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> LabelOverlap:
+    """Count the pixels that true and predicted nuclei share.
 
     Parameters
     ----------
-    true_labels, predicted_labels : int array (H, W)
-        Label maps. The numbers may have gaps.
+    true_label_map, predicted_label_map : int array (H, W)
+        Numbers may have gaps.
 
     Returns
     -------
-    Overlaps
+    LabelOverlap
 
     Raises
     ------
     ValueError
-        If these are no label maps, or their shapes differ.
+        If an array is not a label map, or the shapes differ.
+
+    Examples
+    --------
+    >>> overlap = label_overlap([[0, 1, 1, 1, 2]], [[0, 0, 5, 5, 5]])
+    >>> overlap.true[overlap.rows], overlap.predicted[overlap.columns], overlap.pixels
+    (array([1, 2]), array([5, 5]), array([2, 1]))
     """
-    true_labels, predicted_labels = labels.check_label_map(true_labels), labels.check_label_map(predicted_labels)
-    if true_labels.shape != predicted_labels.shape:
+    true_label_map, predicted_label_map = check_label_map(true_label_map), check_label_map(predicted_label_map)
+    if true_label_map.shape != predicted_label_map.shape:
         raise ValueError(
-            f"label maps must show the same image, found the shapes {true_labels.shape} and {predicted_labels.shape}"
+            "label maps must show the same image, found the shapes "
+            f"{true_label_map.shape} and {predicted_label_map.shape}"
         )
-    true_labels, predicted_labels = true_labels.ravel(), predicted_labels.ravel()
-    # Along a row the same two labels come many times in a row: each run counts at once, which is what makes it quick.
-    new = np.ones(true_labels.size, bool)
-    new[1:] = (true_labels[1:] != true_labels[:-1]) | (predicted_labels[1:] != predicted_labels[:-1])
-    starts = np.flatnonzero(new)
-    lengths = np.diff(starts, append=true_labels.size)
-    true, rows = np.unique(true_labels[starts], return_inverse=True)
-    predicted, columns = np.unique(predicted_labels[starts], return_inverse=True)
-    pairs, runs = np.unique(rows * len(predicted) + columns, return_inverse=True)
-    pixels = _sums(lengths, runs, len(pairs))
-    true_areas, predicted_areas = _sums(lengths, rows, len(true)), _sums(lengths, columns, len(predicted))
-    rows, columns = np.divmod(pairs, max(len(predicted), 1))
-    # the background comes first where there is any
-    first_true, first_predicted = np.searchsorted(true, 1), np.searchsorted(predicted, 1)
-    kept = (rows >= first_true) & (columns >= first_predicted)
+    true_label_map, predicted_label_map = true_label_map.ravel(), predicted_label_map.ravel()
+    # Count runs of equal pairs of labels. `skimage.metrics.contingency_table` counts pixels, in four times the memory.
+    is_start = np.ones(true_label_map.size, bool)
+    is_start[1:] = (np.diff(true_label_map) != 0) | (np.diff(predicted_label_map) != 0)
+    starts = np.flatnonzero(is_start)
+    lengths = np.diff(starts, append=true_label_map.size)
+    rows, true = pd.factorize(true_label_map[starts], sort=True)
+    columns, predicted = pd.factorize(predicted_label_map[starts], sort=True)
+    table = sparse.coo_array((lengths, (rows, columns)), shape=(len(true), len(predicted))).tocsr()
+    true_areas, predicted_areas = table.sum(axis=1), table.sum(axis=0)
+    is_true, is_predicted = true > 0, predicted > 0
+    nuclei = table[is_true][:, is_predicted].tocoo()
     return LabelOverlap(
-        true[first_true:],
-        predicted[first_predicted:],
-        true_areas[first_true:],
-        predicted_areas[first_predicted:],
-        rows[kept] - first_true,
-        columns[kept] - first_predicted,
-        pixels[kept],
+        true[is_true],
+        predicted[is_predicted],
+        true_areas[is_true],
+        predicted_areas[is_predicted],
+        nuclei.row,
+        nuclei.col,
+        nuclei.data,
     )
 
 
-def _sums(values, groups, count):
-    return np.bincount(groups, values, count).astype(np.int64)  # exact in float64 up to 2**53 pixels
+def iou_matrix(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
+    """Compute the intersection over union of each true with each predicted nucleus.
 
-
-def iou_matrix(true_labels, predicted_labels):
-    """Compute the intersection over union of every true nucleus with every predicted one.
-
-    Easy to look at; for many nuclei `overlaps` says the same in far less memory.
+    For many nuclei, `label_overlap` holds the same values in far less memory.
 
     Parameters
     ----------
-    true_labels, predicted_labels : int array (H, W)
-        Label maps.
+    true_label_map, predicted_label_map : int array (H, W)
 
     Returns
     -------
     float64 array (N, M) in [0, 1]
-        Row by row the true nuclei, column by column the predicted ones, in the order of the labels that occur.
+        Rows are true nuclei, columns are predicted nuclei, both in the order of their labels.
 
     Raises
     ------
     ValueError
-        As for `overlaps`.
+        As for `label_overlap`.
+
+    Examples
+    --------
+    >>> iou_matrix([[0, 1, 1, 2, 2]], [[0, 5, 5, 5, 5]])
+    array([[0.5],
+           [0.5]])
     """
-    shared = label_overlap(true_labels, predicted_labels)
-    matrix = np.zeros((len(shared.true), len(shared.predicted)))
-    matrix[shared.rows, shared.columns] = shared.ious
+    overlap = label_overlap(true_label_map, predicted_label_map)
+    matrix = np.zeros((len(overlap.true), len(overlap.predicted)))
+    matrix[overlap.rows, overlap.columns] = overlap.ious
     return matrix
 
 
 class Matching(NamedTuple):
-    """Which predicted nuclei are true ones.
+    """Pairs of true and predicted nuclei that match, and their numbers.
 
     Attributes
     ----------
     tp, fp, fn : int
-        Nuclei found, nuclei predicted where there is none, and nuclei missed.
+        Matched pairs, predicted nuclei without a match, true nuclei without a match.
     pairs : int array (tp, 2)
-        Labels of each true nucleus that was found and of the predicted one that found it, in the order of the first.
+        True and predicted label of each pair, in the order of the true labels.
     ious : float64 array (tp,)
         Intersection over union of each pair.
     """
@@ -146,252 +157,255 @@ class Matching(NamedTuple):
     ious: np.ndarray
 
 
-def matching(true_labels, predicted_labels, threshold=0.5):
-    """Match predicted nuclei to true ones: a pair matches if its intersection over union exceeds the threshold.
+def matching(true_label_map: np.ndarray, predicted_label_map: np.ndarray, threshold: float = 0.5) -> Matching:
+    """Match predicted nuclei to true nuclei by their intersection over union (IoU).
 
-    Each nucleus is in one pair at most. From a threshold of 0.5 on it cannot be otherwise, since two that both cover
-    more than half of a nucleus would overlap each other. Below, the pairs are chosen so that as many match as
-    possible, and among such choices those of the largest total IoU.
+    Each nucleus is in at most one pair. At `threshold >= 0.5` the matching is unique. Below 0.5, the matching has as
+    many pairs as possible, and the largest sum of IoU among the matchings with that many pairs.
 
     Parameters
     ----------
-    true_labels, predicted_labels : int array (H, W)
-        Label maps. The numbers may have gaps, and those of one map say nothing about those of the other.
+    true_label_map, predicted_label_map : int array (H, W)
+        Numbers may have gaps. The numbers of one map have no relation to the numbers of the other map.
     threshold : float
-        0 <= threshold < 1. The IoU must be above it, as in the competition; in StarDist it may also be equal.
+        `0 <= threshold < 1`. A pair matches if its IoU is above the threshold, as in the 2018 Data Science Bowl.
 
     Returns
     -------
-    Match
+    Matching
 
     Raises
     ------
     ValueError
-        As for `overlaps`, or if the threshold is none.
+        As for `label_overlap`, or if the threshold is out of range.
+
+    Examples
+    --------
+    >>> result = matching([[1, 1, 1, 0, 2]], [[5, 5, 0, 6, 0]])
+    >>> result.tp, result.fp, result.fn, result.pairs.tolist()
+    (1, 1, 1, [[1, 5]])
     """
     _check_thresholds([threshold])
-    shared = label_overlap(true_labels, predicted_labels)
-    ious = shared.ious
-    chosen = _chosen(shared, ious, threshold)
-    pairs = np.stack([shared.true[shared.rows[chosen]], shared.predicted[shared.columns[chosen]]], axis=1)
-    found = len(chosen)
-    return Matching(found, len(shared.predicted) - found, len(shared.true) - found, pairs, ious[chosen])
+    overlap = label_overlap(true_label_map, predicted_label_map)
+    indices = _matched(overlap, threshold)
+    pairs = np.stack([overlap.true[overlap.rows[indices]], overlap.predicted[overlap.columns[indices]]], axis=1)
+    tp = len(indices)
+    return Matching(tp, len(overlap.predicted) - tp, len(overlap.true) - tp, pairs, overlap.ious[indices])
 
 
-def _check_thresholds(thresholds):
+def _check_thresholds(thresholds: Sequence[float]) -> None:
     for threshold in thresholds:
         if not 0 <= threshold < 1:
             raise ValueError(f"the IoU threshold must be 0 or above and below 1, found {threshold}")
 
 
-def _chosen(shared, ious, threshold):
-    """Return which of the overlapping pairs match."""
-    possible = np.flatnonzero(ious > threshold)
-    if threshold >= 0.5 or not len(possible):
-        return possible
-    # Only nuclei that overlap, directly or through others, compete: each such group is a small problem by itself.
-    count = len(shared.true)
-    rows, columns = shared.rows[possible], shared.columns[possible]
-    nodes = count + len(shared.predicted)
-    graph = sparse.coo_array((np.ones(len(rows)), (rows, count + columns)), shape=(nodes, nodes))
-    group = sparse.csgraph.connected_components(graph, directed=False)[1][rows]
-    order = np.argsort(group, kind="stable")
-    chosen = []
-    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        if len(members) == 1:
-            chosen.append(members)
-            continue
-        row_names, row = np.unique(rows[members], return_inverse=True)
-        column_names, column = np.unique(columns[members], return_inverse=True)
-        gain = np.zeros((len(row_names), len(column_names)))
-        # one more pair outweighs whatever the IoU of all of them can add
-        gain[row, column] = 1 + ious[possible[members]] / (min(gain.shape) + 1)
-        best = np.zeros(gain.shape, bool)
-        best[linear_sum_assignment(gain, maximize=True)] = True
-        chosen.append(members[best[row, column]])
-    return possible[np.sort(np.concatenate(chosen))]
+def _matched(overlap: LabelOverlap, threshold: float) -> np.ndarray:
+    """Return the indices of the overlapping pairs that match."""
+    ious = overlap.ious
+    candidates = np.flatnonzero(ious > threshold)
+    if threshold >= 0.5 or not len(candidates):
+        return candidates
+    rows, columns = overlap.rows[candidates], overlap.columns[candidates]
+    # Each true nucleus may match a dummy of weight 1 instead. A pair weighs 2, and all IoU together add less than 1.
+    count, dummies = len(overlap.true), np.arange(len(overlap.true))
+    weights = np.concatenate([2 + ious[candidates] / (count + 1), np.ones(count)])
+    starts, ends = np.concatenate([rows, dummies]), np.concatenate([columns, len(overlap.predicted) + dummies])
+    edges = starts.astype(np.int32), ends.astype(np.int32)  # SciPy 1.13 accepts no other type
+    graph = sparse.csr_array((weights, edges), shape=(count, len(overlap.predicted) + count))
+    partners = sparse.csgraph.min_weight_full_bipartite_matching(graph, maximize=True)[1]
+    return candidates[partners[rows] == columns]
 
 
-def find_merges(true_labels, predicted_labels):
-    """Find the predicted nuclei that are several true ones: each holds more than half of two or more of them.
+def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
+    """Find the predicted nuclei that merge several true nuclei.
 
     Parameters
     ----------
-    true_labels, predicted_labels : int array (H, W)
-        Label maps.
+    true_label_map, predicted_label_map : int array (H, W)
 
     Returns
     -------
     int array (K,)
-        Labels in `predicted_labels`, ascending.
+        Predicted labels that hold more than half of two or more true nuclei, ascending.
 
     Raises
     ------
     ValueError
-        As for `overlaps`.
+        As for `label_overlap`.
+
+    Examples
+    --------
+    >>> find_merges([[1, 1, 2, 2]], [[5, 5, 5, 5]]).tolist()
+    [5]
     """
-    shared = label_overlap(true_labels, predicted_labels)
-    return shared.predicted[_merging(shared)]
+    return label_overlap(true_label_map, predicted_label_map).merges
 
 
-def find_splits(true_labels, predicted_labels):
-    """Find the true nuclei that were cut up: each holds more than half of two or more predicted ones.
+def find_splits(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
+    """Find the true nuclei that are split into several predicted nuclei.
 
     Parameters
     ----------
-    true_labels, predicted_labels : int array (H, W)
-        Label maps.
+    true_label_map, predicted_label_map : int array (H, W)
 
     Returns
     -------
     int array (K,)
-        Labels in `true_labels`, ascending.
+        True labels that hold more than half of two or more predicted nuclei, ascending.
 
     Raises
     ------
     ValueError
-        As for `overlaps`.
+        As for `label_overlap`.
+
+    Examples
+    --------
+    >>> find_splits([[5, 5, 5, 5]], [[1, 1, 2, 2]]).tolist()
+    [5]
     """
-    return find_merges(predicted_labels, true_labels)
+    return label_overlap(true_label_map, predicted_label_map).splits
 
 
-def _merging(shared):
-    held = 2 * shared.pixels > shared.true_areas[shared.rows]
-    return np.bincount(shared.columns[held], minlength=len(shared.predicted)) > 1
+def average_precision(
+    true_label_maps: Sequence[np.ndarray],
+    predicted_label_maps: Sequence[np.ndarray],
+    thresholds: Sequence[float] = IOU_THRESHOLDS,
+) -> pd.DataFrame:
+    """Score the nuclei of all images together, for each IoU threshold.
 
-
-def average_precision(true, predicted, thresholds=IOU_THRESHOLDS):
-    """Score what was found over all nuclei of all images, for each IoU threshold, as StarDist does.
-
-    Every nucleus counts the same, so that images with many of them weigh more. What the field calls average precision
-    is TP / (TP + FP + FN) here (Schmidt et al. 2018, doi:10.1007/978-3-030-00934-2_30), not the area under a curve.
+    Each nucleus counts the same, as in StarDist. Average precision is TP / (TP + FP + FN) here, not the area under a
+    curve (Schmidt et al. 2018, doi:10.1007/978-3-030-00934-2_30).
 
     Parameters
     ----------
-    true, predicted : sequence of int array (H, W)
-        Label maps, one pair per image.
+    true_label_maps, predicted_label_maps : sequence of int array (H, W)
+        One pair per image.
     thresholds : sequence of float
-        IoU that a match must exceed, 0 <= threshold < 1.
+        `0 <= threshold < 1`. A pair matches if its IoU is above the threshold.
 
     Returns
     -------
     pandas.DataFrame
-        One row per threshold (index `threshold`): nuclei found `tp`, predicted where there is none `fp`, missed `fn`;
-        `precision`, `recall`, `f1`, `ap`, all 1 where there is nothing to find and nothing was found; `matched_iou`,
-        the mean over the pairs (nan without any); `panoptic_quality`, `f1` times `matched_iou` (Kirillov et al. 2019,
+        One row per threshold (index `threshold`). The columns are `tp`, `fp` and `fn`; `precision`, `recall`, `f1` and
+        `ap`, which are 1 if there is no nucleus to find and none is predicted; `matched_iou`, the mean IoU of the pairs
+        (nan without pairs); `panoptic_quality`, `f1` times `matched_iou` (Kirillov et al. 2019,
         doi:10.1109/CVPR.2019.00963).
 
     Raises
     ------
     ValueError
-        As for `overlaps`; if the numbers of images differ, or a threshold is none.
+        As for `label_overlap`, or if the numbers of images differ, or a threshold is out of range.
+
+    Examples
+    --------
+    >>> table = average_precision([[[1, 1, 1, 0, 2]]], [[[5, 5, 0, 6, 0]]], [0.5])
+    >>> table.loc[0.5, ["tp", "fp", "fn", "f1"]].tolist()
+    [1.0, 1.0, 1.0, 0.5]
     """
     _check_thresholds(thresholds)
-    tp, total = np.zeros(len(thresholds), np.int64), np.zeros(len(thresholds))
+    tp, total_iou = np.zeros(len(thresholds), np.int64), np.zeros(len(thresholds))
     n_true = n_predicted = 0
-    for shared in _each(true, predicted):
-        found, ious = _tally(shared, thresholds)
-        tp += found
-        total += ious
-        n_true += len(shared.true)
-        n_predicted += len(shared.predicted)
+    for overlap in _overlaps(true_label_maps, predicted_label_maps):
+        matched = [overlap.ious[_matched(overlap, threshold)] for threshold in thresholds]
+        tp += [len(ious) for ious in matched]
+        total_iou += [ious.sum() for ious in matched]
+        n_true += len(overlap.true)
+        n_predicted += len(overlap.predicted)
     fp, fn = n_predicted - tp, n_true - tp
     return pd.DataFrame(
         {
             "tp": tp,
             "fp": fp,
             "fn": fn,
-            "precision": _share(tp, tp + fp, fn),
-            "recall": _share(tp, tp + fn, fp),
-            "f1": _share(2 * tp, 2 * tp + fp + fn),
-            "ap": _share(tp, tp + fp + fn),
-            "matched_iou": np.divide(total, tp, out=np.full(len(tp), np.nan), where=tp > 0),
-            "panoptic_quality": _share(2 * total, 2 * tp + fp + fn),
+            "precision": _ratio(tp, tp + fp, fn),
+            "recall": _ratio(tp, tp + fn, fp),
+            "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+            "ap": _ratio(tp, tp + fp + fn),
+            "matched_iou": np.divide(total_iou, tp, out=np.full(len(tp), np.nan), where=tp > 0),
+            "panoptic_quality": _ratio(2 * total_iou, 2 * tp + fp + fn),
         },
         index=pd.Index(np.asarray(thresholds, float), name="threshold"),
     )
 
 
-def image_scores(true, predicted):
-    """Score each image by itself, as the competition does, and count its nuclei and the commonest mistakes.
+def _overlaps(
+    true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]
+) -> Iterator[LabelOverlap]:
+    """Count the overlaps image by image."""
+    if len(true_label_maps) != len(predicted_label_maps):
+        raise ValueError(
+            f"found {len(true_label_maps)} true and {len(predicted_label_maps)} predicted label maps, expected pairs"
+        )
+    return map(label_overlap, true_label_maps, predicted_label_maps)
+
+
+def _ratio(part, whole, errors=0) -> np.ndarray:
+    """Divide; 0 / 0 is 1, or 0 if there are errors elsewhere."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.where(errors == 0, 1.0, 0.0))
+
+
+def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Score each image, and count its nuclei and errors.
 
     Parameters
     ----------
-    true, predicted : sequence of int array (H, W)
-        Label maps, one pair per image.
+    true_label_maps, predicted_label_maps : sequence of int array (H, W)
+        One pair per image.
 
     Returns
     -------
     pandas.DataFrame
-        One row per image: `score`, the mean of TP / (TP + FP + FN) over `THRESHOLDS` (1 if there is nothing to find and
-        nothing was found, 0 if only one of both); the numbers of nuclei `true` and `predicted`; `tp`, `fp`, `fn` at IoU
-        0.5; how many predicted nuclei are `merges` and how many true ones have `splits`.
+        One row per image. The columns are `score`, the mean of TP / (TP + FP + FN) over `IOU_THRESHOLDS`, which is 1 if
+        both label maps are empty; `true` and `predicted`, the numbers of nuclei; `tp`, `fp` and `fn` at IoU 0.5;
+        `merges` and `splits`, the numbers that `find_merges` and `find_splits` find.
 
     Raises
     ------
     ValueError
-        As for `overlaps`, or if the numbers of images differ.
+        As for `label_overlap`, or if the numbers of images differ.
+
+    Examples
+    --------
+    >>> image_scores([[[1, 1, 2, 2]]], [[[5, 5, 5, 5]]])[["score", "fp", "fn", "merges"]].iloc[0].tolist()
+    [0.0, 1.0, 2.0, 1.0]
     """
     rows = []
-    for shared in _each(true, predicted):
-        n_true, n_predicted = len(shared.true), len(shared.predicted)
-        tp = _tally(shared, IOU_THRESHOLDS)[0]
-        rows.append(
-            {
-                "score": float(_share(tp, n_true + n_predicted - tp).mean()),
-                "true": n_true,
-                "predicted": n_predicted,
-                "tp": int(tp[0]),
-                "fp": n_predicted - int(tp[0]),
-                "fn": n_true - int(tp[0]),
-                "merges": int(_merging(shared).sum()),
-                "splits": int(_merging(shared.swapped).sum()),
-            }
-        )
+    for overlap in _overlaps(true_label_maps, predicted_label_maps):
+        n_true, n_predicted = len(overlap.true), len(overlap.predicted)
+        tp = np.array([len(_matched(overlap, threshold)) for threshold in IOU_THRESHOLDS])
+        score = float(_ratio(tp, n_true + n_predicted - tp).mean())
+        errors = n_predicted - int(tp[0]), n_true - int(tp[0]), len(overlap.merges), len(overlap.splits)
+        rows.append((score, n_true, n_predicted, int(tp[0]), *errors))
     return pd.DataFrame(rows, columns=["score", "true", "predicted", "tp", "fp", "fn", "merges", "splits"])
 
 
-def dsb2018_score(true, predicted):
-    """Score as the competition did: TP / (TP + FP + FN), averaged over `THRESHOLDS` and then over images.
+def dsb2018_score(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]) -> float:
+    """Compute the score of the 2018 Data Science Bowl, the mean of `image_scores`.
 
-    Every image counts the same, however many nuclei it has (2018 Data Science Bowl, Caicedo et al. 2019,
+    Each image counts the same, whatever the number of its nuclei (Caicedo et al. 2019,
     doi:10.1038/s41592-019-0612-7).
 
     Parameters
     ----------
-    true, predicted : sequence of int array (H, W)
-        Label maps, one pair per image, at least one.
+    true_label_maps, predicted_label_maps : sequence of int array (H, W)
+        One pair per image, at least one pair.
 
     Returns
     -------
     float
-        0..1.
+        In [0, 1].
 
     Raises
     ------
     ValueError
-        As for `overlaps`; if there is no image, or the numbers of images differ.
+        As for `image_scores`, or if there is no image.
+
+    Examples
+    --------
+    >>> dsb2018_score([[[1, 1, 1, 1]]], [[[5, 5, 5, 0]]])
+    0.5
     """
-    scores = image_scores(true, predicted)["score"]
+    scores = image_scores(true_label_maps, predicted_label_maps)["score"]
     if scores.empty:
         raise ValueError("there is no image to average over")
     return float(scores.mean())
-
-
-def _each(true, predicted):
-    """Count the overlaps image by image."""
-    if len(true) != len(predicted):
-        raise ValueError(f"found {len(true)} true and {len(predicted)} predicted label maps, expected pairs")
-    return (label_overlap(*pair) for pair in zip(true, predicted, strict=True))
-
-
-def _tally(shared, thresholds):
-    """Return for each threshold how many pairs match, and the sum of their IoU."""
-    ious = shared.ious
-    matched = [ious[_chosen(shared, ious, threshold)] for threshold in thresholds]
-    return np.array([len(one) for one in matched], np.int64), np.array([one.sum() for one in matched])
-
-
-def _share(part, whole, elsewhere=0):
-    """Divide; of nothing all is right, unless there is something `elsewhere`."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.where(elsewhere == 0, 1.0, 0.0))

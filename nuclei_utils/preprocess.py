@@ -1,200 +1,250 @@
-"""What happens to an image before a network sees it: intensities put on one scale, sizes made to fit."""
+"""Prepare images and label maps for a network: intensities, contrast, sizes, padding and crops."""
 
 import math
 
 import cv2
 import numpy as np
 
-EXACT = 2048 * 2048
-"""Pixels up to which `limits` looks at every one; of larger images a regular grid of at most so many is enough."""
+MAX_SAMPLED_PIXELS = 2048 * 2048
+"""`intensity_range` takes its percentiles from at most this many pixels."""
 
 
-def normalize(image, low=1.0, high=99.8):
-    """Stretch an image's intensities so that its own dark and bright ends become 0 and 1.
+def normalize(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> np.ndarray:
+    """Rescale the intensities of an image between two percentiles to [0, 1].
 
-    The ends are percentiles, so that a few hot pixels do not set the scale. All channels share them, which keeps
-    the colours. StarDist and Cellpose do the same before they look.
+    Percentiles keep a few hot pixels from setting the scale. All channels share one scale, which keeps the colours.
+    StarDist and Cellpose normalise images in the same way.
 
     Parameters
     ----------
     image : array (H, W) or (H, W, C), any numeric type
     low, high : float
-        Percentiles that become 0 and 1; values beyond are clipped.
+        Percentiles that become 0 and 1. Values outside are clipped.
 
     Returns
     -------
     float32 array of the same shape, in [0, 1]
-        All 0 if the image is flat.
+        All zeros if the image has one value only.
+
+    Examples
+    --------
+    >>> normalize(np.array([[10, 20, 30]]), low=0, high=100).tolist()
+    [[0.0, 0.5, 1.0]]
     """
     return rescale_intensity(image, *intensity_range(image, low, high))
 
 
-def intensity_range(image, low=1.0, high=99.8):
-    """Find an image's dark and bright ends: `normalize` in two steps, for images that are stretched part by part.
+def intensity_range(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> tuple[float, float]:
+    """Compute the percentiles between which `normalize` rescales an image.
+
+    Together with `rescale_intensity`, the function normalises an image that is processed in tiles.
 
     Parameters
     ----------
     image : array (H, W) or (H, W, C), any numeric type
-        Beyond `EXACT` pixels, the percentiles are those of a regular grid of its pixels.
+        An image of more than `MAX_SAMPLED_PIXELS` pixels is sampled on a regular grid.
     low, high : float
         Percentiles.
 
     Returns
     -------
-    tuple of float
-        (dark, bright); of an image whose percentiles are one, its lowest and highest value.
+    dark, bright : float
+        If both percentiles are equal, the minimum and maximum of the image.
+
+    Examples
+    --------
+    >>> intensity_range(np.arange(101).reshape(1, 101), low=5, high=90)
+    (5.0, 90.0)
     """
-    step = math.ceil(math.sqrt(math.prod(image.shape[:2]) / EXACT))
-    step += 1 - step % 2  # an odd step meets every pixel of a camera's pattern of 2 x 2
+    step = math.ceil(math.sqrt(math.prod(image.shape[:2]) / MAX_SAMPLED_PIXELS))
+    step += 1 - step % 2  # an odd step samples all pixels of a camera's 2 x 2 pattern
     dark, bright = np.percentile(image[::step, ::step], [low, high])
-    if bright <= dark:
-        # nuclei may cover less than the share of pixels that the upper percentile leaves out
+    if bright <= dark:  # nuclei may cover fewer pixels than the upper percentile leaves out
         dark, bright = image.min(), image.max()
     return float(dark), float(bright)
 
 
-def rescale_intensity(image, dark, bright):
-    """Stretch an image's intensities so that two given values become 0 and 1.
+def rescale_intensity(image: np.ndarray, dark: float, bright: float) -> np.ndarray:
+    """Rescale the intensities of an image from [dark, bright] to [0, 1].
 
     Parameters
     ----------
     image : array (H, W) or (H, W, C), any numeric type
     dark, bright : float
-        As `limits` finds them; values beyond are clipped.
+        Values that become 0 and 1. Values outside are clipped.
 
     Returns
     -------
     float32 array of the same shape, in [0, 1]
-        All 0 if both are one.
+        All zeros if `dark == bright` and no value is above.
+
+    Examples
+    --------
+    >>> rescale_intensity(np.array([[5, 10, 20, 40]]), dark=10, bright=30).tolist()
+    [[0.0, 0.0, 0.5, 1.0]]
     """
-    stretched = (image.astype(np.float32) - np.float32(dark)) / max(np.float32(bright) - np.float32(dark), 1e-6)
-    return np.clip(stretched, 0, 1, dtype=np.float32)
+    width = max(np.float32(bright) - np.float32(dark), 1e-6)
+    return np.clip((image.astype(np.float32) - np.float32(dark)) / width, 0, 1, dtype=np.float32)
 
 
-def clahe(image, clip_limit=2.0, tiles=8):
-    """Even out local contrast: contrast-limited adaptive histogram equalisation of the lightness (OpenCV).
+def clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndarray:
+    """Equalise local contrast with contrast-limited adaptive histogram equalisation.
+
+    Only the lightness of the L*a*b* colour space changes, which keeps the colours.
 
     Parameters
     ----------
     image : uint8 array (H, W, 3)
         RGB.
     clip_limit : float
-        How much contrast may be raised; 1 raises none.
+        Limit of the contrast. 1 leaves the contrast as it is.
     tiles : int
-        The image is equalised in `tiles` x `tiles` fields.
+        Number of tiles in each direction.
 
     Returns
     -------
     uint8 array (H, W, 3)
-        RGB, with the colours kept.
+        RGB.
+
+    Examples
+    --------
+    >>> clahe(np.full((32, 32, 3), 90, np.uint8)).shape
+    (32, 32, 3)
     """
     lightness, a, b = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2LAB))
     lightness = cv2.createCLAHE(clip_limit, (tiles, tiles)).apply(lightness)
     return cv2.cvtColor(cv2.merge([lightness, a, b]), cv2.COLOR_LAB2RGB)
 
 
-def resize(image, size):
-    """Resize an image, its pixels averaged where it shrinks; for labels use `resize_labels`.
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image; pixels are averaged if the image shrinks.
+
+    Use `resize_label_map` for label maps and masks.
 
     Parameters
     ----------
     image : uint8 or float32 array (H, W) or (H, W, C)
     size : tuple of int
-        (height, width) to come out.
+        New (height, width).
 
     Returns
     -------
     array (height, width[, C]) of the same type
+
+    Examples
+    --------
+    >>> resize(np.array([[0, 100, 200, 200]], np.uint8), (1, 2)).tolist()
+    [[50, 200]]
     """
     shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
     resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(*size, *image.shape[2:])  # OpenCV drops a channel axis of 1
+    return resized.reshape(*size, *image.shape[2:])  # OpenCV drops a channel axis of length 1
 
 
-def resize_label_map(labels, size):
-    """Resize a label map or mask by nearest neighbour: no label is invented between two others.
+def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a label map or mask by nearest neighbour, which creates no new labels.
 
     Parameters
     ----------
-    labels : int or bool array (H, W)
+    label_map : int or bool array (H, W)
     size : tuple of int
-        (height, width) to come out.
+        New (height, width).
 
     Returns
     -------
     array (height, width) of the same type
+
+    Examples
+    --------
+    >>> resize_label_map(np.array([[1, 7]]), (1, 4)).tolist()
+    [[1, 1, 7, 7]]
     """
-    rows = ((np.arange(size[0]) + 0.5) * labels.shape[0] / size[0]).astype(int)
-    columns = ((np.arange(size[1]) + 0.5) * labels.shape[1] / size[1]).astype(int)
-    return labels[np.ix_(rows, columns)]
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, label_map.shape, strict=True)
+    )
+    return label_map[np.ix_(rows, columns)]
 
 
-def pad_to(image, size):
-    """Pad an image or label map at the bottom and right by reflection, until it has at least a size.
+def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pad an image or label map by reflection at the bottom and right.
 
-    Reflection leaves no dark edge that a network could take for a border of the tissue.
+    Reflection adds no dark edge that a network could take for a border of the tissue.
 
     Parameters
     ----------
     image : array (H, W) or (H, W, C)
     size : tuple of int
-        Least (height, width) to come out; an image that is larger stays as it is.
+        Minimal (height, width) of the result.
 
     Returns
     -------
     array (max(H, height), max(W, width)[, C]) of the same type
-        `padded[:H, :W]` is the image again.
+        `padded[:H, :W]` is the image.
+
+    Examples
+    --------
+    >>> pad_to(np.array([[1, 2, 3]]), (1, 5)).tolist()
+    [[1, 2, 3, 2, 1]]
     """
-    below = max(size[0] - image.shape[0], 0)
-    right = max(size[1] - image.shape[1], 0)
-    return np.pad(image, [(0, below), (0, right)] + [(0, 0)] * (image.ndim - 2), mode="reflect")
+    missing = [(0, max(new - old, 0)) for new, old in zip(size, image.shape[:2], strict=True)]
+    return np.pad(image, missing + [(0, 0)] * (image.ndim - 2), mode="reflect")
 
 
-def pad_to_multiple(image, multiple):
-    """Pad an image or label map by reflection until its height and width are multiples of a number.
+def pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
+    """Pad an image or label map until height and width are multiples of a number.
 
     Parameters
     ----------
     image : array (H, W) or (H, W, C)
     multiple : int
-        A U-Net that halves the image `depth` times needs `2**depth`.
+        `2**depth` for a U-Net that halves the image `depth` times.
 
     Returns
     -------
     array of the same type
-        `padded[:H, :W]` is the image again.
+        `padded[:H, :W]` is the image.
+
+    Examples
+    --------
+    >>> pad_to_multiple(np.zeros((30, 64)), 16).shape
+    (32, 64)
     """
-    height, width = (-(-size // multiple) * multiple for size in image.shape[:2])
+    height, width = (math.ceil(length / multiple) * multiple for length in image.shape[:2])
     return pad_to(image, (height, width))
 
 
-def center_crop(image, size):
-    """Cut the middle out of an image or label map.
+def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Cut a window out of the middle of an image or label map.
 
     Parameters
     ----------
     image : array (H, W) or (H, W, C)
     size : tuple of int
-        Its (height, width); what is larger than the image is cut down to it.
+        (height, width) of the window. A larger window becomes as large as the image.
 
     Returns
     -------
     array (min(H, height), min(W, width)[, C])
+
+    Examples
+    --------
+    >>> center_crop(np.arange(16).reshape(4, 4), (2, 2)).tolist()
+    [[5, 6], [9, 10]]
     """
     height, width = (min(pair) for pair in zip(size, image.shape[:2], strict=True))
     return crop(image, (image.shape[0] - height) // 2, (image.shape[1] - width) // 2, (height, width))
 
 
-def crop(image, top, left, size):
+def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
     """Cut a window out of an image or label map.
 
     Parameters
     ----------
     image : array (H, W) or (H, W, C)
     top, left : int
-        Its upper left corner.
+        Upper left corner of the window.
     size : tuple of int
-        Its (height, width).
+        (height, width) of the window.
 
     Returns
     -------
@@ -204,11 +254,16 @@ def crop(image, top, left, size):
     ------
     ValueError
         If the window leaves the image.
+
+    Examples
+    --------
+    >>> crop(np.arange(16).reshape(4, 4), top=1, left=0, size=(1, 3)).tolist()
+    [[4, 5, 6]]
     """
     bottom, right = top + size[0], left + size[1]
     if top < 0 or left < 0 or bottom > image.shape[0] or right > image.shape[1]:
         raise ValueError(
             f"a window of rows {top}..{bottom} and columns {left}..{right} leaves the image of {image.shape[:2]} "
-            "(height, width); pad it first (preprocess.pad_to)"
+            "(height, width): pad the image first (preprocess.pad_to)"
         )
     return image[top:bottom, left:right]

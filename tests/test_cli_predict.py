@@ -135,7 +135,7 @@ def test_the_tables_are_those_of_all_images_written_at_once(folder, tmp_path):
     found = {name: io.read_label_map(tmp_path / "out" / f"{name}_labels.png") for name in names}
     tables = [export.measure_nuclei(io.read_image(folder / f"{name}.png"), found[name], name) for name in names]
     export.write_table(tmp_path / "nuclei.csv", pd.concat([table for table in tables if len(table)]))
-    export.write_submission(tmp_path / "submission.csv", export.submission_table(found))
+    export.write_table(tmp_path / "submission.csv", export.submission_table(found))
     for name in TABLES:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
 

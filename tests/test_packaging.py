@@ -108,7 +108,7 @@ def test_wheel_carries_the_sample_the_network_and_nothing_that_is_not_the_packag
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         "assets/sample.zip",
-        "assets/instance_unet.weights.h5",
+        "assets/included_network.weights.h5",
         "assets/splits/sample.csv",
         "assets/splits/stage1_train.csv",
         "dsb2018/README.md",

@@ -1,8 +1,9 @@
-"""Opening `.keras` files: what the course saves comes back the same; what could run or write is refused."""
+"""A `.keras` file of the course is loaded unchanged. A file that could run code or write files is refused."""
 
 import json
+import subprocess
+import sys
 import zipfile
-from pathlib import Path
 
 import h5py
 import keras
@@ -17,7 +18,7 @@ IMAGES = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
 
 
 def outputs(model):
-    return [np.asarray(tensor) for tensor in keras.tree.flatten(model(IMAGES, training=False))]
+    return [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(model(IMAGES, training=False))]
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +49,30 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_come_back_the_same(name, tmp_path):
+def test_a_network_is_loaded_unchanged_and_nothing_else_is_written(name, tmp_path):
     model = NETWORKS[name]()
     model.save(tmp_path / "saved.keras")
     loaded = saving.load_model(tmp_path / "saved.keras")
     assert type(loaded) is type(model)
     for before, after in zip(outputs(model), outputs(loaded), strict=True):
         np.testing.assert_allclose(after, before, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.keras"]
 
 
-def test_a_compiled_network_opens_without_its_loss(small, tmp_path):
-    small.compile("adam", losses.BinaryCrossentropyDice())
-    small.save(tmp_path / "compiled.keras")
-    np.testing.assert_allclose(outputs(saving.load_model(tmp_path / "compiled.keras"))[0], outputs(small)[0], atol=1e-6)
+def test_a_compiled_network_is_loaded_without_an_import_of_its_classes(tmp_path):
+    model = models.unet_plus_plus(filters=2, depth=2)
+    model.compile("adam", losses.BinaryCrossentropyDice(), metrics=[losses.Dice()])
+    model.save(tmp_path / "compiled.keras")
+    code = f"from nuclei_utils import saving; print(type(saving.load_model({str(tmp_path / 'compiled.keras')!r})))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "DeepSupervision" in run.stdout, run.stderr
 
 
-def rewritten(path, change_config=None, change_weights=None):
-    """Write a `.keras` file again, with a changed configuration or changed weights."""
+# Files that are refused
+
+
+def rewrite(path, change_config=None, change_weights=None, metadata=None):
+    """Write a `.keras` file again with a changed configuration, changed weights or other metadata."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     if change_config:
@@ -77,6 +85,8 @@ def rewritten(path, change_config=None, change_weights=None):
         with h5py.File(weights, "r+") as file:
             change_weights(file, path.parent)
         parts["model.weights.h5"] = weights.read_bytes()
+    if metadata:
+        parts["metadata.json"] = json.dumps(metadata).encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
@@ -90,31 +100,31 @@ def function(module, name):
     return {"module": module, "class_name": "function", "config": name, "registered_name": name}
 
 
-def replaces_layer(**changes):
+def change_layer(**changes):
     return lambda config: layer_of(config, "ReLU").update(changes)
 
 
-def sets(key, value):
+def change_setting(key, value):
     return lambda config: layer_of(config)["config"].update({key: value})
 
 
 HOSTILE = {
-    "lambda layer": replaces_layer(
+    "lambda layer": change_layer(
         class_name="Lambda", config={"function": function("keras.visualization", "plot_image_gallery"), "path": "x"}
     ),
-    "layer of another module": replaces_layer(module="keras_hub.evil"),
-    "layer of a planted module": replaces_layer(module="os", class_name="system"),
-    "saved model of TensorFlow": replaces_layer(class_name="TFSMLayer", config={"filepath": "x"}),
-    "other registered name": replaces_layer(registered_name="other>ReLU"),
-    "module that is no text": replaces_layer(module=["keras.layers"]),
-    "function as activation": sets("activation", function("keras.visualization", "plot_image_gallery")),
-    "function of the system as activation": sets("activation", function("os", "system")),
-    "builtin that is no activation": sets("activation", function("builtins", "eval")),
-    "name that is no activation": sets("activation", "plot_image_gallery"),
-    "function as initializer": sets("kernel_initializer", function("keras.utils", "get_file")),
-    "name that is no initializer": sets("kernel_initializer", "get_file"),
-    "lambda as regularizer": sets("kernel_regularizer", {"class_name": "__lambda__", "config": {"value": "x"}}),
-    "type of TensorFlow": sets("name", {"class_name": "__typespec__", "module": "os", "spec_name": "system"}),
+    "layer of another module": change_layer(module="keras_hub.evil"),
+    "layer of a planted module": change_layer(module="os", class_name="system"),
+    "saved model of TensorFlow": change_layer(class_name="TFSMLayer", config={"filepath": "x"}),
+    "other registered name": change_layer(registered_name="other>ReLU"),
+    "module that is no text": change_layer(module=["keras.layers"]),
+    "function as activation": change_setting("activation", function("keras.visualization", "plot_image_gallery")),
+    "function of the system as activation": change_setting("activation", function("os", "system")),
+    "builtin that is no activation": change_setting("activation", function("builtins", "eval")),
+    "name that is no activation": change_setting("activation", "plot_image_gallery"),
+    "function as initializer": change_setting("kernel_initializer", function("keras.utils", "get_file")),
+    "name that is no initializer": change_setting("kernel_initializer", "get_file"),
+    "lambda as regularizer": change_setting("kernel_regularizer", {"class_name": "__lambda__", "config": {}}),
+    "type of TensorFlow": change_setting("name", {"class_name": "__typespec__", "module": "os", "spec_name": "system"}),
     "training of a layer": lambda config: layer_of(config).update(
         compile_config={"optimizer": {"module": "os", "class_name": "system", "config": {}}}
     ),
@@ -122,10 +132,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_that_names_something_else_is_refused(name, saved, monkeypatch):
-    rewritten(saved, HOSTILE[name])
+def test_classes_and_functions_outside_of_the_lists_are_refused(name, saved, monkeypatch):
+    rewrite(saved, HOSTILE[name])
     monkeypatch.setattr(keras.models, "load_model", lambda *args, **kwargs: pytest.fail("something was built"))
-    with pytest.raises(NucleiError, match=r"small\.keras.*list of layers"):
+    with pytest.raises(NucleiError, match=r"small\.keras: found .* listed"):
         saving.load_model(saved)
 
 
@@ -152,7 +162,7 @@ def huge_storage(file, folder):
 
 
 def doubling_links(file, folder):
-    """Make groups of which each leads twice to the next: 2**40 names."""
+    """Add 40 groups. Each leads to the next by two names, so that there are 2**40 paths."""
     group = file.create_group("other")
     for number in range(40):
         following = file.create_group(f"group_{number}")
@@ -163,21 +173,21 @@ def doubling_links(file, folder):
 @pytest.mark.parametrize(
     "change", [soft_link, external_link, external_storage, virtual_storage, huge_storage, doubling_links]
 )
-def test_weights_that_lie_elsewhere_or_are_huge_are_refused(change, saved):
-    rewritten(saved, change_weights=change)
+def test_weights_in_other_files_or_of_huge_size_are_refused(change, saved):
+    rewrite(saved, change_weights=change)
     with pytest.raises(NucleiError, match=r"small\.keras: its weights"):
         saving.load_model(saved)
 
 
 @pytest.mark.parametrize("name", ["assets/a.txt", "../a.txt", "model.weights.npz"])
-def test_a_file_with_further_parts_is_refused(name, saved):
+def test_further_parts_are_refused(name, saved):
     with zipfile.ZipFile(saved, "a") as archive:
         archive.writestr(name, "x")
-    with pytest.raises(NucleiError, match=f"small.keras holds '{name}'"):
+    with pytest.raises(NucleiError, match=f"small.keras.*'{name}'"):
         saving.load_model(saved)
 
 
-def test_a_configuration_of_many_bytes_is_refused_before_reading(saved):
+def test_a_huge_configuration_is_refused_before_reading(saved):
     with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", b" " * (saving.PARTS["config.json"] + 1))
     with pytest.raises(NucleiError, match=r"small\.keras: config\.json has 16,777,217 bytes"):
@@ -193,29 +203,18 @@ def test_other_formats_are_refused(ending, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(NucleiError, match=r"gone\.keras is missing"):
-        saving.load_model(tmp_path / "gone.keras")
+    with pytest.raises(NucleiError, match=r"missing\.keras is missing"):
+        saving.load_model(tmp_path / "missing.keras")
 
 
-@pytest.mark.parametrize("kept", [0, 30, 1000, -1])
-def test_a_broken_file_is_named(kept, saved):
-    saved.write_bytes(saved.read_bytes()[:kept])
-    with pytest.raises(NucleiError, match=r"small\.keras cannot be loaded"):
+@pytest.mark.parametrize("size", [0, 30, 1000, -1])
+def test_a_truncated_file_is_named(size, saved):
+    saved.write_bytes(saved.read_bytes()[:size])
+    with pytest.raises(NucleiError, match=r"small\.keras"):
         saving.load_model(saved)
 
 
-def test_a_file_of_a_newer_keras_says_so(saved):
-    rewritten(saved, sets("an_option_of_tomorrow", 1))
-    with zipfile.ZipFile(saved) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    parts["metadata.json"] = json.dumps({"keras_version": "99.0.0"}).encode()
-    with zipfile.ZipFile(saved, "w") as archive:
-        for name, content in parts.items():
-            archive.writestr(name, content)
-    with pytest.raises(NucleiError, match=rf"Keras 99\.0\.0 saved the file and this is Keras {keras.__version__}"):
+def test_an_unreadable_file_of_a_newer_keras_names_both_versions(saved):
+    rewrite(saved, change_setting("option_of_the_future", 1), metadata={"keras_version": "99.0.0"})
+    with pytest.raises(NucleiError, match=rf"99\.0\.0.*{keras.__version__}"):
         saving.load_model(saved)
-
-
-def test_nothing_is_written_beside_the_file(saved):
-    saving.load_model(saved)
-    assert [path.name for path in Path(saved.parent).iterdir()] == ["small.keras"]
