@@ -44,7 +44,7 @@ def test_every_table_is_in_a_text(name):
 
 
 def test_benchmark_and_notebook_03_have_the_same_settings():
-    line = f"SIZE, BATCH, FILTERS = {recipes.SIZE}, {recipes.BATCH}, {recipes.FILTERS}"
+    line = f"SIZE, BATCH, FILTERS = {training.CROP_SIZE}, {training.BATCH_SIZE}, {training.FILTERS}"
     assert line in text_of(ROOT / "notebooks" / "03_unet_from_scratch.ipynb")
 
 

@@ -57,14 +57,6 @@ def test_profile_comes_from_the_environment(monkeypatch):
         training.profile()
 
 
-def test_learning_rate_warms_up_and_ends_at_zero():
-    schedule = training.warmup_cosine(1e-3, steps=100)
-    rates = [float(schedule(step)) for step in (0, 5, 50, 100)]
-    assert rates[0] == pytest.approx(1e-4, rel=0.2)
-    assert rates[1] == pytest.approx(1e-3, rel=0.01)
-    assert rates[1] > rates[2] > rates[3] == pytest.approx(0, abs=1e-8)
-
-
 # Compile and fit
 
 
@@ -191,11 +183,6 @@ def test_pretrained_encoder_is_frozen_and_then_fine_tuned(pretrained):
 def test_random_encoder_is_trained_and_pretrained_encoder_is_frozen(pretrained):
     assert not training.build("mobilenet_unet").get_layer("mobilenet_v2").trainable_weights
     assert training.build("mobilenet_unet", weights=None).get_layer("mobilenet_v2").trainable_weights
-
-
-def test_number_of_feature_maps_can_be_chosen():
-    assert training.build("unet", filters=2).layers[1].filters == 2
-    assert training.build("unet_plus_plus", filters=4).layers[1].filters == 4
 
 
 def test_unknown_network_is_refused():
