@@ -1,145 +1,138 @@
-"""A network outside Keras: ONNX and LiteRT files, functions that run them, and a comparison with the original."""
+"""Compile networks with TensorFlow, export them to ONNX and LiteRT files, and run and compare these files."""
 
+import functools
 import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import joblib
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 from nuclei_utils import matching, models, preprocess, segmentation
+from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write
 
 PRECISIONS = ("float32", "int8_weights", "int8")
-"""Of LiteRT files: as trained; weights of 8 bits; weights and what is computed with them, of 8 bits."""
+"""Precisions of LiteRT files: as trained, 8-bit weights, 8-bit weights and feature maps."""
 
 
-def export_onnx(model, path):
-    """Write a network as an ONNX file, which ONNX Runtime and many other programs run without Python or Keras.
+class Frozen(NamedTuple):
+    """A network that is compiled for images of any size with constant weights (`freeze`).
 
-    Height, width and batch size stay open where the network leaves them open.
+    Attributes
+    ----------
+    name : str
+        Name of the model.
+    input_shape : tuple of int or None
+        (batch, H, W, 3).
+    function : callable
+        Function from a float32 array (batch, H, W, 3) to the outputs of the model. Calling the network calls it.
+    """
+
+    name: str
+    input_shape: tuple
+    function: Callable
+
+    def __call__(self, batch: np.ndarray) -> Any:
+        """Compute the outputs for a batch."""
+        return self.function(batch)
+
+
+def freeze(model: keras.Model) -> Frozen:
+    """Compile a network with its present weights.
+
+    TensorFlow computes a frozen network faster, because it merges batch normalisation into the convolutions. Later
+    changes of the weights do not reach the frozen network.
 
     Parameters
     ----------
     model : keras.Model
-        Takes (batch, H, W, 3) in [0, 1], gives a dictionary of arrays (batch, H, W, 1), such as
-        `models.instance_unet`; the file's outputs have the names of the dictionary.
-    path : path-like
-        Ends in ".onnx".
-
-    Raises
-    ------
-    ValueError
-        If the path ends otherwise.
-    ImportError
-        If tf2onnx is not installed.
-    """
-    _check_ending(path, ".onnx")
-    _check_installed("tf2onnx")
-    signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
-    with atomic_write(path) as aside:
-        with_open_sizes(model).export(aside, format="onnx", verbose=False, input_signature=signature)
-
-
-def export_litert(model, path, size=256, precision="float32", images=None):
-    """Write a network as a LiteRT (TensorFlow Lite) file, for phones, small computers and browsers.
-
-    The file takes one image of one size, so that everything can be laid out in memory beforehand. For 8 bits see
-    Jacob et al. 2018, arXiv 1712.05877; images go in, and maps come out, in float32 even then.
-
-    Parameters
-    ----------
-    model : as for `export_onnx`
-    path : path-like
-        Ends in ".tflite".
-    size : int
-        Height and width of the image, pixels; a multiple that the network takes.
-    precision : str
-        One of `PRECISIONS`.
-    images : sequence of uint8 array (H, W, 3), optional
-        For "int8": RGB images like those to come, some dozens of all kinds. They are run through the network to find
-        the range of each of its feature maps.
-
-    Raises
-    ------
-    ValueError
-        If the path ends otherwise, the precision is unknown, "int8" has no images, or the network does not take the
-        size.
-    """
-    _check_ending(path, ".tflite")
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if precision == "int8" and not images:
-        raise ValueError("int8 needs images from which it can find the ranges of the feature maps: give some dozens")
-    signature = [keras.InputSpec(shape=(1, size, size, 3), dtype="float32", name="image")]
-    with tempfile.TemporaryDirectory() as folder:
-        # by way of TensorFlow's own format: Keras' format="litert" does the same, from 3.13 on
-        model.export(folder, format="tf_saved_model", verbose=False, input_signature=signature)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if precision != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if precision == "int8":
-            converter.representative_dataset = lambda: ([network_input(image, size)] for image in images)
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]  # or fail: nothing in float
-        content = converter.convert()
-    with atomic_write(path) as aside:
-        aside.write_bytes(content)
-
-
-def network_input(image, size):
-    """Cut the upper left piece out of an image, as a network takes it.
-
-    Parameters
-    ----------
-    image : uint8 array (H, W, 3)
-        RGB.
-    size : int
-        Height and width of the piece, pixels.
+        Network as for `predict.predict_maps`.
 
     Returns
     -------
-    float32 array (1, size, size, 3) in [0, 1]
-        Normalised over the whole image; padded by reflection where the image is smaller.
+    Frozen
+        Network for `predict.predict_maps` and the other functions of `predict`. The results are those of the model
+        apart from rounding.
     """
-    return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
+    return Frozen(model.name, model.input_shape, _compile(model, frozen=True))
 
 
-def with_open_sizes(model):
-    """Make a network that TensorFlow can compile once for images of all sizes.
-
-    Keras 3.15 cannot trace `UpSampling2D` with interpolation for open sizes, because it compares them with zero
-    (keras-team/keras#22079). Layers that compute the same replace these layers.
+@functools.lru_cache(maxsize=4)
+def compile_network(model: keras.Model) -> Callable:
+    """Compile a network once for images of all sizes.
 
     Parameters
     ----------
     model : keras.Model
+        Network as for `predict.predict_maps`.
 
     Returns
     -------
-    keras.Model
-        The model itself if it has no such layers; else a copy that shares its weights.
+    callable
+        Function from a float32 array (batch, H, W, 3) to the outputs of the model. Changes of the weights reach the
+        function. It raises `errors.NucleiError` for a size that the network cannot take, and `MemoryError`.
     """
-    if not any(map(_interpolates, model.layers)):
+    return _compile(model, frozen=False)
+
+
+def _compile(model, frozen):
+    network = _with_open_sizes(model)
+    variables = network.trainable_variables, network.non_trainable_variables
+    # NumPy arrays become constants of the compiled function
+    weights = [list(map(np.asarray, group)) for group in variables] if frozen else None
+
+    def predict(batch):
+        return network.stateless_call(*weights, batch, training=False)[0] if frozen else network(batch, training=False)
+
+    compiled = tf.function(predict, input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), tf.float32)])
+    try:
+        compiled.get_concrete_function()
+    except (TypeError, ValueError, NotImplementedError):  # a layer needs to know the size
+        compiled = functools.partial(model, training=False)
+
+    def run(batch):
+        try:
+            return compiled(batch)
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError(error.message) from error
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise NucleiError(
+                f"the network {model.name!r} fails on images of {batch.shape[1]} x {batch.shape[2]} pixels: {reason}"
+            ) from error
+
+    return run
+
+
+def _with_open_sizes(model):
+    """Return a network that TensorFlow can compile for open sizes: the model, or a copy that shares its weights.
+
+    Keras 3.15 cannot trace `UpSampling2D` with interpolation for open sizes, because Keras compares the sizes with
+    zero (keras-team/keras#22079). The copy has equivalent layers in place of these layers.
+    """
+    if not any(map(_is_bilinear_upsampling, model.layers)):
         return model
     return keras.models.clone_model(
         model,
-        clone_function=lambda layer: _Enlarge(name=layer.name) if _interpolates(layer) else layer,
+        clone_function=lambda layer: _Upsample(name=layer.name) if _is_bilinear_upsampling(layer) else layer,
     )
 
 
-def _interpolates(layer):
+def _is_bilinear_upsampling(layer):
     return isinstance(layer, layers.UpSampling2D) and layer.interpolation == "bilinear" and layer.size == (2, 2)
 
 
-class _Enlarge(layers.Layer):
-    """`UpSampling2D(2, interpolation="bilinear")`, also for sizes that are known only when it runs."""
+class _Upsample(layers.Layer):
+    """`UpSampling2D(2, interpolation="bilinear")` for open sizes."""
 
     def call(self, inputs):
         shape = tf.shape(inputs)
@@ -147,52 +140,153 @@ class _Enlarge(layers.Layer):
 
     def compute_output_shape(self, input_shape):
         batch, *size, channels = input_shape
-        return (batch, *(length and 2 * length for length in size), channels)
+        return (batch, *(side and 2 * side for side in size), channels)
 
 
-def _check_ending(path, ending):
-    if Path(path).suffix != ending:
-        raise ValueError(f"{path} should end in {ending}, which tells other programs what it is: rename it")
+def export_onnx(model: keras.Model, path: str | os.PathLike) -> None:
+    """Write a network to an ONNX file.
+
+    ONNX Runtime and many other programs run such a file without Keras. Open sizes of the network stay open.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Network from (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1), such as
+        `models.instance_unet`. The outputs of the file have the names of the dictionary.
+    path : path-like
+        File whose name ends in ".onnx".
+
+    Raises
+    ------
+    ValueError
+        If the name of the file ends otherwise.
+    ImportError
+        If tf2onnx is not installed.
+    """
+    _check_suffix(path, ".onnx")
+    _check_installed("tf2onnx")
+    signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
+    with atomic_write(path) as partial_path:
+        _with_open_sizes(model).export(partial_path, format="onnx", verbose=False, input_signature=signature)
 
 
-def _check_installed(*packages):
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise ImportError(f"{' and '.join(missing)} not found: install with `pip install {' '.join(missing)}`")
+def export_litert(
+    model: keras.Model,
+    path: str | os.PathLike,
+    size: int = 256,
+    precision: str = "float32",
+    images: Sequence[np.ndarray] | None = None,
+) -> None:
+    """Write a network to a LiteRT (TensorFlow Lite) file.
+
+    LiteRT runs on phones, small computers and in browsers. The file takes one image of one size. Its input and outputs
+    are float32 at every precision. For 8 bits see Jacob et al. 2018, arXiv 1712.05877.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Network as for `export_onnx`.
+    path : path-like
+        File whose name ends in ".tflite".
+    size : int
+        Height and width of the image, pixels.
+    precision : {"float32", "int8_weights", "int8"}
+        As trained, 8-bit weights, or 8-bit weights and feature maps.
+    images : sequence of uint8 array (H, W, 3), optional
+        Some dozens of typical RGB images for "int8", from which the converter takes the range of each feature map.
+
+    Raises
+    ------
+    ValueError
+        If the name of the file ends otherwise, the precision is unknown, "int8" has no images, or the network does not
+        take the size.
+    """
+    _check_suffix(path, ".tflite")
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision == "int8" and not images:
+        raise ValueError("precision int8 needs images, from which it takes the range of each feature map: give dozens")
+    signature = [keras.InputSpec(shape=(1, size, size, 3), dtype="float32", name="image")]
+    with tempfile.TemporaryDirectory() as folder:
+        # Keras before 3.13 has no format="litert", which takes the same way
+        model.export(folder, format="tf_saved_model", verbose=False, input_signature=signature)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "int8":
+            converter.representative_dataset = lambda: ([network_input(image, size)] for image in images)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]  # no operation stays in float
+        content = converter.convert()
+    with atomic_write(path) as partial_path:
+        partial_path.write_bytes(content)
 
 
-def load_exported(path, threads=None):
+def network_input(image: np.ndarray, size: int) -> np.ndarray:
+    """Normalise an image and cut out its upper left corner.
+
+    Parameters
+    ----------
+    image : uint8 array (H, W, 3)
+        RGB image.
+    size : int
+        Height and width of the corner, pixels.
+
+    Returns
+    -------
+    float32 array (1, size, size, 3) in [0, 1]
+        Corner of the normalised image. A smaller image is padded by reflection.
+
+    Examples
+    --------
+    >>> network_input(np.zeros((20, 40, 3), np.uint8), 32).shape
+    (1, 32, 32, 3)
+    """
+    return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
+
+
+def _check_suffix(path, suffix):
+    if Path(path).suffix != suffix:
+        raise ValueError(f"{path}: other programs expect a name that ends in {suffix}; rename the file")
+
+
+def _check_installed(package):
+    if find_spec(package) is None:
+        raise ImportError(f"{package} not found: install with `pip install {package}`")
+
+
+def load_exported(path: str | os.PathLike, threads: int | None = None) -> Callable:
     """Load an exported network as a function.
 
     Parameters
     ----------
     path : path-like
-        From `export_onnx` or `export_litert`.
+        File from `export_onnx` or `export_litert`.
     threads : int, optional
-        How many threads compute; as many as there are cores for this process if not given.
+        Number of threads, by default the number of cores that this process may use.
 
     Returns
     -------
     callable
-        Maps float32 (batch, H, W, 3) in [0, 1] to a dictionary of float32 arrays (batch, H, W, 1) in [0, 1]. That of
-        a LiteRT file raises ValueError for any shape but its own.
+        Function from a float32 array (batch, H, W, 3) in [0, 1] to a dictionary of float32 arrays (batch, H, W, 1) in
+        [0, 1]. The function of a LiteRT file raises `ValueError` for any shape but that of the file.
 
     Raises
     ------
     ValueError
-        If the file's name ends in neither ".onnx" nor ".tflite".
+        If the name of the file ends in neither ".onnx" nor ".tflite".
     FileNotFoundError
-        If there is no such file.
+        If the file is missing.
     ImportError
-        If what the file needs is not installed: onnxruntime, or ai-edge-litert once TensorFlow has no more part of it.
+        If the runtime is not installed: onnxruntime, or ai-edge-litert with a TensorFlow that has no `tf.lite`.
     """
-    kinds = {".onnx": _load_onnx, ".tflite": _load_litert}
+    loaders = {".onnx": _load_onnx, ".tflite": _load_litert}
     path = Path(path)
-    if path.suffix not in kinds:
-        raise ValueError(f"{path} ends in neither {' nor '.join(kinds)}: only such files can be run here")
+    if path.suffix not in loaders:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(loaders)}")
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: write it with `deploy.export_onnx` or `deploy.export_litert`")
-    return kinds[path.suffix](path, threads or joblib.cpu_count())
+        raise FileNotFoundError(f"{path} is missing: write it with `deploy.export_onnx` or `deploy.export_litert`")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return loaders[path.suffix](path, threads or cores)
 
 
 def _load_onnx(path, threads):
@@ -211,7 +305,7 @@ def _load_litert(path, threads):
     if find_spec("ai_edge_litert") or not hasattr(tf.lite, "Interpreter"):
         _check_installed("ai_edge_litert")
         from ai_edge_litert.interpreter import Interpreter
-    else:  # the older one, which TensorFlow brings for the time being
+    else:  # the deprecated interpreter of TensorFlow
         Interpreter = tf.lite.Interpreter
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
@@ -227,81 +321,87 @@ def _load_litert(path, threads):
     return run
 
 
-def compare_exports(model, files, images, labels, size=256, rounds=3, threads=None):
-    """Run a network and its exported files side by side on the same images: how good and how fast each is.
+def compare_exports(
+    model: keras.Model,
+    files: dict[str, str | os.PathLike],
+    images: Sequence[np.ndarray],
+    label_maps: Sequence[np.ndarray],
+    size: int = 256,
+    rounds: int = 3,
+    threads: int | None = None,
+) -> pd.DataFrame:
+    """Compare the size, speed and results of a network and its exported files.
 
-    All take turns, so that a busy moment of the machine strikes all. Each image counts with its upper left piece.
+    The networks take turns, so that a busy moment of the machine slows all of them. Only the upper left corner of each
+    image is used.
 
     Parameters
     ----------
     model : keras.Model
-        As for `export_onnx`.
+        Network as for `export_onnx`.
     files : dict of str to path-like
-        Exported files of it, by the name that they get in the table.
+        Exported files of the network by their name in the table.
     images : sequence of uint8 array (H, W, 3)
-        RGB.
-    labels : sequence of int array (H, W)
-        Their true label maps.
+        RGB images.
+    label_maps : sequence of int array (H, W)
+        True label maps of the images.
     size : int
-        Height and width that the networks see, pixels; that of the LiteRT files.
+        Height and width of the corner, pixels; LiteRT files need the size of their export.
     rounds : int
-        How many times each predicts all images, after one prediction that is not timed.
+        Number of timed predictions of each image, after one prediction that is not timed.
     threads : int, optional
-        As for `load`. Keras takes as many as TensorFlow is set to, all cores by default.
+        Number of threads as for `load_exported`. Keras takes as many as TensorFlow is set to.
 
     Returns
     -------
     pandas.DataFrame
-        One row for "keras" and one for each file: `megabytes` (10**6 bytes; of Keras, what the weights take);
-        `milliseconds` for an image of size x size, from array to array, the median; `largest_difference` and
-        `mean_difference` to Keras' `mask`, over all pixels; `agreement` of the label maps with those of Keras, and
-        their `score` against the truth, both by `matching.dsb2018_score`.
+        One row for "keras" and one row for each file. `megabytes` is the size of the file, or of the weights in Keras
+        (10**6 bytes). `milliseconds` is the median time of one image. `largest_difference` and `mean_difference`
+        compare the pixels of the mask with those of Keras. `agreement` is the score of the label maps against those
+        of Keras, and `score` against the truth (`matching.dsb2018_score`).
     """
-    functions = {
-        "keras": _compiled(model, size),
-        **{name: load_exported(path, threads) for name, path in files.items()},
-    }
-    windows = [network_input(image, size) for image in images]
-    milliseconds = {name: [] for name in functions}
-    found = {}
-    for function in functions.values():
-        function(windows[0])  # sets things up
-    for _ in range(rounds):
-        for name, function in functions.items():
-            found[name] = []
-            for one in windows:
-                start = time.perf_counter()
-                maps = function(one)
-                milliseconds[name].append(1000 * (time.perf_counter() - start))
-                found[name].append(maps)
-    # what was padded does not count
-    shapes = [(min(height, size), min(width, size)) for height, width in (image.shape[:2] for image in images)]
-    truth = [label_map[:height, :width] for label_map, (height, width) in zip(labels, shapes, strict=True)]
-    found = {
-        name: [
-            {key: values[0, :height, :width, 0] for key, values in maps.items()}
-            for maps, (height, width) in zip(several, shapes, strict=True)
+    functions = {"keras": _with_numpy_outputs(compile_network(model))}
+    functions |= {name: load_exported(path, threads) for name, path in files.items()}
+    outputs, milliseconds = _run_in_turns(functions, [network_input(image, size) for image in images], rounds)
+    # padding does not count
+    shapes = [(min(image.shape[0], size), min(image.shape[1], size)) for image in images]
+    true = [label_map[:height, :width] for label_map, (height, width) in zip(label_maps, shapes, strict=True)]
+    masks, predicted = {}, {}
+    for name in functions:
+        maps = [
+            {key: values[0, :height, :width, 0] for key, values in output.items()}
+            for output, (height, width) in zip(outputs[name], shapes, strict=True)
         ]
-        for name, several in found.items()
-    }
-    separated = {name: [segmentation.maps_to_labels(maps) for maps in several] for name, several in found.items()}
-    masks = {name: np.concatenate([maps["mask"].ravel() for maps in several]) for name, several in found.items()}
+        masks[name] = np.concatenate([image_maps["mask"].ravel() for image_maps in maps])
+        predicted[name] = [segmentation.maps_to_labels(image_maps) for image_maps in maps]
     rows = {}
     for name in functions:
         difference = np.abs(masks[name] - masks["keras"])
         rows[name] = {
             "megabytes": Path(files[name]).stat().st_size / 1e6 if name in files else models.weight_megabytes(model),
-            "milliseconds": float(np.median(milliseconds[name])),
+            "milliseconds": milliseconds[name],
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean(dtype=np.float64)),
-            "agreement": matching.dsb2018_score(separated["keras"], separated[name]),
-            "score": matching.dsb2018_score(truth, separated[name]),
+            "agreement": matching.dsb2018_score(predicted["keras"], predicted[name]),
+            "score": matching.dsb2018_score(true, predicted[name]),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runtime")
 
 
-def _compiled(model, size):
-    # not predict_on_batch: once it has seen several sizes it compiles for all, which fails (see `with_open_sizes`)
-    signature = [tf.TensorSpec((1, size, size, 3), tf.float32)]
-    function = tf.function(lambda batch: model(batch, training=False), input_signature=signature)
-    return lambda batch: {name: values.numpy() for name, values in function(batch).items()}
+def _with_numpy_outputs(function):
+    return lambda batch: {name: ops.convert_to_numpy(values) for name, values in function(batch).items()}
+
+
+def _run_in_turns(functions, inputs, rounds):
+    """Run each function on all inputs. Return the outputs and the median milliseconds by the function's name."""
+    outputs, milliseconds = {}, {name: [] for name in functions}
+    for function in functions.values():
+        function(inputs[0])  # the first prediction sets up the function
+    for _ in range(rounds):
+        for name, function in functions.items():
+            outputs[name] = []
+            for batch in inputs:
+                start = time.perf_counter()
+                outputs[name].append(function(batch))
+                milliseconds[name].append(1000 * (time.perf_counter() - start))
+    return outputs, {name: float(np.median(times)) for name, times in milliseconds.items()}

@@ -4,27 +4,119 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
-from nuclei_utils import deploy, models
+from nuclei_utils import deploy, models, predict, preprocess
+from nuclei_utils.errors import NucleiError
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Warning. tf.lite.Interpreter is deprecated")
 
 SIZE = 32
 
 
+def noise(*size):
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+# Compiled and frozen networks, which must give the same as the model
+
+
+COMPILED = pytest.mark.parametrize("compiled", [lambda model: model, deploy.freeze], ids=["compiled", "frozen"])
+
+NETWORKS = {
+    "unet": lambda: models.unet(filters=2, depth=2),
+    "unet_plus_plus": lambda: models.unet_plus_plus(filters=2, depth=2),
+    "mobilenet_unet": lambda: models.mobilenet_unet(weights=None, filters=2),
+    "instance_unet": lambda: models.instance_unet(weights=None, filters=2),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_and_frozen_networks_give_the_maps_of_the_model(name):
+    model = NETWORKS[name]()
+    for image in (noise(64, 96), noise(96, 32)):
+        expected = model(preprocess.normalize(image)[None], training=False)
+        if not isinstance(expected, dict):
+            expected = {"mask": np.mean(expected, axis=0) if isinstance(expected, list) else expected}
+        for network in (model, deploy.freeze(model)):
+            maps = predict.predict_maps(network, image)
+            assert maps.keys() == expected.keys()
+            for key, values in maps.items():
+                np.testing.assert_allclose(values, np.asarray(expected[key])[0, ..., 0], atol=1e-5)
+
+
+def test_a_frozen_network_keeps_its_weights():
+    model = models.unet((None, None, 3), filters=2, depth=2)
+    frozen = deploy.freeze(model)
+    before = predict.predict_maps(frozen, noise(40, 50))["mask"]
+    model.set_weights([2 * weight for weight in model.get_weights()])
+    assert np.array_equal(predict.predict_maps(frozen, noise(40, 50))["mask"], before)
+    assert np.abs(predict.predict_maps(model, noise(40, 50))["mask"] - before).max() > 0.01
+
+
+class NeedsItsSize(layers.Layer):
+    """A layer that cannot be compiled for open sizes."""
+
+    def call(self, inputs):
+        if None in inputs.shape[1:3]:
+            raise ValueError("the size must be known")
+        return inputs[..., :1]
+
+    def compute_output_shape(self, shape):
+        return (*shape[:3], 1)
+
+
+class TakesAllMemory(layers.Layer):
+    def call(self, inputs):
+        # each factor fits into 32 bits, the limit of TensorFlow 2.19
+        return ops.max(ops.tile(inputs, (1, 2**12, 2**12, 2**14)), axis=-1, keepdims=True)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:3], 1)
+
+
+def network_of(layer):
+    inputs = keras.Input((None, None, 3))
+    return keras.Model(inputs, layer(inputs))
+
+
+@COMPILED
+def test_a_network_that_cannot_be_compiled_for_all_sizes_is_used_as_it_is(compiled):
+    network = compiled(network_of(NeedsItsSize()))
+    for image in (noise(40, 50), noise(64, 96)):
+        mask = predict.predict_maps(network, image)["mask"]
+        np.testing.assert_allclose(mask, preprocess.normalize(image)[..., 0], atol=1e-6)
+
+
+@COMPILED
+def test_a_size_that_the_network_cannot_take_is_named(compiled):
+    network = compiled(models.unet(filters=1, depth=6))  # takes multiples of 64
+    assert predict.predict_maps(network, noise(64, 64))["mask"].shape == (64, 64)
+    with pytest.raises(NucleiError, match="96 x 64"):
+        predict.predict_maps(network, noise(96, 64))
+
+
+@COMPILED
+def test_too_little_memory_is_a_memory_error(compiled):
+    with pytest.raises(MemoryError):
+        predict.predict_maps(compiled(network_of(TakesAllMemory())), noise(32, 32))
+
+
+# Exported networks
+
+
 @pytest.fixture(scope="module")
 def network():
-    """What makes `instance_unet` hard to export, in small: an encoder inside, enlarging, a dictionary of outputs."""
+    """A small network with the difficulties of `instance_unet`: a model inside, upsampling, a dictionary of outputs."""
     keras.utils.set_random_seed(0)
     inner = keras.Input((None, None, 3))
-    # enough weights: LiteRT leaves those of a layer in float32 where there are fewer than 1024
+    # LiteRT leaves layers with fewer than 1024 weights in float32
     features = layers.BatchNormalization()(layers.Conv2D(64, 3, strides=2, padding="same")(inner))
     encoder = models.FixedStatistics(inner, [layers.ReLU(6)(features)], name="encoder")
     inputs = keras.Input((None, None, 3), name="image")
     (x,) = encoder(layers.Rescaling(2.0, offset=-1.0)(inputs))
     x = layers.Concatenate()([inputs, layers.UpSampling2D(interpolation="bilinear")(x)])
-    # not in the order of the alphabet, in which Keras keeps them
+    # not in alphabetical order, which is the order of Keras
     heads = {
         name: layers.Conv2D(1, 3, padding="same", activation="sigmoid", name=name)(x)
         for name in ("mask", "boundary", "distance")
@@ -35,14 +127,14 @@ def network():
 @pytest.fixture(scope="module")
 def images():
     smooth = np.random.default_rng(0).random((6, 5, 5, 3))
-    return [(255 * tf.image.resize(one, (SIZE, SIZE)).numpy()).astype(np.uint8) for one in smooth]
+    return [(255 * tf.image.resize(image, (SIZE, SIZE)).numpy()).astype(np.uint8) for image in smooth]
 
 
 @pytest.fixture(scope="module")
 def litert(network, images, tmp_path_factory):
-    """A LiteRT file of each precision."""
+    """A LiteRT file for each precision."""
     if not hasattr(tf, "lite"):
-        pytest.skip("this TensorFlow comes without tf.lite, which writes LiteRT files")
+        pytest.skip("this TensorFlow has no tf.lite, which writes LiteRT files")
     folder = tmp_path_factory.mktemp("litert")
     files = {precision: folder / f"{precision}.tflite" for precision in deploy.PRECISIONS}
     for precision, path in files.items():
@@ -51,40 +143,40 @@ def litert(network, images, tmp_path_factory):
     return files
 
 
-def largest_difference(found, network, batch):
+def largest_difference(outputs, network, batch):
     expected = {name: values.numpy() for name, values in network(batch, training=False).items()}
-    assert set(found) == set(expected)
-    for name, values in found.items():
+    assert set(outputs) == set(expected)
+    for name, values in outputs.items():
         assert values.dtype == np.float32
         assert values.shape == expected[name].shape
-    return max(np.abs(found[name] - expected[name]).max() for name in expected)
+    return max(np.abs(outputs[name] - expected[name]).max() for name in expected)
 
 
-# 8 bits are steps of 1/256 in every layer; a mix-up of two outputs differs by more
+# 8 bits are steps of 1/256 in every layer; swapped outputs differ by more
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("int8_weights", 0.05), ("int8", 0.05)])
-def test_litert_gives_what_keras_gives_under_the_same_names(network, images, litert, precision, tolerance):
+def test_litert_gives_the_named_maps_of_keras(network, images, litert, precision, tolerance):
     batch = deploy.network_input(images[0], SIZE)
     outputs = [values.numpy() for values in network(batch, training=False).values()]
     assert all(np.abs(outputs[i] - outputs[j]).max() > 0.1 for i, j in [(0, 1), (0, 2), (1, 2)])
     assert largest_difference(deploy.load_exported(litert[precision])(batch), network, batch) < tolerance
 
 
-def test_precisions_are_what_they_say(litert):
+def test_litert_files_have_their_precision(litert):
     def types(precision):
         interpreter = tf.lite.Interpreter(str(litert[precision]))
         return [np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()]
 
     assert "int8" not in types("float32")
     assert "int8" in types("int8_weights")
-    assert types("int8").count("float32") == 4  # the image and the three maps, nothing between
+    assert types("int8").count("float32") == 4  # only the image and the three maps
 
 
 def test_litert_refuses_other_sizes(litert):
-    with pytest.raises(ValueError, match=r"takes images of shape \(1, 32, 32, 3\), found \(1, 16, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"\(1, 32, 32, 3\).*\(1, 16, 32, 3\)"):
         deploy.load_exported(litert["float32"])(np.zeros((1, 16, 32, 3), np.float32))
 
 
-def test_onnx_gives_what_keras_gives_at_any_size(network, tmp_path):
+def test_onnx_gives_the_maps_of_keras_at_any_size(network, tmp_path):
     for package in ("tf2onnx", "onnxruntime"):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -96,41 +188,47 @@ def test_onnx_gives_what_keras_gives_at_any_size(network, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
 
 
-def test_comparison_puts_all_side_by_side(network, images, litert, tmp_path):
-    other = keras.models.clone_model(network)  # of other weights
-    labels = [np.zeros((SIZE, SIZE), np.int32) for _ in images]
-    table = deploy.compare_exports(
-        network, litert, [images[0], images[1][:20, :24]], [labels[0], labels[1][:20, :24]], SIZE
-    )
+def test_comparison_has_a_row_for_each_file(network, images, litert):
+    label_maps = [np.zeros((SIZE, SIZE), np.int32) for _ in images]
+    small = [images[0], images[1][:20, :24]], [label_maps[0], label_maps[1][:20, :24]]
+    table = deploy.compare_exports(network, litert, *small, SIZE)
     assert list(table.index) == ["keras", *deploy.PRECISIONS]
     assert table.loc["keras", ["largest_difference", "agreement"]].tolist() == [0, 1]
     assert table.loc["float32", "largest_difference"] < 1e-5
     assert table.loc["float32", "agreement"] == 1
     assert 0 < table.loc["int8", "mean_difference"] <= table.loc["int8", "largest_difference"] < 0.05
     assert (table[["megabytes", "milliseconds"]] > 0).all(axis=None)
-    wrong = deploy.compare_exports(other, {"wrong": litert["float32"]}, images, labels, SIZE, rounds=1)
-    assert wrong.loc["wrong", "largest_difference"] > 0.1
+    other = keras.models.clone_model(network)  # has other weights
+    table = deploy.compare_exports(other, {"wrong": litert["float32"]}, images, label_maps, SIZE, rounds=1)
+    assert table.loc["wrong", "largest_difference"] > 0.1
 
 
-def test_what_cannot_be_written_leaves_nothing(network, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"should end in \.tflite"):
-        deploy.export_litert(network, tmp_path / "network.onnx")
-    with pytest.raises(ValueError, match=r"should end in \.onnx"):
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("network.onnx", {}, "tflite"),
+        ("network.tflite", {"precision": "int4"}, "int4"),
+        ("network.tflite", {"precision": "int8"}, "images"),
+        ("network.tflite", {"size": 33}, "Concatenate"),
+    ],
+)
+def test_a_failed_export_leaves_no_file(network, tmp_path, name, options, word):
+    with pytest.raises(ValueError, match=word):
+        deploy.export_litert(network, tmp_path / name, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnx_file_needs_its_suffix_and_its_package(network, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="onnx"):
         deploy.export_onnx(network, tmp_path / "network.tflite")
-    with pytest.raises(ValueError, match="unknown precision 'int4': choose one of float32"):
-        deploy.export_litert(network, tmp_path / "network.tflite", precision="int4")
-    with pytest.raises(ValueError, match="int8 needs images"):
-        deploy.export_litert(network, tmp_path / "network.tflite", precision="int8")
-    with pytest.raises(ValueError, match="Concatenate"):
-        deploy.export_litert(network, tmp_path / "network.tflite", size=33)
     monkeypatch.setattr(deploy, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="tf2onnx not found: install with `pip install tf2onnx`"):
+    with pytest.raises(ImportError, match="pip install tf2onnx"):
         deploy.export_onnx(network, tmp_path / "network.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"network\.pb ends in neither \.onnx nor \.tflite"):
+def test_a_file_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"network\.pb"):
         deploy.load_exported(tmp_path / "network.pb")
-    with pytest.raises(FileNotFoundError, match=r"no file .*network\.onnx: write it with"):
+    with pytest.raises(FileNotFoundError, match=r"network\.onnx"):
         deploy.load_exported(tmp_path / "network.onnx")

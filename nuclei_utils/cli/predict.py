@@ -1,0 +1,346 @@
+"""The command `predict`: find the nuclei in images; write label maps, overlays and tables."""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+import nuclei_utils as nu
+from nuclei_utils.cli import results
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import file_lock, printable_name
+
+HELP = "find the nuclei in images: label maps, overlays and a table of measurements"
+
+EXAMPLES = """\
+examples:
+  python -m nuclei_utils predict photo.png --out result              one image, with the included network
+  python -m nuclei_utils predict photos --out result                 all images of a folder
+  python -m nuclei_utils predict a.tif b.jpg --out result --pixel-size 0.325
+                                                                     measure in micrometres
+  python -m nuclei_utils predict photos --out result --format geojson --format rois
+                                                                     write outlines for QuPath and for ImageJ too
+  python -m nuclei_utils predict photos --out result --model mine.keras
+                                                                     use a network that 'train' wrote
+  python -m nuclei_utils predict photos --out result --resume        resume an interrupted run, or add new images
+
+Images may have any size: grey, RGB or RGBA, 8 or 16 bits, PNG, JPEG, TIFF or BMP, nuclei bright or dark. If a folder
+has no images, the command reads the layout of the competition in it, NAME/images/*.png.
+
+Output files for each image:
+  NAME_labels.png   label map, 16 bits: 0 background, 1..N one number for each nucleus (above 65,535: NAME_labels.tif)
+  NAME_mask.png     0 background, 255 nucleus
+  NAME_overlay.png  the image with the outlines of its nuclei: look at it first
+  NAME.geojson      outlines for QuPath (--format geojson)
+  NAME_rois.zip     outlines for ImageJ and Fiji (--format rois)
+Output files for all images:
+  nuclei.csv        one row for each nucleus: position, size, shape, colour
+  submission.csv    run lengths in the format of the 2018 Data Science Bowl
+  predict_settings.json  the options that the results depend on
+
+The tables grow with each image. If a run ends early (Ctrl-C, a full disk, a crash), the tables hold all finished
+images, and the same command with --resume does the others. --resume skips finished images and keeps all rows. You can
+also use it to add new images to a folder of results, with the same options.
+The command overwrites no file. With --replace, it overwrites the results of the images that you name, and keeps the
+rows of other images. With --resume and --replace, it skips finished images and replaces the results of the others.
+
+If an image cannot be read, a message on stderr names it, the other images are predicted, and the exit status is 1. A
+message also names each image whose nuclei change when the image is mirrored and made smaller. Do not trust such a
+result before you have seen the overlay.
+"""
+
+LARGE = 2048
+"""Height or width above which an image has its own progress bar, pixels."""
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+"""Error numbers of writing that every further image would meet too. The run stops."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the description, the examples and the options of the command to a parser."""
+    parser.description = "Find the nuclei in images of any size: label maps, overlays and a table of measurements."
+    parser.epilog = EXAMPLES
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="image files, and folders of images")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    text = "a .keras file, which is checked before it is loaded (default: the included network)"
+    add("--model", type=Path, metavar="FILE", help=text)
+    text = "width of a pixel in micrometres; nuclei.csv then has micrometres instead of pixels"
+    add("--pixel-size", type=_length, metavar="UM", help=text)
+    text = "write outlines too: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice"
+    add("--format", action="append", choices=("geojson", "rois"), default=[], help=text)
+    text = "number of mirrored and turned views that are averaged; more views are better and take longer (default: 1)"
+    add("--tta", type=int, choices=(1, 4, 8), default=1, help=text)
+    text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.6)"
+    add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)
+    add("--min-size", type=_area, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
+    text = "refuse images with more pixels, height times width (default: 1,000,000,000)"
+    add("--max-pixels", type=_count, metavar="N", help=text)
+    add("--resume", action="store_true", help="skip finished images, and add the other images to the tables")
+    add("--replace", action="store_true", help="overwrite the results of these images")
+    parser.set_defaults(
+        interrupted="the tables hold the finished images; the same command with --resume does the others"
+    )
+
+
+def _number(convert, is_valid, expected):
+    """Return an argument type for a number that meets a condition."""
+
+    def parse(text):
+        try:
+            number = convert(text)
+        except ValueError:
+            number = math.nan
+        if not is_valid(number):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {expected}")
+        return number
+
+    return parse
+
+
+_length = _number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
+_probability = _number(float, lambda probability: 0 < probability < 1, "a number between 0 and 1, such as 0.6")
+_area = _number(int, lambda area: area >= 0, "a whole number, 0 or more")
+_count = _number(int, lambda count: count >= 1, "a whole number, 1 or more")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find the nuclei in images, and write the results.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        Options of `add_arguments`.
+
+    Returns
+    -------
+    int
+        0, or 1 if an image cannot be read or its results cannot be written.
+
+    Raises
+    ------
+    errors.NucleiError
+        If two images have the same name, a file would be overwritten, or the network cannot be loaded or used.
+    OSError
+        If no results can be written at all. The error names the file.
+    """
+    paths, empty = _find_images(args.images)
+    _check_names(paths, args)
+    for folder in empty:
+        _complain(f"{folder} holds no image: expected PNG, JPEG, TIFF or BMP, or NAME/images/NAME.png")
+    if not paths:
+        return 1
+    message = f"another `nuclei-utils predict` is writing into {args.out}: wait for its end, or use another --out"
+    with file_lock(args.out / ".predict.lock", message):
+        tables = results.Tables(args.out, _columns(args.pixel_size))
+        names = [path.stem for path in paths]
+        plan = results.make_plan(args.out, names, args.format, tables, args.resume, args.replace)
+        model = _load_network(args.model)
+        settings = _settings(args)
+        if plan.others:
+            results.check_settings(args.out, settings)
+        tables.drop(plan.outdated)
+        results.write_settings(args.out, settings)
+        failures = _predict_all(paths, model, tables, plan, args)
+    return 1 if failures or empty else 0
+
+
+def _columns(pixel_size):
+    import numpy as np
+
+    image, label_map = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.int32)
+    return nu.export.measure_nuclei(image, label_map, "", pixel_size).columns
+
+
+def _settings(args):
+    """Return the options that the results depend on."""
+    return {
+        "--model": hashlib.sha256(args.model.read_bytes()).hexdigest() if args.model else "included",
+        "--pixel-size": args.pixel_size,
+        "--tta": args.tta,
+        "--prob-thresh": args.prob_thresh,
+        "--min-size": args.min_size,
+        "--format": sorted(set(args.format)),
+    }
+
+
+def _find_images(inputs):
+    """Return the image files of the command line, each file once, and the folders without images."""
+    paths, empty = {}, []
+    for path in inputs:
+        images = _images_in_folder(path) if path.is_dir() else [path]
+        if not images:
+            empty.append(path)
+        for image in images:
+            # Path.resolve fails on a circle of links: the message about reading names such a file
+            paths.setdefault(os.path.realpath(image), image)
+    return list(paths.values()), empty
+
+
+def _images_in_folder(folder):
+    """Return the images of a folder, or of the competition's layout in it."""
+    if images := nu.datasets.list_images(folder):
+        return images
+    subfolders = [path for path in sorted(folder.glob("*/images")) if path.is_dir()]
+    return [image for subfolder in subfolders for image in nu.datasets.list_images(subfolder)]
+
+
+def _check_names(paths, args):
+    """Refuse images whose results would have the same names, or would overwrite an image."""
+    out = os.path.realpath(args.out)
+    for path in args.images:
+        if path.is_dir() and os.path.realpath(path) == out:
+            raise NucleiError(
+                f"{path} would be read and written: use another folder with --out, so that the next run does not take "
+                "results for images"
+            )
+    names = {}
+    inputs = {os.path.realpath(path) for path in paths}
+    for path in paths:
+        # on Windows and macOS, names that differ only in case are the same
+        other = names.setdefault(path.stem.casefold(), path)
+        if other is not path:
+            raise NucleiError(
+                f"{other} and {path} would give results with the same name: rename one image, or predict the images "
+                "one at a time"
+            )
+        for file in results.result_files(args.out, path.stem).values():
+            if os.path.realpath(file) in inputs:
+                raise NucleiError(
+                    f"{file} is one of the images, and would be overwritten: use another folder with --out"
+                )
+
+
+def load_model(path: Path):
+    """Load a network that finds nuclei from an untrusted file.
+
+    Parameters
+    ----------
+    path : path-like
+        A `.keras` file, checked by `saving.load_model`.
+
+    Returns
+    -------
+    keras.Model
+        The network, which is not compiled.
+
+    Raises
+    ------
+    errors.NucleiError
+        If the file cannot be loaded, or the network has other inputs or outputs.
+    """
+    model = nu.saving.load_model(path)
+    inputs = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
+    outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
+    is_network = len(inputs) == 1 and all(len(shape) == 4 for shape in (*inputs, *outputs))
+    if not is_network or inputs[0][-1] != 3 or any(shape[-1] != 1 for shape in outputs):
+        raise NucleiError(
+            f"{path}: found a network from {inputs} to {outputs}, expected a network from colour images, "
+            "[(None, None, None, 3)], to one value for each pixel, [(None, None, None, 1)]"
+        )
+    if isinstance(model.output, dict) and "mask" not in model.output:
+        raise NucleiError(f'{path}: found outputs with the names {sorted(model.output)}, expected "mask" among them')
+    return model
+
+
+def _load_network(path):
+    """Load a network and try it, so that a network of another kind is refused before any image is read."""
+    import keras
+    import numpy as np
+
+    model = load_model(path) if path else nu.models.included_network()
+    if keras.backend.backend() == "tensorflow":
+        model = nu.deploy.freeze(model)
+    try:
+        nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    except Exception as error:  # the layers of an unknown network can fail in any way
+        if not path:
+            raise
+        raise NucleiError(f"{path} cannot be used: {_first_line(error)}") from error
+    return model
+
+
+def _predict_all(paths, model, tables, plan, args):
+    """Predict the images that are not finished. Return the number of images that fail."""
+    import cv2
+
+    if plan.finished:
+        print(f"{len(plan.finished)} of {len(paths)} images were finished before")
+    nuclei = sum(plan.measured[name] for name in plan.finished)
+    done, failures = len(plan.finished), 0
+    remaining = [path for path in paths if path.stem not in plan.finished]
+    # disable=None: no progress bar if stderr is no terminal
+    for path in tqdm(remaining, "finding nuclei", unit="image", disable=None if len(remaining) > 1 else True):
+        try:
+            count, consistency = _predict_image(path, model, tables, path.stem in plan.measured, args)
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            failures += 1
+            _complain(f"{path} does not fit into memory ({_first_line(error)}): cut the image into pieces")
+        except (NucleiError, OSError) as error:
+            if getattr(error, "errno", None) in DISK_ERRORS:
+                raise NucleiError(
+                    f"{error}: the results of {path} could not be written. The tables hold the {done} finished of "
+                    f"{len(paths)} images. Free disk space, or allow writing in the folder; then resume with the same "
+                    "command and --resume"
+                ) from error
+            failures += 1
+            _complain(error)
+        else:
+            done += 1
+            nuclei += count
+            _report(path.stem, count, consistency)
+    print(f"{done} of {len(paths)} images, {nuclei:,} nuclei: {args.out}")
+    return failures
+
+
+def _predict_image(path, model, tables, is_measured, args):
+    """Find the nuclei of an image, measure them, and write the results. Return their number and the consistency."""
+    raw = nu.io.read_raw(path, args.max_pixels or nu.io.MAX_PIXELS)  # for the measurements
+    image = nu.io.to_rgb8(raw)
+    if "rois" in args.format and max(image.shape) > nu.export.WIDEST_FOR_IMAGEJ:
+        raise NucleiError(
+            f"{path}: the image of {image.shape[:2]} (height, width) is too large for the ROIs of ImageJ, whose limit "
+            f"is {nu.export.WIDEST_FOR_IMAGEJ} pixels: use --format geojson, or cut the image"
+        )
+    options = {"n_tta": args.tta, "prob_thresh": args.prob_thresh, "min_size": args.min_size}
+    progress = sys.stderr.isatty() and max(image.shape) > LARGE
+    try:
+        label_map = nu.predict.predict_labels(model, image, progress=progress, **options)
+        consistency = nu.predict.tta_consistency(model, image, label_map, **options)
+    except NucleiError as error:
+        raise NucleiError(f"{path}: {error}") from error
+    name = printable_name(path.stem)
+    table = nu.export.measure_nuclei(raw, label_map, name, args.pixel_size)
+    submission = nu.export.submission_table({name: label_map})
+    # the rows come first: then a file without rows is never from this command, and no run needs to overwrite it
+    with contextlib.nullcontext() if is_measured else tables.adding(table, submission):
+        results.write_results(args.out, path.stem, image, label_map, args.format, keep_existing=is_measured)
+    return len(table), consistency
+
+
+def _report(name, count, consistency):
+    known = not math.isnan(consistency)
+    tqdm.write(f"{name}  {count:,} nuclei" + (f"  consistency {consistency:.2f}" if known else ""), file=sys.stdout)
+    if not known:
+        _complain(f"{name}: no nucleus was found; if the image has nuclei, do not trust this result")
+    elif consistency < nu.predict.MIN_CONSISTENCY:
+        _complain(
+            f"{name}: do not trust this result. The mirrored, smaller image gives other nuclei (consistency "
+            f"{consistency:.2f}, below {nu.predict.MIN_CONSISTENCY}): it may be unlike the training images"
+        )
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _complain(message):
+    tqdm.write(f"nuclei-utils predict: {message}", file=sys.stderr)

@@ -1,0 +1,301 @@
+"""Keep a folder of results: files of each image, tables that grow with each image, and settings."""
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import nuclei_utils as nu
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import atomic_write, printable_name, remove_partial_files
+
+SETTINGS = "predict_settings.json"
+"""Name of the file with the options that the results depend on."""
+
+MAX_FILES = 5
+"""Maximum number of files in a message."""
+
+
+class Tables:
+    """The tables of a folder of results: `nuclei.csv` and `submission.csv`.
+
+    The rows of an image are added at the end, first to `nuclei.csv`, then to `submission.csv`. A killed process may
+    leave incomplete rows, which `repair` removes. `submission.csv` has one row for each nucleus, or one row without a
+    code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Folder of results.
+    columns : sequence of str
+        Columns of `nuclei.csv`. The first column has the name of the image.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[str]):
+        self.columns = {folder / "nuclei.csv": list(columns), folder / "submission.csv": ["ImageId", "EncodedPixels"]}
+
+    @property
+    def existing(self) -> list[Path]:
+        """Paths of the tables that exist."""
+        return [path for path in self.columns if os.path.lexists(path)]
+
+    def repair(self, replaced: Iterable[str] = ()) -> dict[str, int]:
+        """Remove the incomplete rows of the last image. Return the number of nuclei of each complete image.
+
+        The images in `replaced` may be incomplete too, because a process was killed while it replaced them. If rows of
+        other images are missing, or a file has other columns, the files do not change and `NucleiError` is raised.
+        """
+        for path in self.columns:
+            remove_partial_files(path)
+        nuclei, submission = self.columns
+        names = [row[0] for row in self._rows(nuclei) if row]
+        measured, coded = Counter(names), Counter()
+        for name, code in filter(None, self._rows(submission)):
+            coded[name] += bool(code)
+        complete = {name: count for name, count in coded.items() if count == measured[name]}
+        changed = sorted((measured.keys() | coded.keys()) - complete.keys() - {*names[-1:], *replaced})
+        if changed:
+            more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+            raise NucleiError(
+                f"{nuclei} and {submission.name} do not hold the same nuclei of {printable_name(changed[0])}{more}: "
+                "another program removed or changed rows or a file. Restore them, move both tables away, or use "
+                "another folder with --out"
+            )
+        self._keep(lambda name: name in complete)
+        return complete
+
+    def drop(self, names: set[str]) -> None:
+        """Remove the rows of images, given by their names in the tables."""
+        self._keep(lambda name: name not in names)
+
+    @contextmanager
+    def adding(self, nuclei, submission) -> Iterator[None]:
+        """Add the rows of an image (two DataFrames); remove them again if the block fails."""
+        sizes = {path: path.stat().st_size if path.exists() else None for path in self.columns}
+        try:
+            for (path, columns), table in zip(self.columns.items(), (nuclei, submission), strict=True):
+                _append(path, table[columns], is_new=sizes[path] is None)
+            yield
+        except BaseException:
+            for path, size in sizes.items():
+                if size is None:
+                    path.unlink(missing_ok=True)
+                elif path.stat().st_size > size:
+                    os.truncate(path, size)
+            raise
+
+    def _keep(self, is_kept: Callable[[str], bool]) -> None:
+        for path, columns in self.columns.items():
+            if all(row and is_kept(row[0]) for row in self._rows(path)):
+                continue
+            with atomic_write(path) as partial_path, _open(partial_path, "w") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(columns)
+                writer.writerows(row for row in self._rows(path) if row and is_kept(row[0]))
+
+    def _rows(self, path):
+        """Yield the rows of a table; yield [] in place of an incomplete last row."""
+        if not path.exists():
+            return
+        columns = self.columns[path]
+        csv.field_size_limit(2**31 - 1)  # the code of a large nucleus is longer than the default limit
+        with _open(path) as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if header != columns:
+                raise NucleiError(
+                    f"{path}: found the columns {', '.join(header)}, expected {', '.join(columns)}: another program "
+                    "wrote this table; move it, or use another folder with --out"
+                )
+            row = next(reader, None)
+            for next_row in reader:
+                if len(row) != len(columns):
+                    raise NucleiError(
+                        f"{path}, line {reader.line_num}: found {len(row)} cells, expected {len(columns)}"
+                    )
+                yield row
+                row = next_row
+        if row is not None:
+            yield row if len(row) == len(columns) and _ends_with_newline(path) else []
+
+
+def names_in_tables(names: Sequence[str]) -> list[str]:
+    """Return the names of files as the tables spell them, with escapes for some characters."""
+    import pandas as pd
+
+    table = pd.DataFrame({"image": [printable_name(name) for name in names]})
+    text = nu.export.csv_bytes(table, header=False).decode()
+    return [row[0] for row in csv.reader(io.StringIO(text, newline=""))]
+
+
+def _append(path, table, is_new):
+    content = nu.export.csv_bytes(table, header=is_new)
+    if is_new:
+        with atomic_write(path) as partial_path:
+            partial_path.write_bytes(content)
+        return
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _open(path, mode="r"):
+    # another program may have written bytes that are not UTF-8: they stay as they are
+    return path.open(mode, encoding="utf-8", newline="", errors="surrogateescape")
+
+
+def _ends_with_newline(path):
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+class Plan(NamedTuple):
+    """What a folder of results holds before a run.
+
+    Attributes
+    ----------
+    measured : dict of str to int
+        Number of nuclei of each image of the run whose rows stay.
+    finished : set of str
+        Measured images that have all files. The run skips them.
+    outdated : set of str
+        Names in the tables of images whose rows are replaced.
+    others : set of str
+        Names in the tables of images whose rows stay.
+    """
+
+    measured: dict[str, int]
+    finished: set[str]
+    outdated: set[str]
+    others: set[str]
+
+
+def make_plan(
+    folder: Path, names: Sequence[str], formats: Iterable[str], tables: Tables, resume: bool, replace: bool
+) -> Plan:
+    """Look at a folder of results before any work, and repair its tables.
+
+    `names` are the images of the run, and `formats` the formats of their outlines. `NucleiError` is raised if a file
+    would be overwritten, or would stay beside new results of its image.
+    """
+    existing = {
+        name: {kind for kind, path in result_files(folder, name).items() if os.path.lexists(path)} for name in names
+    }
+    if not (resume or replace):
+        _refuse_existing(folder, existing, tables.existing)
+        return Plan({}, set(), set(), set())
+    written = {"mask", "overlay", *formats}
+    spelt = dict(zip(names, names_in_tables(names), strict=True))
+    complete = tables.repair(spelt.values() if replace else ())
+    measured = {name: complete[spelt[name]] for name in names if spelt[name] in complete} if resume else {}
+    new = {name: kinds for name, kinds in existing.items() if name not in measured}
+    if replace:
+        _refuse_stale(folder, new, {"png", *written})
+    else:
+        _refuse_existing(folder, new)
+    finished = {name for name in measured if written <= existing[name] and {"png", "tif"} & existing[name]}
+    _remove_partial_results(folder, [name for name in names if spelt[name] in complete and name not in finished])
+    outdated = {spelt[name] for name in new} & complete.keys()
+    return Plan(measured, finished, outdated, complete.keys() - outdated)
+
+
+def result_files(folder: Path, name: str) -> dict[str, Path]:
+    """Return the paths of all possible results of an image by their kind."""
+    return {
+        "png": folder / f"{name}_labels.png",
+        "tif": folder / f"{name}_labels.tif",
+        "mask": folder / f"{name}_mask.png",
+        "overlay": folder / f"{name}_overlay.png",
+        "geojson": folder / f"{name}.geojson",
+        "rois": folder / f"{name}_rois.zip",
+    }
+
+
+def _refuse_existing(folder, existing, tables=()):
+    paths = [*tables, *(result_files(folder, name)[kind] for name, kinds in existing.items() for kind in sorted(kinds))]
+    if paths:
+        more = f" and {len(paths) - MAX_FILES:,} more" if len(paths) > MAX_FILES else ""
+        raise NucleiError(
+            f"{', '.join(map(str, paths[:MAX_FILES]))}{more} would be overwritten: use another folder with --out, "
+            "resume an interrupted run or add images with --resume, or replace the results with --replace"
+        )
+
+
+def _refuse_stale(folder, existing, written):
+    """Refuse to leave an old file of an image beside its new results: `predict` deletes no files."""
+    for name, kinds in existing.items():
+        for kind in sorted(kinds - written):
+            raise NucleiError(
+                f"{result_files(folder, name)[kind]} would stay beside the new results of its image: move or delete "
+                "the file"
+            )
+
+
+def _remove_partial_results(folder, names):
+    hidden = [path.name for path in folder.glob(".*")]
+    for name in names:
+        for path in result_files(folder, name).values():
+            if any(partial_name.startswith(f".{path.stem}-") for partial_name in hidden):
+                remove_partial_files(path)
+
+
+def check_settings(folder: Path, settings: dict) -> None:
+    """Refuse to add results to a folder whose results were made with other settings."""
+    path = folder / SETTINGS
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        saved = {}
+    except ValueError as error:
+        raise NucleiError(f"{path} is damaged ({error}): use another folder with --out") from error
+    for name, value in settings.items():
+        if name not in saved or saved[name] != value:
+            difference = "another network" if name == "--model" else f"{saved.get(name)}, not {value}"
+            raise NucleiError(
+                f"the tables in {folder} hold images that were predicted with other {name}: {difference}. Use the same "
+                "options, or use another folder with --out"
+            )
+
+
+def write_settings(folder: Path, settings: dict) -> None:
+    """Write the settings of the results."""
+    with atomic_write(folder / SETTINGS) as partial_path:
+        partial_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def write_results(folder: Path, name: str, image, label_map, formats: Iterable[str], keep_existing: bool) -> None:
+    """Write all files of an image; if a file cannot be written, remove the others again.
+
+    `keep_existing` keeps the files that a killed process wrote after the rows of the image.
+    """
+    files = result_files(folder, name)
+    kind, other_kind = ("png", "tif") if label_map.max(initial=0) <= nu.io.HIGHEST_IN_16_BITS else ("tif", "png")
+    if os.path.lexists(files[other_kind]):
+        raise NucleiError(f"{files[other_kind]} is another label map of the image: move or delete the file")
+    writers = {
+        kind: lambda path: nu.io.write_label_map(path, label_map),
+        "mask": lambda path: nu.io.write_mask(path, label_map),
+        "overlay": lambda path: nu.export.write_overlay(path, image, label_map),
+        "geojson": lambda path: nu.export.write_geojson(path, label_map),
+        "rois": lambda path: nu.export.write_imagej_rois(path, label_map),
+    }
+    written = []
+    try:
+        for file_kind in (kind, "mask", "overlay", *sorted(set(formats))):
+            if not (keep_existing and os.path.lexists(files[file_kind])):
+                writers[file_kind](files[file_kind])
+                written.append(files[file_kind])
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
