@@ -41,7 +41,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Keep the tests of a file on one worker, and notebooks 03 to 06 together, because 06 loads the trained networks."""
+    """Keep the tests of a file on one worker, and notebooks 03 to 06 together: 06 loads the trained networks."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import results_file
 from benchmarks.train_networks import fast_modes, result_file, run_folder
-from nuclei_utils import datasets, models, recipes, statistics, training
+from nuclei_utils import datasets, models, statistics, training
 
 ROUNDS = 3
 
@@ -28,7 +28,7 @@ def compare(runs: list[dict], groups: np.ndarray) -> dict:
     """
     dice = {
         network: np.mean([run["test"]["dice"] for run in runs if run["network"] == network], axis=0)
-        for network in recipes.TITLES
+        for network in training.TITLES
     }
     means = {}
     for network, values in dice.items():
@@ -44,7 +44,7 @@ def costs(seed: int = 0) -> dict:
 
     The networks take turns, so that a busy moment of the machine slows all of them.
     """
-    candidates = {network: recipes.load(run_folder(network, seed))[0] for network in recipes.TITLES}
+    candidates = {network: training.load_run(run_folder(network, seed))[0] for network in training.TITLES}
     shallow = fast_modes(run_folder("unet_plus_plus", seed))
     candidates |= {f"depth {depth}": model for depth, model in enumerate(shallow, start=1)}
     rounds = [{name: models.model_cost(model) for name, model in candidates.items()} for _ in range(ROUNDS)]

@@ -23,7 +23,7 @@ def main() -> None:
     seed = parser.parse_args().seed
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
-    examples = input_pipeline.read("sample", "train+validation+test")
+    examples = input_pipeline.from_records(datasets.load("sample"))
     batches = input_pipeline.training_batches(examples, SIZE, BATCH, seed=seed, min_crops=MIN_CROPS)
     steps = EPOCHS * int(batches.cardinality())
     model = models.unet((None, None, 3), filters=FILTERS)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import results_file
-from nuclei_utils import datasets, labels, preprocess
+from nuclei_utils import datasets, export, labels, preprocess
 
 SMALL_AREA = 25  # pixels: a disc of diameter 5 has 21
 SHRUNKEN_SIZE = 64  # pixels: height and width to which notebook 02 shrinks the real label maps
@@ -25,11 +25,13 @@ def measure(records: Sequence[datasets.Record]) -> tuple[pd.DataFrame, pd.DataFr
         One row per image: `id`, `image_type`, `size`, `brightest`, `nuclei`, `foreground`, number of `touching` nuclei
         and of touching `pairs`.
     nuclei : pandas.DataFrame
-        One row per nucleus: `labels.measure` and `image_type`.
+        One row per nucleus: `export.measure_nuclei` with `quality=True`, and `image_type`.
     """
     rows, tables = [], []
     for record in records:
-        tables.append(labels.measure(record.label_map).assign(image_type=record.image_type))
+        tables.append(
+            export.measure_nuclei(None, record.label_map, record.id, quality=True).assign(image_type=record.image_type)
+        )
         pairs = labels.touching_pairs(record.label_map)
         rows.append(
             {

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from benchmarks import results_file
-from nuclei_utils import predict
+from nuclei_utils import models, predict
 from tools import draw_sample
 
 MEGABYTE = 10**6
@@ -26,11 +26,11 @@ def main() -> None:
     """Measure in a new process, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--side", type=int, default=10_000, help="height and width of the image, pixels")
-    parser.add_argument("--tile", type=int, default=predict.TILE, help="height and width of a tile, pixels")
+    parser.add_argument("--block", type=int, default=predict.BLOCK, help="height and width of a block, pixels")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        measure(args.side, args.tile)
+        measure(args.side, args.block)
         return
     # The peak memory of a process includes everything since its start, so the measurement needs a process of its own.
     command = [sys.executable, "-m", "benchmarks.measure_memory", "--child", *sys.argv[1:]]
@@ -40,20 +40,18 @@ def main() -> None:
     results_file.add("memory", f"{args.side} x {args.side} pixels", run)
 
 
-def measure(side: int, tile: int) -> None:
+def measure(side: int, block: int) -> None:
     """Find the nuclei of a large image, and print the results as JSON."""
     drawn = draw_sample.draw("fluorescence_small", size=(512, 512))[0]
     index = np.arange(side) % len(drawn)
     image = drawn[np.ix_(index, index)]
-    model = predict.default_model()
+    model = models.included_network()
     before, start = peak_memory(), time.perf_counter()
-    label_map = predict.predict_labels(model, image, progress=True, tile=tile)
+    label_map = predict.predict_labels(model, image, progress=True, block=block)
     seconds = time.perf_counter() - start
     run = {
         "side": side,
-        "tile": tile,
-        "overlap": predict.OVERLAP,
-        "block": predict.BLOCK,
+        "block": block,
         "context": predict.CONTEXT,
         "nuclei": int(label_map.max()),
         "peak_mb": peak_memory(),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks import results_file
 from benchmarks.train_included_network import run_folder
-from nuclei_utils import datasets, export, io, matching, predict, segmentation
+from nuclei_utils import datasets, export, io, matching, predict, saving, segmentation
 
 N_TTA = 8
 PROB_THRESHOLDS, MIN_SIZES = (0.5, 0.6, 0.7), (15, 25, 35)
@@ -83,7 +83,7 @@ def write_submission(path: Path, model: keras.Model, options: dict) -> None:
         (image_path,) = (folder / "images").iterdir()
         maps = predict.predict_maps(model, io.read_image(image_path), n_tta=N_TTA)
         label_maps[folder.name] = segmentation.maps_to_labels(maps, **options)
-    export.write_submission(path, export.submission_table(label_maps))
+    export.write_table(path, export.submission_table(label_maps))
     print(f"{path}: {sum(int(m.max()) for m in label_maps.values())} nuclei in {len(label_maps)} images")
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--submission", type=Path, help="CSV file for the nuclei of the stage-1 test images")
     args = parser.parse_args()
-    model = keras.models.load_model(run_folder(args.seed) / "best.keras", compile=False)
+    model = saving.load_model(run_folder(args.seed) / "best.keras")
     records = {split: datasets.load(split=split) for split in ("validation", "test")}
     label_maps = {split: [record.label_map for record in records[split]] for split in records}
     maps, seconds = {}, {}

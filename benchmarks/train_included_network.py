@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import results_file
 from benchmarks.train_networks import timed
-from nuclei_utils import datasets, recipes, training
+from nuclei_utils import datasets, training
 
 EPOCHS, MIN_CROPS = 70, 96
 
@@ -27,12 +27,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
     folder = run_folder(seed)
-    times = timed(folder, lambda: recipes.train_instances(folder, seed, EPOCHS, MIN_CROPS, verbose=2))
+    options = {"seed": seed, "epochs": EPOCHS, "min_crops": MIN_CROPS, "verbose": 2}
+    times = timed(folder, lambda: training.train("instance_unet", folder, **options))
     history = training.read_history(folder)
     run = {
         "seed": seed,
-        "crop_size": recipes.SIZE,
-        "batch_size": recipes.BATCH,
+        "crop_size": training.CROP_SIZE,
+        "batch_size": training.BATCH_SIZE,
         "min_crops": MIN_CROPS,
         "epochs": len(history),
         "best_epoch": training.best_epoch(history, "val_loss") + 1,

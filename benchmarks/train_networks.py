@@ -15,7 +15,7 @@ import joblib
 import keras
 
 from benchmarks import results_file
-from nuclei_utils import datasets, metrics, models, predict, recipes, training
+from nuclei_utils import datasets, metrics, models, predict, saving, training
 
 
 def result_file() -> str:
@@ -51,7 +51,7 @@ def timed(folder: Path, train) -> dict:
     """Train if the folder has no finished training, and return the time; None for a training that was resumed."""
     resumed = folder.exists()
     start, start_cpu = time.perf_counter(), time.process_time()
-    if not training.finished(folder):
+    if not training.is_finished(folder):
         train()
     return {
         "seconds": None if resumed else round(time.perf_counter() - start),
@@ -63,15 +63,15 @@ def timed(folder: Path, train) -> dict:
 def train_and_score(network: str, seed: int) -> dict:
     """Train and score one network."""
     folder = run_folder(network, seed)
-    times = timed(folder, lambda: recipes.train(network, folder, seed, verbose=2))
-    model, history = recipes.load(folder)
+    times = timed(folder, lambda: training.train(network, folder, seed=seed, verbose=2))
+    model, history = training.load_run(folder)
     last_phase = training.read_history(folder)
     run = {
         "network": network,
         "seed": seed,
         "training": {
-            "crop_size": recipes.SIZE,
-            "batch_size": recipes.BATCH,
+            "crop_size": training.CROP_SIZE,
+            "batch_size": training.BATCH_SIZE,
             "augment": training.profile().augment,
             "epochs": len(history),
             "best_epoch": len(history) - len(last_phase) + training.best_epoch(last_phase) + 1,
@@ -88,14 +88,14 @@ def train_and_score(network: str, seed: int) -> dict:
 
 def fast_modes(folder: Path) -> list[keras.Model]:
     """Load a trained U-Net++ in fast mode at each depth, the shallowest first."""
-    model = keras.models.load_model(folder / "best.keras")
+    model = saving.load_model(folder / "best.keras")
     return [models.fast_mode(model, depth) for depth in range(1, len(model.outputs) + 1)]
 
 
 def main() -> None:
     """Train and score each network with each seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=recipes.TITLES, default=list(recipes.TITLES))
+    parser.add_argument("--networks", nargs="+", choices=training.TITLES, default=list(training.TITLES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     args = parser.parse_args()
     if "mobilenet_unet" in args.networks:

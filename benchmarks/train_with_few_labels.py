@@ -16,7 +16,7 @@ import pandas as pd
 
 from benchmarks import results_file
 from benchmarks.train_networks import score
-from nuclei_utils import datasets, models, recipes, training
+from nuclei_utils import datasets, models, training
 
 EPOCHS, STEPS = 4, 20  # steps per epoch, for each fraction
 ENCODERS = ("random", "frozen", "fine-tuned")
@@ -26,14 +26,14 @@ FRACTIONS = (1.0, 0.2, 0.05)
 def train(encoder: str, fraction: float, seed: int, folder: Path) -> tuple[keras.Model, pd.DataFrame]:
     """Train one network for `EPOCHS * STEPS` steps; return the network and its history."""
     keras.utils.set_random_seed(seed)
-    train_batches, validation_batches = recipes.batches(seed, fraction)
+    train_batches, validation_batches = training.batches(seed, fraction)
     train_batches = train_batches.repeat().take(STEPS)
     random = encoder == "random"
-    model = models.mobilenet_unet(weights=None if random else "imagenet", trainable=random, filters=recipes.FILTERS)
-    phases = [(EPOCHS, recipes.LEARNING_RATE, random)]
+    model = models.mobilenet_unet(weights=None if random else "imagenet", trainable=random, filters=training.FILTERS)
+    phases = [(EPOCHS, training.LEARNING_RATE, random)]
     if encoder == "fine-tuned":
         half = EPOCHS // 2
-        phases = [(half, recipes.LEARNING_RATE, False), (half, recipes.FINE_TUNING_RATE, recipes.FINE_TUNED_BLOCKS)]
+        phases = [(half, training.LEARNING_RATE, False), (half, training.FINE_TUNING_RATE, training.FINE_TUNED_BLOCKS)]
     histories = []
     for number, (epochs, learning_rate, trainable) in enumerate(phases):
         models.unfreeze_encoder(model, trainable)
@@ -52,10 +52,10 @@ def train_and_score(file: str, encoder: str, fraction: float, seed: int) -> dict
         "encoder": encoder,
         "fraction": fraction,
         "seed": seed,
-        "images": len(recipes.some_ids(fraction, seed)),
+        "images": len(training.some_ids(fraction, seed)),
         "steps": EPOCHS * STEPS,
-        "crop_size": recipes.SIZE,
-        "batch_size": recipes.BATCH,
+        "crop_size": training.CROP_SIZE,
+        "batch_size": training.BATCH_SIZE,
         "augment": training.profile().augment,
         "val_dice": history["val_dice"].round(4).to_list(),
         "test": score(model, "test"),

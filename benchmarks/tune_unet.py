@@ -12,6 +12,7 @@ import time
 from functools import partial
 
 import keras
+import tensorflow as tf
 
 from benchmarks import results_file
 from benchmarks.train_networks import score
@@ -70,12 +71,16 @@ def training_batches(settings: dict, seed: int):
         seed,
         training.PROFILES["laptop"].crops,
     )
-    if rotation and augment != "all":
-        batches = batches.map(input_pipeline.random_rotation(seed + 1))
-    if colours and augment != "all":
-        change = input_pipeline.colour_augmentation(seed + 2)
-        batches = batches.map(lambda images, masks: (change(images), masks))
-    return batches
+    if augment == "all" or not (rotation or colours):
+        return batches
+    seeds = tf.data.Dataset.random(seed=seed + 1, rerandomize_each_iteration=True).batch(2)
+
+    def change(pair, seed):
+        image, mask = input_pipeline.random_rotation(*pair, seed) if rotation else pair
+        return input_pipeline.random_colours(image, seed) if colours else image, mask
+
+    crops = tf.data.Dataset.zip(batches.unbatch(), seeds).map(change, tf.data.AUTOTUNE)
+    return crops.batch(settings["batch_size"], drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def train(settings: dict, seed: int) -> keras.Model:

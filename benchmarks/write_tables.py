@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import results_file
 from benchmarks.train_with_few_labels import ENCODERS
 from benchmarks.tune_unet import VARIANTS
-from nuclei_utils import datasets, recipes
+from nuclei_utils import datasets, training
 from nuclei_utils.files import atomic_write
 
 ROOT = results_file.FOLDER.parent.parent
@@ -78,7 +78,7 @@ def networks() -> str:
     """Compare the three networks on the test images."""
     comparison = single_run(f"evaluate_{RUN}")
     rows = []
-    for network, title in recipes.TITLES.items():
+    for network, title in training.TITLES.items():
         runs, interval = runs_of(network), comparison["mean_dice"][network]
         seconds = [run["training"]["cpu_seconds"] for run in runs if run["training"]["cpu_seconds"] is not None]
         rows.append(
@@ -97,7 +97,7 @@ def networks() -> str:
 
 def kinds() -> str:
     """Compare the three networks on each image type of the test images."""
-    runs = {network: runs_of(network) for network in recipes.TITLES}
+    runs = {network: runs_of(network) for network in training.TITLES}
     first = runs["unet"][0]["test"]["image_types"]
     rows = [
         [
@@ -107,14 +107,14 @@ def kinds() -> str:
         ]
         for image_type in [*datasets.IMAGE_TYPES, "all"]
     ]
-    return markdown(["image type", "images", *recipes.TITLES.values()], rows)
+    return markdown(["image type", "images", *training.TITLES.values()], rows)
 
 
 def pairs() -> str:
     """Compare the networks pair by pair."""
     rows = [
         [
-            f"{recipes.TITLES[pair['first']]} - {recipes.TITLES[pair['second']]}",
+            f"{training.TITLES[pair['first']]} - {training.TITLES[pair['second']]}",
             f"{pair['mean_difference']:+.3f}",
             f"{pair['low']:+.3f} to {pair['high']:+.3f}",
             pair["better"],
@@ -188,7 +188,7 @@ def augmentation() -> str:
     """Compare the networks, trained with all augmentation and with flips alone, seed 0."""
     versions = [results_file.read(f"networks_{prefix}{RUN}") for prefix in ("all_augmentation_", "")]
     rows = []
-    for network, title in recipes.TITLES.items():
+    for network, title in training.TITLES.items():
         runs = [version[f"{network}, seed 0"] for version in versions]
         rows.append([title, *(mean_and_std([run], "dice", split=split) for split in SPLITS for run in runs)])
     heads = [f"{split}: {how}" for split in SPLITS for how in ("all of it", "flips alone")]
