@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="download the corrected labels too (664 images, 28,986 nuclei): stage1_train_fixes.zip from the source, "
         "3 MB, or the community's repository on GitHub, which is a copy of the whole training set",
     )
-    parser.set_defaults(interrupted="the same command continues the download")
+    parser.set_defaults(interrupted="finished folders are kept; the same command downloads the others")
 
 
 def run(args: argparse.Namespace) -> int:

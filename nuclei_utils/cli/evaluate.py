@@ -176,7 +176,7 @@ def _format(report):
         *(f"  {name:<10} {report['semantic'][name]:.4f}" for name in PIXEL_SCORES),
         "",
         "nuclei",
-        f"  score      {instances['score']:.4f}  (of the competition: IoU 0.50 to 0.95, mean over images)",
+        f"  score      {instances['score']:.4f}  (the competition's: IoU 0.50 to 0.95, mean over images)",
         "",
         "nuclei of all images together, by the IoU that a match must exceed (AP: TP / (TP + FP + FN))",
         "   IoU      AP  precision  recall      F1       TP       FP       FN",
