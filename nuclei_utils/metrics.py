@@ -8,31 +8,22 @@ from numpy.typing import ArrayLike
 
 Arrays = Sequence[ArrayLike]
 
-COUNTS = ["tp", "fp", "fn", "tn"]
-"""Columns with true and false positives and negatives, in pixels."""
-
+COUNTS = ["tp", "fp", "fn", "tn"]  # true and false positives and negatives, in pixels
+# 0.00, 0.01 … 1.00, and finer steps near 0 and 1, where most probabilities of a network lie
 THRESHOLDS = np.unique(np.round(np.r_[np.linspace(0, 1, 101), 1 / (1 + np.exp(np.linspace(-14, 14, 113)))], 7))
-"""Thresholds for curves: 0.00, 0.01 … 1.00, and finer steps near 0 and 1, where most probabilities of a network lie."""
 
 
 def dice(y_true: ArrayLike, y_pred: ArrayLike, threshold: float = 0.5) -> float:
-    """Compute the Dice coefficient `2 |A and B| / (|A| + |B|)` of two masks.
+    """Compute the Dice coefficient of two masks, `2 |A and B| / (|A| + |B|)`, in [0, 1].
 
-    Dice (1945, doi:10.2307/1932409) equals the F1 score of the pixels.
+    Dice (1945, doi:10.2307/1932409) equals the F1 score of the pixels. Dice is 1 if both masks are empty.
 
     Parameters
     ----------
     y_true : array, any shape
         True mask. Pixels above 0 are nucleus.
     y_pred : array, same shape
-        Predicted mask, or probabilities in [0, 1].
-    threshold : float
-        Pixels with `y_pred > threshold` are predicted nucleus.
-
-    Returns
-    -------
-    float in [0, 1]
-        1 if both masks are empty.
+        Predicted mask, or probabilities in [0, 1]. Pixels above `threshold` are predicted nucleus.
 
     Examples
     --------
@@ -43,9 +34,9 @@ def dice(y_true: ArrayLike, y_pred: ArrayLike, threshold: float = 0.5) -> float:
 
 
 def iou(y_true: ArrayLike, y_pred: ArrayLike, threshold: float = 0.5) -> float:
-    """Compute the intersection over union `|A and B| / |A or B|` of two masks (Jaccard index).
+    """Compute the intersection over union of two masks, `|A and B| / |A or B|`, in [0, 1] (Jaccard index).
 
-    IoU equals `dice / (2 - dice)`. Parameters and return value are those of `dice`.
+    IoU equals `dice / (2 - dice)`. The parameters are those of `dice`.
 
     Examples
     --------
@@ -63,41 +54,25 @@ def pixel_scores(masks: Arrays, probabilities: Arrays, threshold: float = 0.5) -
     masks : sequence of array (H, W)
         True masks or label maps. Pixels above 0 are nucleus.
     probabilities : sequence of array (H, W)
-        Probabilities of nucleus in [0, 1], or predicted masks.
-    threshold : float
-        Pixels with a probability above the threshold are predicted nucleus.
+        Probabilities of nucleus in [0, 1], or predicted masks. Pixels above `threshold` are predicted nucleus.
 
     Returns
     -------
     pandas.DataFrame
-        One row per image: the pixel counts `tp`, `fp`, `fn`, `tn`, and the columns of `scores_from_counts`.
+        One row per image: the pixel counts `tp`, `fp`, `fn`, `tn`; and `accuracy`, `precision`, `recall`, `dice` (equal
+        to F1) and `iou`, each in [0, 1]. The last four are 1 if there is no true and no predicted nucleus.
 
     Examples
     --------
-    >>> table = pixel_scores([np.eye(2)], [np.ones((2, 2))])
-    >>> table.columns.to_list()
-    ['tp', 'fp', 'fn', 'tn', 'accuracy', 'precision', 'recall', 'dice', 'iou']
-    >>> table[["tp", "fp", "fn", "tn", "precision"]].to_numpy().tolist()
+    >>> pixel_scores([np.eye(2)], [np.ones((2, 2))])[["tp", "fp", "fn", "tn", "precision"]].to_numpy().tolist()
     [[2.0, 2.0, 0.0, 0.0, 0.5]]
     """
     counts = pd.DataFrame(_count_pixels(masks, probabilities, [threshold])[:, 0], columns=COUNTS)
-    return counts.join(scores_from_counts(counts))
+    return counts.join(_scores_from_counts(counts))
 
 
-def scores_from_counts(counts: pd.DataFrame) -> pd.DataFrame:
-    """Compute scores from pixel counts.
-
-    Parameters
-    ----------
-    counts : pandas.DataFrame
-        Columns `tp`, `fp`, `fn`, `tn`, in pixels.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `accuracy`, `precision`, `recall`, `dice` (equal to F1) and `iou`, each in [0, 1]. The last four are 1 if there
-        is no true and no predicted nucleus.
-    """
+def _scores_from_counts(counts: pd.DataFrame) -> pd.DataFrame:
+    """Compute the scores of `pixel_scores` from the columns `COUNTS`."""
     tp, fp, fn, tn = (counts[name] for name in COUNTS)
 
     def ratio(numerator: pd.Series, denominator: pd.Series) -> pd.Series:
@@ -117,14 +92,11 @@ def scores_from_counts(counts: pd.DataFrame) -> pd.DataFrame:
 def threshold_scores(masks: Arrays, probabilities: Arrays, thresholds: ArrayLike = THRESHOLDS) -> pd.DataFrame:
     """Score a model at many thresholds, in one pass over the pixels.
 
-    Tens of millions of pixels take seconds and little memory. `sklearn.metrics.roc_curve` needs a gigabyte.
-
     Parameters
     ----------
     masks, probabilities
         As for `pixel_scores`.
-    thresholds : sequence of float
-        Thresholds in ascending order.
+    thresholds : sequence of float, ascending
 
     Returns
     -------
@@ -139,9 +111,9 @@ def threshold_scores(masks: Arrays, probabilities: Arrays, thresholds: ArrayLike
     [[0.1, 1.0, 0.5], [0.5, 0.5, 0.5]]
     """
     by_image = _count_pixels(masks, probabilities, thresholds)
-    image_dice = scores_from_counts(pd.DataFrame(by_image.reshape(-1, 4), columns=COUNTS))["dice"].to_numpy()
+    image_dice = _scores_from_counts(pd.DataFrame(by_image.reshape(-1, 4), columns=COUNTS))["dice"].to_numpy()
     counts = pd.DataFrame(by_image.sum(axis=0), columns=COUNTS)
-    table = counts.join(scores_from_counts(counts))
+    table = counts.join(_scores_from_counts(counts))
     table["mean_dice"] = image_dice.reshape(by_image.shape[:2]).mean(axis=0)
     table["false_positive_rate"] = counts["fp"] / (counts["fp"] + counts["tn"]).clip(lower=1)
     table.insert(0, "threshold", np.asarray(thresholds, float))
@@ -150,6 +122,7 @@ def threshold_scores(masks: Arrays, probabilities: Arrays, thresholds: ArrayLike
 
 def _count_pixels(masks: Arrays, probabilities: Arrays, thresholds: ArrayLike) -> np.ndarray:
     """Count tp, fp, fn and tn of each image at each threshold, an int64 array (images, thresholds, 4)."""
+    # tens of millions of pixels take seconds and little memory; `sklearn.metrics.roc_curve` needs a gigabyte
     counts = np.zeros((len(masks), len(thresholds), 4), np.int64)
     for row, (is_nucleus, probability) in zip(counts, _pairs(masks, probabilities), strict=True):
         thresholds_below = np.searchsorted(np.asarray(thresholds, probability.dtype), probability)
@@ -173,34 +146,16 @@ def best_threshold(table: pd.DataFrame, column: str = "dice") -> float:
     Parameters
     ----------
     table : pandas.DataFrame
-        From `threshold_scores`.
+        From `threshold_scores`. If several thresholds reach the highest score, the middle one is chosen.
     column : str
         Score to maximise: "dice" over all pixels, "mean_dice" over images, or another column.
-
-    Returns
-    -------
-    float
-        The middle threshold if several reach the highest score.
     """
     best = table.loc[table[column] >= table[column].max() - 1e-12, "threshold"]
     return float(best.iloc[(len(best) - 1) // 2])
 
 
-def auc(masks: Arrays, probabilities: Arrays) -> float:
-    """Compute the area under the ROC curve over all pixels of all images.
-
-    The parameters are those of `pixel_scores`. The value is that of `keras.metrics.AUC(num_thresholds=1000)`.
-
-    Returns
-    -------
-    float in [0, 1]
-        0.5 is chance. 0 if all pixels are nucleus, or none.
-
-    Examples
-    --------
-    >>> auc([[1, 1, 0, 0]], [[0.9, 0.2, 0.8, 0.1]])
-    0.75
-    """
+def _auc(masks: Arrays, probabilities: Arrays) -> float:
+    """Compute the area under the ROC curve over all pixels, as `keras.metrics.AUC(num_thresholds=1000)` does."""
     thresholds = np.r_[-1, np.arange(1, 1000) / 999]  # the curve starts where every pixel is predicted nucleus
     tp, fp, fn, tn = _count_pixels(masks, probabilities, thresholds).sum(axis=0)[::-1].T
     return float(np.trapezoid(tp / np.maximum(tp + fn, 1), fp / np.maximum(fp + tn, 1)))
@@ -243,17 +198,10 @@ def calibration_table(masks: Arrays, probabilities: Arrays, bins: int = 10) -> p
 
 
 def calibration_error(table: pd.DataFrame) -> float:
-    """Compute the expected calibration error (arXiv 1706.04599, eq. 3).
+    """Compute the expected calibration error of a `calibration_table` (arXiv 1706.04599, eq. 3).
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From `calibration_table`.
-
-    Returns
-    -------
-    float in [0, 1]
-        Mean gap between `predicted` and `observed` over the pixels. Easy background pixels make the error small.
+    The error is the mean gap between `predicted` and `observed` over the pixels, in [0, 1]. Easy background pixels make
+    the error small.
     """
     gap = (table["predicted"] - table["observed"]).abs()
     return float((gap * table["pixels"]).sum() / table["pixels"].sum())
@@ -272,9 +220,10 @@ def summarise(masks: Arrays, probabilities: Arrays, image_types: Sequence[str], 
     Returns
     -------
     pandas.DataFrame
-        One row per image type and a last row "all": number of `images`; `dice`, `iou`, `accuracy`, `precision`,
-        `recall` and `auc` over all pixels; the means over images `mean_dice` and `mean_iou`; and their standard
-        deviations over images `std_dice` and `std_iou`.
+        One row per image type and a last row "all": number of `images`; `dice`, `iou`, `accuracy`, `precision` and
+        `recall` over all pixels; `auc`, the area under the ROC curve over all pixels (0.5 is chance, and 0 means that
+        all pixels are nucleus, or none); the means over images `mean_dice` and `mean_iou`; and their standard
+        deviations `std_dice` and `std_iou`.
 
     Examples
     --------
@@ -284,9 +233,9 @@ def summarise(masks: Arrays, probabilities: Arrays, image_types: Sequence[str], 
     images = pixel_scores(masks, probabilities, threshold).assign(image_type=image_types)
     images = pd.concat([images.sort_values("image_type", kind="stable"), images.assign(image_type="all")])
     groups = images.groupby("image_type", sort=False)
-    table = scores_from_counts(groups[COUNTS].sum()).assign(images=groups.size())
+    table = _scores_from_counts(groups[COUNTS].sum()).assign(images=groups.size())
     members = [images.index[rows] for rows in map(groups.indices.get, table.index)]
-    table["auc"] = [auc([masks[i] for i in rows], [probabilities[i] for i in rows]) for rows in members]
+    table["auc"] = [_auc([masks[i] for i in rows], [probabilities[i] for i in rows]) for rows in members]
     table[["mean_dice", "mean_iou"]] = groups[["dice", "iou"]].mean()
     table[["std_dice", "std_iou"]] = groups[["dice", "iou"]].std(ddof=0)
     columns = ["images", "dice", "iou", "accuracy", "precision", "recall", "auc"]
@@ -298,10 +247,8 @@ def describe_images(label_maps: Arrays, probabilities: Arrays, threshold: float 
 
     Parameters
     ----------
-    label_maps : sequence of int array (H, W)
-        True label maps.
-    probabilities, threshold
-        As for `pixel_scores`.
+    label_maps, probabilities, threshold
+        As for `nucleus_recall`.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from nuclei_utils import metrics
 
 
 def bootstrap_interval(values: ArrayLike, groups: Sequence | None = None, resamples: int = 2000) -> tuple[float, float]:
-    """Estimate the 95 % confidence interval of a mean over images.
+    """Estimate the 95 % confidence interval (low, high) of a mean over images.
 
     The percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552) draws as many images with replacement as there
     are, and averages their scores, many times. The interval covers other images, not other trainings.
@@ -20,20 +20,11 @@ def bootstrap_interval(values: ArrayLike, groups: Sequence | None = None, resamp
     Parameters
     ----------
     values : sequence of float
-        One score per image.
+        One score per image, at least one.
     groups : sequence, optional
         Group of near-duplicates of each image. Whole groups are drawn, because near-duplicates are not independent.
     resamples : int
         Number of draws.
-
-    Returns
-    -------
-    low, high : float
-
-    Raises
-    ------
-    ValueError
-        If there is no value, or if the numbers of values and groups differ.
 
     Examples
     --------
@@ -84,13 +75,8 @@ def compare_models(scores: Mapping[str, ArrayLike], groups: Sequence | None = No
     pandas.DataFrame
         One row per pair (index `first`, `second`): number of `images` and of `units` (groups, or images without
         groups); the `mean_difference` over images (first - second) with its 95 % interval from `low` to `high`; the
-        numbers of images on which `first` is `better` and `worse`; the two-sided p-value `p`, and `p_holm` from
-        `holm_correction`. Both are 1 if all scores are equal.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two models, or if the numbers of scores differ.
+        numbers of images on which `first` is `better` and `worse`; the two-sided p-value `p`, 1 if all scores are
+        equal; and `p_holm`, corrected for the number of pairs (Holm 1979, www.jstor.org/stable/4615733).
 
     Examples
     --------
@@ -125,31 +111,8 @@ def compare_models(scores: Mapping[str, ArrayLike], groups: Sequence | None = No
             }
         )
     table = pd.DataFrame(rows).set_index(["first", "second"])
-    return table.assign(p_holm=holm_correction(table["p"]))
-
-
-def holm_correction(p_values: ArrayLike) -> np.ndarray:
-    """Correct p-values for the number of comparisons (Holm 1979, www.jstor.org/stable/4615733).
-
-    Parameters
-    ----------
-    p_values : sequence of float
-
-    Returns
-    -------
-    float array
-        Corrected p-values in the same order.
-
-    Examples
-    --------
-    >>> holm_correction([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    p_values = np.asarray(p_values, float)
-    order = np.argsort(p_values)
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
-    return np.minimum(corrected, 1)
+    ascending = table["p"].sort_values()
+    return table.assign(p_holm=(ascending * np.arange(len(ascending), 0, -1)).cummax().clip(upper=1))
 
 
 def score_table(
@@ -163,12 +126,10 @@ def score_table(
 
     Parameters
     ----------
-    masks : sequence of array (H, W)
-        True masks or label maps.
+    masks, image_types
+        As for `metrics.summarise`.
     predictions : dict of str to sequence of array (H, W)
         Probabilities of nucleus in [0, 1] from each model, one map per image. The threshold is 0.5.
-    image_types : sequence of str
-        Type of each image.
     groups : sequence, optional
         Group of near-duplicates of each image, for `bootstrap_interval`.
     costs : dict of str to dict, optional
