@@ -36,36 +36,23 @@ def noise(image: np.ndarray, deviation: float) -> np.ndarray:
     return np.clip(np.round(image + grains), 0, 255).astype(np.uint8)
 
 
-def reduce_contrast(image: np.ndarray, fraction: float) -> np.ndarray:
-    """Remove a fraction of the contrast, `0 <= fraction <= 1`. Rounding loses grey levels.
-
-    Examples
-    --------
-    >>> reduce_contrast(np.array([[0, 50, 100]], np.uint8), fraction=0.8).tolist()
-    [[40, 50, 60]]
-    """
+def _reduce_contrast(image: np.ndarray, fraction: float) -> np.ndarray:
+    """Remove a fraction of the contrast, `0 <= fraction <= 1`. Rounding loses grey levels."""
     mean = image.mean()
     return np.round(mean + (1 - fraction) * (image - mean)).astype(np.uint8)
 
 
-def invert(image: np.ndarray, strength: float = 1) -> np.ndarray:
-    """Exchange bright and dark at any strength but 0.
-
-    Examples
-    --------
-    >>> invert(np.array([[0, 50, 255]], np.uint8)).tolist()
-    [[255, 205, 0]]
-    """
+def _invert(image: np.ndarray, strength: float) -> np.ndarray:
+    """Exchange bright and dark at any strength but 0."""
     return 255 - image if strength else image.copy()
 
 
-DISTORTIONS = {
+DISTORTIONS = {  # function and strengths; strength 0 leaves the image unchanged
     "blur": (blur, (0, 1, 2, 4)),
     "noise": (noise, (0, 8, 16, 32)),
-    "contrast": (reduce_contrast, (0, 0.8, 0.9, 0.95)),
-    "inversion": (invert, (0, 1)),
+    "contrast": (_reduce_contrast, (0, 0.8, 0.9, 0.95)),
+    "inversion": (_invert, (0, 1)),
 }
-"""Function and strengths of each distortion. Strength 0 leaves the image unchanged."""
 
 
 def robustness_table(
@@ -83,18 +70,16 @@ def robustness_table(
         Function from a list of images to a list of probability maps, such as
         `functools.partial(predict.predict_masks, model)`.
     images : sequence of uint8 array (H, W, 3)
-    masks : sequence of array (H, W)
-        True masks or label maps.
+    masks, threshold
+        As for `metrics.pixel_scores`.
     distortions : dict of str to (callable, sequence of float)
         Functions and strengths, as in `DISTORTIONS`.
-    threshold : float
-        Pixels with a probability above the threshold are predicted nucleus.
 
     Returns
     -------
     pandas.DataFrame
-        One row per `distortion` and `strength`: the columns of `metrics.scores_from_counts` over all pixels, and
-        `mean_dice` over images.
+        One row per `distortion` and `strength`: the scores of `metrics.pixel_scores` over all pixels, and `mean_dice`
+        over images.
     """
     known, rows = {}, []
     for name, (distort, strengths) in distortions.items():
