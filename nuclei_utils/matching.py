@@ -1,4 +1,9 @@
-"""Match predicted nuclei to true nuclei, and score label maps."""
+"""Match predicted nuclei to true nuclei, and score label maps.
+
+All functions take label maps, int arrays (H, W), or sequences with the label map of each image. The numbers may have
+gaps, and have no relation to the numbers of another map. An array that is not a label map raises a `ValueError`, and
+so do pairs of unequal shape.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,8 +14,7 @@ from scipy import sparse
 
 from nuclei_utils.labels import check_label_map
 
-IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
-"""Thresholds of the 2018 Data Science Bowl: 0.50, 0.55, ..., 0.95."""
+IOU_THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.50, 0.55, ..., 0.95, as in the 2018 Data Science Bowl
 
 
 class LabelOverlap(NamedTuple):
@@ -57,20 +61,6 @@ class LabelOverlap(NamedTuple):
 def label_overlap(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> LabelOverlap:
     """Count the pixels that true and predicted nuclei share.
 
-    Parameters
-    ----------
-    true_label_map, predicted_label_map : int array (H, W)
-        Numbers may have gaps.
-
-    Returns
-    -------
-    LabelOverlap
-
-    Raises
-    ------
-    ValueError
-        If an array is not a label map, or the shapes differ.
-
     Examples
     --------
     >>> overlap = label_overlap([[0, 1, 1, 1, 2]], [[0, 0, 5, 5, 5]])
@@ -79,10 +69,8 @@ def label_overlap(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -
     """
     true_label_map, predicted_label_map = check_label_map(true_label_map), check_label_map(predicted_label_map)
     if true_label_map.shape != predicted_label_map.shape:
-        raise ValueError(
-            "label maps must show the same image, found the shapes "
-            f"{true_label_map.shape} and {predicted_label_map.shape}"
-        )
+        shapes = f"{true_label_map.shape} and {predicted_label_map.shape}"
+        raise ValueError(f"label maps must show the same image, found the shapes {shapes}")
     true_label_map, predicted_label_map = true_label_map.ravel(), predicted_label_map.ravel()
     # Count runs of equal pairs of labels. `skimage.metrics.contingency_table` counts pixels, in four times the memory.
     is_start = np.ones(true_label_map.size, bool)
@@ -109,21 +97,8 @@ def label_overlap(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -
 def iou_matrix(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Compute the intersection over union of each true with each predicted nucleus.
 
+    Rows of the float64 array (N, M) are true nuclei, columns are predicted nuclei, both in the order of their labels.
     For many nuclei, `label_overlap` holds the same values in far less memory.
-
-    Parameters
-    ----------
-    true_label_map, predicted_label_map : int array (H, W)
-
-    Returns
-    -------
-    float64 array (N, M) in [0, 1]
-        Rows are true nuclei, columns are predicted nuclei, both in the order of their labels.
-
-    Raises
-    ------
-    ValueError
-        As for `label_overlap`.
 
     Examples
     --------
@@ -166,18 +141,8 @@ def matching(true_label_map: np.ndarray, predicted_label_map: np.ndarray, thresh
     Parameters
     ----------
     true_label_map, predicted_label_map : int array (H, W)
-        Numbers may have gaps. The numbers of one map have no relation to the numbers of the other map.
     threshold : float
         `0 <= threshold < 1`. A pair matches if its IoU is above the threshold, as in the 2018 Data Science Bowl.
-
-    Returns
-    -------
-    Matching
-
-    Raises
-    ------
-    ValueError
-        As for `label_overlap`, or if the threshold is out of range.
 
     Examples
     --------
@@ -185,7 +150,6 @@ def matching(true_label_map: np.ndarray, predicted_label_map: np.ndarray, thresh
     >>> result.tp, result.fp, result.fn, result.pairs.tolist()
     (1, 1, 1, [[1, 5]])
     """
-    _check_thresholds([threshold])
     overlap = label_overlap(true_label_map, predicted_label_map)
     indices = _matched(overlap, threshold)
     pairs = np.stack([overlap.true[overlap.rows[indices]], overlap.predicted[overlap.columns[indices]]], axis=1)
@@ -193,14 +157,10 @@ def matching(true_label_map: np.ndarray, predicted_label_map: np.ndarray, thresh
     return Matching(tp, len(overlap.predicted) - tp, len(overlap.true) - tp, pairs, overlap.ious[indices])
 
 
-def _check_thresholds(thresholds: Sequence[float]) -> None:
-    for threshold in thresholds:
-        if not 0 <= threshold < 1:
-            raise ValueError(f"the IoU threshold must be 0 or above and below 1, found {threshold}")
-
-
 def _matched(overlap: LabelOverlap, threshold: float) -> np.ndarray:
     """Return the indices of the overlapping pairs that match."""
+    if not 0 <= threshold < 1:
+        raise ValueError(f"the IoU threshold must be 0 or above and below 1, found {threshold}")
     ious = overlap.ious
     candidates = np.flatnonzero(ious > threshold)
     if threshold >= 0.5 or not len(candidates):
@@ -219,19 +179,7 @@ def _matched(overlap: LabelOverlap, threshold: float) -> np.ndarray:
 def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Find the predicted nuclei that merge several true nuclei.
 
-    Parameters
-    ----------
-    true_label_map, predicted_label_map : int array (H, W)
-
-    Returns
-    -------
-    int array (K,)
-        Predicted labels that hold more than half of two or more true nuclei, ascending.
-
-    Raises
-    ------
-    ValueError
-        As for `label_overlap`.
+    Each holds more than half of two or more true nuclei. Their labels are an int array (K,), ascending.
 
     Examples
     --------
@@ -244,19 +192,7 @@ def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> 
 def find_splits(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Find the true nuclei that are split into several predicted nuclei.
 
-    Parameters
-    ----------
-    true_label_map, predicted_label_map : int array (H, W)
-
-    Returns
-    -------
-    int array (K,)
-        True labels that hold more than half of two or more predicted nuclei, ascending.
-
-    Raises
-    ------
-    ValueError
-        As for `label_overlap`.
+    Each holds more than half of two or more predicted nuclei. Their labels are an int array (K,), ascending.
 
     Examples
     --------
@@ -279,7 +215,6 @@ def average_precision(
     Parameters
     ----------
     true_label_maps, predicted_label_maps : sequence of int array (H, W)
-        One pair per image.
     thresholds : sequence of float
         `0 <= threshold < 1`. A pair matches if its IoU is above the threshold.
 
@@ -291,18 +226,12 @@ def average_precision(
         (nan without pairs); `panoptic_quality`, `f1` times `matched_iou` (Kirillov et al. 2019,
         doi:10.1109/CVPR.2019.00963).
 
-    Raises
-    ------
-    ValueError
-        As for `label_overlap`, or if the numbers of images differ, or a threshold is out of range.
-
     Examples
     --------
     >>> table = average_precision([[[1, 1, 1, 0, 2]]], [[[5, 5, 0, 6, 0]]], [0.5])
     >>> table.loc[0.5, ["tp", "fp", "fn", "f1"]].tolist()
     [1.0, 1.0, 1.0, 0.5]
     """
-    _check_thresholds(thresholds)
     tp, total_iou = np.zeros(len(thresholds), np.int64), np.zeros(len(thresholds))
     n_true = n_predicted = 0
     for overlap in _overlaps(true_label_maps, predicted_label_maps):
@@ -328,29 +257,20 @@ def average_precision(
     )
 
 
-def _overlaps(
-    true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]
-) -> Iterator[LabelOverlap]:
+def _overlaps(true: Sequence[np.ndarray], predicted: Sequence[np.ndarray]) -> Iterator[LabelOverlap]:
     """Count the overlaps image by image."""
-    if len(true_label_maps) != len(predicted_label_maps):
-        raise ValueError(
-            f"found {len(true_label_maps)} true and {len(predicted_label_maps)} predicted label maps, expected pairs"
-        )
-    return map(label_overlap, true_label_maps, predicted_label_maps)
+    if len(true) != len(predicted):
+        raise ValueError(f"found {len(true)} true and {len(predicted)} predicted label maps, expected pairs")
+    return map(label_overlap, true, predicted)
 
 
-def _ratio(part, whole, errors=0) -> np.ndarray:
+def _ratio(numerator, denominator, errors=0) -> np.ndarray:
     """Divide; 0 / 0 is 1, or 0 if there are errors elsewhere."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.where(errors == 0, 1.0, 0.0))
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), np.where(errors == 0, 1.0, 0.0))
 
 
 def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]) -> pd.DataFrame:
     """Score each image, and count its nuclei and errors.
-
-    Parameters
-    ----------
-    true_label_maps, predicted_label_maps : sequence of int array (H, W)
-        One pair per image.
 
     Returns
     -------
@@ -358,11 +278,6 @@ def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Se
         One row per image. The columns are `score`, the mean of TP / (TP + FP + FN) over `IOU_THRESHOLDS`, which is 1 if
         both label maps are empty; `true` and `predicted`, the numbers of nuclei; `tp`, `fp` and `fn` at IoU 0.5;
         `merges` and `splits`, the numbers that `find_merges` and `find_splits` find.
-
-    Raises
-    ------
-    ValueError
-        As for `label_overlap`, or if the numbers of images differ.
 
     Examples
     --------
@@ -380,25 +295,10 @@ def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Se
 
 
 def dsb2018_score(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]) -> float:
-    """Compute the score of the 2018 Data Science Bowl, the mean of `image_scores`.
+    """Compute the score of the 2018 Data Science Bowl in [0, 1], the mean of `image_scores`.
 
     Each image counts the same, whatever the number of its nuclei (Caicedo et al. 2019,
-    doi:10.1038/s41592-019-0612-7).
-
-    Parameters
-    ----------
-    true_label_maps, predicted_label_maps : sequence of int array (H, W)
-        One pair per image, at least one pair.
-
-    Returns
-    -------
-    float
-        In [0, 1].
-
-    Raises
-    ------
-    ValueError
-        As for `image_scores`, or if there is no image.
+    doi:10.1038/s41592-019-0612-7). Without images, there is no score but a `ValueError`.
 
     Examples
     --------

@@ -1,4 +1,8 @@
-"""Convert masks and probability maps to label maps: connected components and watersheds."""
+"""Convert masks and probability maps to label maps: connected components and watersheds.
+
+All functions return an int32 label map (H, W), in which nuclei are numbered 1..N and have no holes. They raise a
+`ValueError` if the maps do not have the same shape (H, W).
+"""
 
 from collections.abc import Mapping
 
@@ -8,28 +12,17 @@ from scipy import ndimage
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
+# defaults of the parameters with these names
 PROB_THRESH = 0.6
-"""Default threshold of the probability of nucleus: pixels above belong to a nucleus."""
-
 MIN_PROMINENCE = 0.25
-"""Default prominence of a peak of the predicted distance that marks a nucleus (`watershed_from_distance`)."""
+MIN_SIZE = 25  # pixels
 
-MARKER_THRESH = 0.5
-"""Default threshold of the nucleus probability minus the boundary probability (`watershed_from_boundary`)."""
-
-MIN_SIZE = 25
-"""Default area of the smallest nucleus, pixels."""
-
-MAX_STEPS = 256
-"""Steps after which `_reconstruct` calls scikit-image."""
-
+_MAX_STEPS = 256  # steps after which `_reconstruct` calls scikit-image
 _CROSS, _SQUARE = (ndimage.generate_binary_structure(2, connectivity).astype(np.uint8) for connectivity in (1, 2))
 
 
 def components(mask: np.ndarray, min_size: int = 0) -> np.ndarray:
-    """Label the connected components of a mask.
-
-    Touching nuclei become one nucleus. Holes are filled.
+    """Label the connected components of a mask. Touching nuclei become one nucleus.
 
     Parameters
     ----------
@@ -37,16 +30,6 @@ def components(mask: np.ndarray, min_size: int = 0) -> np.ndarray:
         Nonzero pixels are nucleus.
     min_size : int
         Area of the smallest component that is kept, pixels.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the mask has other than two axes.
 
     Examples
     --------
@@ -71,17 +54,7 @@ def watershed_from_mask(mask: np.ndarray, min_prominence: float = 1.0, min_size:
         Height of a peak above the saddle to a higher peak, in pixels, above 0. Lower peaks come from ragged outlines
         (h-maxima, Soille 2003, doi:10.1007/978-3-662-05088-0).
     min_size : int
-        As for `watershed_from_markers`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the mask has other than two axes, or `min_prominence <= 0`.
+        As for `maps_to_labels`.
 
     Examples
     --------
@@ -93,43 +66,31 @@ def watershed_from_mask(mask: np.ndarray, min_prominence: float = 1.0, min_size:
     (mask,) = _check_maps(mask)
     # the edge of the image is not background, because a nucleus that is cut off continues outside
     depth = cv2.distanceTransform((mask != 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return watershed_from_markers(_peaks(depth, min_prominence), mask, -depth, min_size)
+    return _watershed_from_markers(_peaks(depth, min_prominence), mask, -depth, min_size)
 
 
 def watershed_from_boundary(
     mask_probability: np.ndarray,
     boundary_probability: np.ndarray,
     prob_thresh: float = PROB_THRESH,
-    marker_thresh: float = MARKER_THRESH,
+    marker_thresh: float = 0.5,
     min_size: int = MIN_SIZE,
 ) -> np.ndarray:
     """Split the nuclei of a predicted mask along the predicted boundary.
 
     The markers are the pixels that are nucleus but not boundary, as in contour-aware networks (Chen et al. 2016,
-    doi:10.1109/CVPR.2016.273). The best entries to the 2018 Data Science Bowl added a watershed (Caicedo et al. 2019,
-    doi:10.1038/s41592-019-0612-7).
+    doi:10.1109/CVPR.2016.273). A component of the mask without a marker is one nucleus. The best entries to the 2018
+    Data Science Bowl added a watershed (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7).
 
     Parameters
     ----------
     mask_probability, boundary_probability : float array (H, W) in [0, 1]
         Probability of each pixel to be nucleus, and to be on a border (`labels.boundary_map`).
-    prob_thresh : float
-        Threshold of `mask_probability`. Pixels above belong to a nucleus.
     marker_thresh : float
         Threshold of `mask_probability - boundary_probability`, -1..1. Pixels above are markers. A higher threshold
         splits more.
-    min_size : int
-        As for `watershed_from_markers`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the maps do not have the same shape (H, W).
+    prob_thresh, min_size
+        As for `maps_to_labels`.
 
     Examples
     --------
@@ -139,7 +100,7 @@ def watershed_from_boundary(
     """
     mask_probability, boundary_probability = _check_maps(mask_probability, boundary_probability)
     markers = mask_probability - boundary_probability > marker_thresh
-    return watershed_from_markers(markers, mask_probability > prob_thresh, boundary_probability, min_size)
+    return _watershed_from_markers(markers, mask_probability > prob_thresh, boundary_probability, min_size)
 
 
 def watershed_from_distance(
@@ -160,22 +121,10 @@ def watershed_from_distance(
         Probability of each pixel to be nucleus.
     distance : float array (H, W) in [0, 1]
         Predicted depth inside the nucleus, 1 in the middle (`labels.distance_map`).
-    prob_thresh : float
-        Threshold of `mask_probability`. Pixels above belong to a nucleus.
     min_prominence : float
         Height of a peak of the distance above the saddle to a higher peak, above 0. A lower prominence splits more.
-    min_size : int
-        As for `watershed_from_markers`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the maps do not have the same shape (H, W), or `min_prominence <= 0`.
+    prob_thresh, min_size
+        As for `maps_to_labels`.
 
     Examples
     --------
@@ -186,7 +135,7 @@ def watershed_from_distance(
     mask_probability, distance = _check_maps(mask_probability, distance)
     mask = mask_probability > prob_thresh
     depth = np.where(mask, distance, 0).astype(np.float32)
-    return watershed_from_markers(_peaks(depth, min_prominence), mask, -depth, min_size)
+    return _watershed_from_markers(_peaks(depth, min_prominence), mask, -depth, min_size)
 
 
 def maps_to_labels(
@@ -206,17 +155,8 @@ def maps_to_labels(
     min_prominence : float
         As for `watershed_from_distance`. Without "distance", `watershed_from_mask` is called with its own default.
     min_size : int
-        As for `watershed_from_markers`.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If "mask" is missing, or the maps do not have the same shape (H, W).
+        Area of the smallest nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
+        touches others loses its marker, and its neighbours grow into its pixels.
 
     Examples
     --------
@@ -230,41 +170,8 @@ def maps_to_labels(
     return watershed_from_mask(np.asarray(maps["mask"]) > prob_thresh, min_size=min_size)
 
 
-def watershed_from_markers(markers: np.ndarray, mask: np.ndarray, relief: np.ndarray, min_size: int = 0) -> np.ndarray:
-    """Grow markers into nuclei until they meet or reach the edge of the mask.
-
-    The relief is flooded from the markers. Borders lie where two floods meet (Meyer and Beucher 1990,
-    doi:10.1016/1047-3203(90)90014-M). A component of the mask without a marker is one nucleus. Holes are filled.
-
-    Parameters
-    ----------
-    markers : array (H, W)
-        Nonzero pixels are markers. Each connected component of markers within the mask becomes one nucleus.
-    mask : array (H, W)
-        Nonzero pixels are nucleus.
-    relief : float array (H, W)
-        Low in the middle of nuclei, high between nuclei.
-    min_size : int
-        Area of the smallest nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
-        touches others loses its marker, and its neighbours grow into its pixels.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError
-        If the arrays do not have the same shape (H, W).
-
-    Examples
-    --------
-    >>> relief = np.array([[0, 1, 2, 1, 0]])
-    >>> watershed_from_markers(relief == 0, np.ones((1, 5)), relief).tolist()
-    [[1, 1, 1, 2, 2]]
-    """
-    markers, mask, relief = _check_maps(markers, mask, relief)
+def _watershed_from_markers(markers: np.ndarray, mask: np.ndarray, relief: np.ndarray, min_size: int) -> np.ndarray:
+    """Flood a relief from markers (Meyer and Beucher 1990, doi:10.1016/1047-3203(90)90014-M); fill the holes."""
     pieces = _label_components(mask != 0, min_size)
     seeds = _seed_all(_label_components((markers != 0) & (pieces > 0)), pieces)
     label_map = watershed(relief, seeds, mask=pieces > 0, connectivity=1)
@@ -309,11 +216,9 @@ def _peaks(depth: np.ndarray, min_prominence: float) -> np.ndarray:
 
 
 def _reconstruct(seeds: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Dilate seeds under a limit until nothing changes: `skimage.morphology.reconstruction`.
-
-    Nuclei are small, so that a few dilations take far less time than the sort of all pixels in scikit-image.
-    """
-    for _ in range(MAX_STEPS):
+    """Dilate seeds under a limit until nothing changes: `skimage.morphology.reconstruction`."""
+    # nuclei are small, so that a few dilations take far less time than the sort of all pixels in scikit-image
+    for _ in range(_MAX_STEPS):
         grown = np.minimum(cv2.dilate(seeds, _CROSS), depth)
         if np.array_equal(grown, seeds):
             return seeds
@@ -322,10 +227,7 @@ def _reconstruct(seeds: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def _fill_holes(label_map: np.ndarray) -> np.ndarray:
-    """Fill the holes of nuclei, and number the nuclei 1..N.
-
-    A hole is background that one nucleus alone encloses. A gap between several nuclei stays open.
-    """
+    """Fill background that one nucleus alone encloses, and number the nuclei 1..N."""
     padded = np.pad(label_map, 1, constant_values=-1)  # background at the edge of the image has -1 as a neighbour
     gaps = ndimage.label(padded == 0, _SQUARE)[0]
     for number, box in enumerate(ndimage.find_objects(gaps), start=1):

@@ -90,7 +90,6 @@ def test_wrong_maps_are_refused():
         lambda: segmentation.watershed_from_boundary(flat, flat[None]),
         lambda: segmentation.components(flat[0]),
         lambda: segmentation.watershed_from_mask(flat[None]),
-        lambda: segmentation.watershed_from_markers(flat, flat, flat[:2]),
     ):
         with pytest.raises(ValueError, match=r"\(H, W\), found \[\("):
             call()
@@ -182,9 +181,10 @@ def test_markers_are_the_h_maxima_of_the_distance(steps, distance, min_prominenc
     mask = distance > 0.2
     depth = np.where(mask, distance, 0).astype(np.float32)
     lowered = reconstruction(depth - np.float32(min_prominence), depth, footprint=CROSS)  # the definition
-    expected = segmentation.watershed_from_markers(local_maxima(lowered, connectivity=1), mask, -depth, 2)
+    markers = local_maxima(lowered, connectivity=1) & mask
+    expected = segmentation.watershed_from_boundary(mask + 2.0 * markers, -depth, marker_thresh=2.5, min_size=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "MAX_STEPS", steps)
+        patch.setattr(segmentation, "_MAX_STEPS", steps)
         label_map = segmentation.watershed_from_distance(mask, distance, 0.5, min_prominence, 2)
     np.testing.assert_array_equal(label_map, expected)
 
@@ -203,9 +203,9 @@ def test_small_nucleus_joins_its_neighbour():
 
 def test_component_without_a_marker_is_a_nucleus():
     mask = boxes((2, 2, 8, 8), (10, 10, 16, 16)) > 0
-    markers = np.zeros_like(mask)
-    markers[4, 4] = markers[0, 0] = True  # the second marker lies outside the mask
-    label_map = segmentation.watershed_from_markers(markers, mask, 0.0 * mask)
+    mask_probability, boundary_probability = np.where(mask, 1, 0.55), np.ones(mask.shape)
+    boundary_probability[4, 4] = boundary_probability[0, 0] = 0  # the second marker lies outside the mask
+    label_map = segmentation.watershed_from_boundary(mask_probability, boundary_probability)
     np.testing.assert_array_equal(label_map, segmentation.components(mask))
 
 
