@@ -7,18 +7,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["WrongAnswer", "check"]
-
 
 class WrongAnswer(AssertionError):
-    """A wrong answer to an exercise, or an answer that raises an error.
-
-    A notebook shows one line for a wrong answer. If the learner's function raises, the notebook also shows the lines
-    of that function. Elsewhere the error is an ordinary `AssertionError`.
-    """
+    """A wrong answer to an exercise, or an answer that raises an error."""
 
     def _render_traceback_(self):
-        """Return the lines that IPython shows instead of the traceback."""
+        """Return the lines that IPython shows: one line, after the learner's own lines if the function raised."""
         lines = [f"{type(self).__name__}: {self}"]
         error = self.__cause__
         if error is None:
@@ -46,8 +40,7 @@ def check(answer: Callable, *cases: tuple[tuple, Any, str], rtol: float = 1e-5, 
     Raises
     ------
     WrongAnswer
-        If a result is wrong, or if the function raises an error. The message shows the call, its result, the expected
-        result and the hint.
+        If a result is wrong, or if the function raises an error.
 
     Examples
     --------

@@ -11,39 +11,29 @@ from importlib.resources import files
 
 import nuclei_utils
 
-__all__ = ["banner", "quiet_stderr", "show_goal", "start"]
-
+# part of the package, because Colab has no other file of the repository
 PICTURES = files("nuclei_utils") / "assets" / "pictures"
-"""Folder of the goal pictures. They are part of the package, because Colab has no other file of the repository."""
 
 
 def start() -> None:
-    """Load Keras and TensorFlow without their messages, and print `banner`."""
-    with quiet_stderr():
-        line = banner()
+    """Load Keras and TensorFlow without their messages, and print versions, device, data and profile in one line."""
+    with _quiet_stderr():
+        import keras
+
+        backend = keras.backend.backend()
+        line = (
+            f"nuclei_utils {nuclei_utils.__version__}, Keras {keras.__version__} on {backend} "
+            f"{sys.modules[backend].__version__}, Python {platform.python_version()} | "
+            f"device: {keras.distribution.list_devices()[0]} | "
+            f"data: {nuclei_utils.datasets.current()} | profile: {nuclei_utils.training.profile().name}"
+        )
     print(line)
 
 
-def banner() -> str:
-    """Return one line with the versions, the device, the data and the profile."""
-    import keras
-
-    backend = keras.backend.backend()
-    return (
-        f"nuclei_utils {nuclei_utils.__version__}, Keras {keras.__version__} on {backend} "
-        f"{sys.modules[backend].__version__}, Python {platform.python_version()} | "
-        f"device: {keras.distribution.list_devices()[0]} | "
-        f"data: {nuclei_utils.datasets.current()} | profile: {nuclei_utils.training.profile().name}"
-    )
-
-
 @contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Hide what the process writes to standard error in the block; show the text if the block fails.
-
-    TensorFlow writes its start-up messages to file descriptor 2, not to `sys.stderr`, and no setting stops all of
-    them. Therefore the descriptor points to a temporary file during the block.
-    """
+def _quiet_stderr() -> Iterator[None]:
+    """Hide what the process writes to standard error in the block; show the text if the block fails."""
+    # TensorFlow writes to file descriptor 2, not to `sys.stderr`, and no setting stops all of its start-up messages
     try:
         original = os.dup(2)
     except OSError:  # the process has no standard error, for example under pythonw on Windows
@@ -71,20 +61,7 @@ def _flush() -> None:
 
 
 def show_goal(name: str, alt: str) -> None:
-    """Show a picture of the package: the result of the notebook.
-
-    Parameters
-    ----------
-    name : str
-        File name of the picture in `nuclei_utils/assets/pictures`, for example `"unet.jpg"`.
-    alt : str
-        Description for a reader who does not see the picture.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the package has no such picture. The message lists the pictures.
-    """
+    """Show a picture of `PICTURES`, with a description for a reader who does not see the picture."""
     from IPython.display import display
 
     path = PICTURES / name
