@@ -1,10 +1,9 @@
 """Find and read data sets: images of nuclei with their label maps.
 
 The data sets of the course are "sample" (drawn images), "stage1" (training images of the 2018 Data Science Bowl) and
-"stage1_fixed" (the same images with corrected masks). All functions share these conventions:
-
-- `name` is one of `DATASETS`; the default is `current()`. `split` is one of `SPLITS`; the default is all images.
-- Unknown names, missing files and damaged files raise `NucleiError`, which names the file and says what to do.
+"stage1_fixed" (the same images with corrected masks). In all functions, `name` is one of `DATASETS`, by default
+`current()`, and `split` is one of `SPLITS`, by default all images. Unknown names, missing files and damaged files
+raise `NucleiError`, which names the file and says what to do.
 """
 
 import hashlib
@@ -32,23 +31,15 @@ DATASETS = ("sample", "stage1", "stage1_fixed")
 SPLITS = ("train", "validation", "test")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
+_PACKAGE = Path(str(resources.files("nuclei_utils")))
 _LAYOUT = "<id>/images/<id>.png and <id>/masks/*.png"
 _PROBLEM_COLUMNS = ("id", "file", "problem", "pixels")
 
 
 class Record(NamedTuple):
-    """Image with its label map.
+    """Image, RGB uint8 (H, W, 3), with its label map, int32 (H, W): 0 is background, 1..N are one nucleus each.
 
-    Attributes
-    ----------
-    id : str
-        Name of the image's folder.
-    image : uint8 array (H, W, 3)
-        RGB.
-    label_map : int32 array (H, W)
-        0 is background; 1..N are one nucleus each.
-    image_type : str
-        One of `IMAGE_TYPES`, or "" if unknown.
+    The id is the name of the image's folder. The image type is one of `IMAGE_TYPES`, or "" if unknown.
     """
 
     id: str
@@ -63,8 +54,8 @@ class Record(NamedTuple):
 def home() -> Path:
     """Return the folder of all data.
 
-    The folder is `$NUCLEI_HOME` if the variable is set, else `data` in the clone of the repository that holds the
-    package, else `data` in the working directory.
+    The folder is `$NUCLEI_HOME` if set, else `data` in the clone that holds the package, else `data` in the working
+    directory.
     """
     if folder := os.environ.get("NUCLEI_HOME"):
         return expand_user(folder).resolve()
@@ -81,7 +72,7 @@ def expand_user(path: str | Path) -> Path:
 
 def asset(name: str) -> Path:
     """Return the path of a file that comes with the package, such as "sample.zip"."""
-    path = _package() / "assets" / name
+    path = _PACKAGE / "assets" / name
     if not path.exists() and (clone := _clone_data()):
         path = clone / name
     if not path.exists():
@@ -89,22 +80,17 @@ def asset(name: str) -> Path:
     return path
 
 
-def _package():
-    return Path(str(resources.files("nuclei_utils")))
-
-
 def _clone_data():
     """Return the folder `data` of the clone that holds the package, or None for an installed package."""
     # The sample distinguishes a clone from another project with a folder `data` and a copy of the package.
-    folder = _package().parent / "data"
+    folder = _PACKAGE.parent / "data"
     return folder if (folder / "sample.zip").is_file() else None
 
 
 def current() -> str:
     """Return the name of the data set in use.
 
-    The data set is `$NUCLEI_DATA` if the variable is set, else the first of "stage1_fixed", "stage1" and "sample" that
-    is there.
+    The data set is `$NUCLEI_DATA` if set, else the first of "stage1_fixed", "stage1" and "sample" that is there.
     """
     if name := os.environ.get("NUCLEI_DATA"):
         return _check_name(name)
@@ -114,9 +100,9 @@ def current() -> str:
     return "stage1_fixed" if fixes.is_dir() else "stage1"
 
 
-def _check_name(name):
-    if name not in DATASETS:
-        raise NucleiError(f"found data set {name!r}: choose one of {', '.join(DATASETS)}")
+def _check_name(name, names=DATASETS, kind="data set"):
+    if name not in names:
+        raise NucleiError(f"found {kind} {name!r}: choose one of {', '.join(names)}")
     return name
 
 
@@ -125,10 +111,7 @@ def _real_folders():
 
 
 def folder(name: str) -> Path:
-    """Return the folder of a data set's images, `<id>/images/*.png`. The first call unpacks the sample.
-
-    "stage1_fixed" has the images, and therefore the folder, of "stage1".
-    """
+    """Return the folder of a data set's images, `<id>/images/*.png`. The first call unpacks the sample."""
     if _check_name(name) == "sample":
         return _unpacked_sample()
     train, fixes = _real_folders()
@@ -170,13 +153,10 @@ def masks_folders(name: str) -> dict[str, Path]:
 
 
 def split_table(name: str) -> pd.DataFrame:
-    """Return the table of a data set's images.
+    """Return the table of a data set's images, without those that the corrections of "stage1_fixed" remove.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Columns `id`, `image_type` (one of `IMAGE_TYPES`), `group` (near-duplicates share a group) and `split` (one of
-        `SPLITS`). The table of "stage1_fixed" lacks the images that the corrections remove.
+    The columns are `id`, `image_type` (one of `IMAGE_TYPES`), `group` (near-duplicates share a group) and `split` (one
+    of `SPLITS`).
     """
     file = "sample.csv" if _check_name(name) == "sample" else "stage1_train.csv"
     table = pd.read_csv(asset(f"splits/{file}"), dtype=str)
@@ -189,9 +169,9 @@ def split_table(name: str) -> pd.DataFrame:
 def ids(name: str | None = None, split: str | None = None) -> list[str]:
     """Return the sorted ids of a data set's images."""
     table = split_table(name or current())
-    if split is not None and split not in SPLITS:
-        raise NucleiError(f"found split {split!r}: choose one of {', '.join(SPLITS)}")
-    return sorted(table["id"] if split is None else table["id"][table["split"] == split])
+    if split is not None:
+        table = table[table["split"] == _check_name(split, SPLITS, "split")]
+    return sorted(table["id"])
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -207,22 +187,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_record(folder: str | Path) -> Record:
-    """Read an image and its masks from a folder in the layout of the competition.
+    """Read a record from a folder with one image in `images` and one mask file per nucleus in `masks`.
 
-    Parameters
-    ----------
-    folder : path-like
-        Folder with exactly one image in `images` and one mask file per nucleus in `masks`.
-
-    Returns
-    -------
-    Record
-        The id is the name of the folder. The image type is "".
-
-    Warns
-    -----
-    LabelWarning
-        If a mask is empty or overlaps others. The warning names the file.
+    The id is the name of the folder, the image type is "". A `LabelWarning` names each mask that is empty or overlaps
+    others.
     """
     folder = Path(folder)
     image = read_image(_find_image(folder))
@@ -233,18 +201,9 @@ def read_record(folder: str | Path) -> Record:
 
 
 def read_masks(folder: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Merge a folder of masks, one file per nucleus, into a label map.
+    """Merge a folder of masks, one file per nucleus, into a label map, int32 (H, W).
 
-    Parameters
-    ----------
-    folder : path-like
-    shape : tuple of int, optional
-        Expected (H, W). Default: the shape of the first mask.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map.
+    The expected shape (H, W) is by default the shape of the first mask.
     """
     return _merge_folder(Path(folder), shape)[0]
 
@@ -283,28 +242,19 @@ def _merge_folder(folder, shape):
 
 
 def read_folder(path: str | Path) -> list[Record]:
-    """Read a folder of labelled images.
+    """Read a folder of labelled images as records without image type, sorted by id.
 
-    Parameters
-    ----------
-    path : path-like
-        Folder with one of two layouts: `images/` and `labels/`, with a label map for each image (`cell.png` or
-        `cell_labels.png` for `cell.tif`); or `<id>/images/<id>.png` and `<id>/masks/*.png`, with one mask per nucleus.
+    The folder has one of two layouts. A `LabelWarning` says if masks are empty or overlap, or a label map looks like a
+    mask.
 
-    Returns
-    -------
-    list of Record
-        Sorted by id, which is the name of the image without its ending, or of the image's folder. The image type is "".
+    - `images/` and `labels/`, with a label map for each image (`cell.png` or `cell_labels.png` for `cell.tif`). The id
+      is the name of the image without its ending.
+    - `<id>/images/<id>.png` and `<id>/masks/*.png`, with one mask per nucleus.
 
     Raises
     ------
     NucleiError
         If the folder has neither layout, an image or a label map has no partner, or no label map has a nucleus.
-
-    Warns
-    -----
-    LabelWarning
-        If masks are empty or overlap, or a label map looks like a mask.
     """
     path = Path(path)
     if not path.is_dir():
@@ -316,11 +266,9 @@ def read_folder(path: str | Path) -> list[Record]:
             folders = sorted(p for p in path.iterdir() if (p / "images").is_dir() or (p / "masks").is_dir())
             records = list(pool.map(read_record, folders))
     if not records:
-        layouts = f"images/ and labels/ with files of the same names, or {_LAYOUT}"
-        raise NucleiError(f"{path} has no labelled images: expected {layouts}")
+        raise NucleiError(f"{path} has no labelled images: expected images/ and labels/, or {_LAYOUT}")
     if not any(record.label_map.any() for record in records):
-        labels = "0 for background and 1..N for nuclei"
-        raise NucleiError(f"{path}: found no nucleus in {len(records)} label maps, expected {labels}")
+        raise NucleiError(f"{path}: found no nucleus in {len(records)} label maps, expected 1..N for nuclei")
     return records
 
 
@@ -331,9 +279,7 @@ def _find_pairs(images_folder, labels_folder):
         raise NucleiError(f"{images_folder} has no image: expected PNG, JPEG, TIFF or BMP")
     if unpaired := sorted(images.keys() ^ label_maps.keys()):
         names = ", ".join(unpaired[:5]) + (f" and {len(unpaired) - 5} more" if len(unpaired) > 5 else "")
-        raise NucleiError(
-            f"{images_folder} and {labels_folder} must have files of the same names; without a pair: {names}"
-        )
+        raise NucleiError(f"{images_folder} and {labels_folder} must have the same names; without a pair: {names}")
     return [images[name] for name in sorted(images)], [label_maps[name] for name in sorted(images)]
 
 
@@ -350,8 +296,8 @@ def _by_name(folder, suffix=""):
 def _read_pair(image_path, labels_path):
     image, label_map = read_image(image_path), read_label_map(labels_path)
     if label_map.shape != image.shape[:2]:
-        sizes = f"the label map is {label_map.shape}, its image {image_path} {image.shape[:2]}"
-        raise NucleiError(f"{labels_path}: {sizes} (height, width); the sizes must agree")
+        sizes = f"found (height, width) {label_map.shape}, expected {image.shape[:2]}"
+        raise NucleiError(f"{labels_path}: {sizes} as in {image_path}")
     if looks_like_mask(label_map):
         message = f"{labels_path} looks like a mask, because all nuclei have one number; give each nucleus a number"
         warnings.warn(message, LabelWarning, stacklevel=2)
@@ -383,10 +329,7 @@ def load(name: str | None = None, split: str | None = None) -> list[Record]:
 def label_problems(name: str | None = None) -> pd.DataFrame:
     """List the masks of a data set that are empty or overlap others.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row per mask: `id`, `file`, `problem` (what was done) and `pixels` (number of pixels under smaller masks).
+    The columns are `id`, `file`, `problem` (what was done) and `pixels` (number of pixels under smaller masks).
     """
     return _read_label_maps(name or current(), [])[1]
 
@@ -431,12 +374,10 @@ def _write_cache(cache, fingerprint, name):
     def merge(image_id):
         return _merge_folder(folders[image_id], read_image(_find_image(images / image_id)).shape[:2])
 
-    arrays, rows = {"fingerprint": fingerprint}, []
-    hide_bar = len(folders) < 100
+    arrays, rows, count = {"fingerprint": fingerprint}, [], len(folders)
     with ThreadPoolExecutor() as pool:
-        results = tqdm(
-            pool.map(merge, folders), f"merge the masks of {name}", len(folders), unit=" images", disable=hide_bar
-        )
+        results = pool.map(merge, folders)
+        results = tqdm(results, f"merge the masks of {name}", count, unit=" images", disable=count < 100)
         for image_id, (label_map, problems) in zip(folders, results, strict=True):
             arrays[image_id] = label_map.astype(np.uint16)
             rows += [{"id": image_id, **problem, "file": Path(problem["file"]).name} for problem in problems]

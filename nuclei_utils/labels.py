@@ -13,20 +13,7 @@ from skimage.segmentation import find_boundaries, relabel_sequential
 
 
 def check_label_map(label_map: np.ndarray) -> np.ndarray:
-    """Return a label map as an array if it is valid.
-
-    Parameters
-    ----------
-    label_map : int array (H, W)
-
-    Returns
-    -------
-    int array (H, W)
-
-    Raises
-    ------
-    ValueError
-        If the array has other than two axes, is not of an integer type, or has negative values.
+    """Return a label map as an array, or raise `ValueError` if the map is invalid.
 
     Examples
     --------
@@ -45,17 +32,7 @@ def check_label_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def looks_like_mask(label_map: np.ndarray) -> bool:
-    """Return True if the map has one label but several components.
-
-    Such a file is probably a mask that was saved in place of a label map.
-
-    Parameters
-    ----------
-    label_map : int array (H, W)
-
-    Returns
-    -------
-    bool
+    """Return True if a map has one label but several components, as a mask has.
 
     Examples
     --------
@@ -69,14 +46,9 @@ def looks_like_mask(label_map: np.ndarray) -> bool:
 
 
 def merge_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Merge one mask per nucleus into a label map.
+    """Merge masks (H, W), at least one and of one shape, into a label map with a label for each mask.
 
     If masks overlap, the smaller mask stays on top, so that a large nucleus does not hide a small one.
-
-    Parameters
-    ----------
-    masks : sequence of array (H, W)
-        One mask per nucleus, at least one. Nonzero pixels are nucleus.
 
     Returns
     -------
@@ -84,11 +56,6 @@ def merge_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         Nuclei numbered 1..N in the order of `masks`. A mask without a visible pixel gets no number.
     hidden : int64 array (len(masks),)
         Number of pixels of each mask that lie under smaller masks.
-
-    Raises
-    ------
-    ValueError
-        If there is no mask, or the shapes of the masks differ.
 
     Examples
     --------
@@ -111,18 +78,10 @@ def merge_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boundary_map(label_map: np.ndarray) -> np.ndarray:
-    """Mark the pixels on both sides of every border of a nucleus.
+    """Mark the pixels on both sides of every border of a nucleus in a bool array (H, W).
 
-    The edge of the image is not a border, because a nucleus that is cut off continues outside.
-
-    Parameters
-    ----------
-    label_map : int array (H, W)
-
-    Returns
-    -------
-    bool array (H, W)
-        Borders to the background and to other nuclei, two pixels thick.
+    Borders to the background and to other nuclei are two pixels thick. The edge of the image is not a border, because a
+    nucleus that is cut off continues outside.
 
     Examples
     --------
@@ -133,20 +92,11 @@ def boundary_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def distance_map(label_map: np.ndarray) -> np.ndarray:
-    """Compute the depth of each pixel inside its nucleus, relative to the deepest pixel.
+    """Compute the depth of each pixel inside its nucleus, relative to the deepest pixel, as float32 (H, W) in [0, 1].
 
-    Each nucleus has its own scale, so that small and large nuclei have equally clear peaks. Between touching nuclei
-    lies a valley, which a network can learn (Naylor et al. 2019, doi:10.1109/TMI.2018.2865709; their distances are not
-    scaled).
-
-    Parameters
-    ----------
-    label_map : int array (H, W)
-
-    Returns
-    -------
-    float32 array (H, W) in [0, 1]
-        0 in the background, 1 at the deepest pixel of each nucleus.
+    The background is 0, the deepest pixel of each nucleus 1. Each nucleus has its own scale, so that small and large
+    nuclei have equally clear peaks. Between touching nuclei lies a valley, which a network can learn (Naylor et al.
+    2019, doi:10.1109/TMI.2018.2865709; their distances are not scaled).
 
     Examples
     --------
@@ -164,14 +114,7 @@ def distance_map(label_map: np.ndarray) -> np.ndarray:
 def touching_pairs(label_map: np.ndarray) -> np.ndarray:
     """List the pairs of nuclei that touch, side by side or at a corner.
 
-    Parameters
-    ----------
-    label_map : int array (H, W)
-
-    Returns
-    -------
-    int array (K, 2)
-        Labels of each pair, the lower label first, sorted.
+    The result, int (K, 2), is sorted and has the lower label of each pair first.
 
     Examples
     --------
@@ -190,41 +133,10 @@ def touching_pairs(label_map: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def encode_rle(mask: np.ndarray) -> str:
-    """Encode a mask as a run-length string of the Kaggle competition.
-
-    Parameters
-    ----------
-    mask : array (H, W)
-        Nonzero pixels are nucleus.
-
-    Returns
-    -------
-    str
-        "start length start length ...". Pixels are counted from 1, down the columns, then from left to right. An empty
-        mask gives "".
-
-    Examples
-    --------
-    >>> encode_rle([[1, 0, 1], [1, 0, 0]])
-    '1 2 5 1'
-    """
-    return encode_label_map((np.asarray(mask) != 0).astype(np.uint8)).get(1, "")
-
-
 def encode_label_map(label_map: np.ndarray) -> dict[int, str]:
-    """Encode every nucleus of a label map as a run-length string.
+    """Encode each nucleus of a label map as a run-length string of the Kaggle competition, by label.
 
-    One pass over the image takes far less time than `encode_rle` for each nucleus.
-
-    Parameters
-    ----------
-    label_map : int array (H, W)
-
-    Returns
-    -------
-    dict of int to str
-        Label and run-length string of each nucleus, in the order of the labels.
+    A string is "start length start length ...". Pixels are counted from 1, down the columns, then from left to right.
 
     Examples
     --------
@@ -246,23 +158,9 @@ def encode_label_map(label_map: np.ndarray) -> dict[int, str]:
 
 
 def decode_rle(code: str, shape: tuple[int, int]) -> np.ndarray:
-    """Decode a run-length string of the Kaggle competition into a mask.
+    """Decode a run-length string of `encode_label_map` into a mask, a bool array of the given shape (height, width).
 
-    Parameters
-    ----------
-    code : str
-        As `encode_rle` returns it.
-    shape : tuple of int
-        (height, width) of the image.
-
-    Returns
-    -------
-    bool array (H, W)
-
-    Raises
-    ------
-    ValueError
-        If the code is not made of pairs of positive integers, or runs past the end of the image.
+    The function raises `ValueError` if the code is not pairs of positive integers or leaves the image.
 
     Examples
     --------

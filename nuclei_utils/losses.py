@@ -8,10 +8,7 @@ from keras import ops
 class Dice(keras.metrics.Metric):
     """Compute the Dice coefficient over all pixels of an epoch, for `model.compile(metrics=…)`.
 
-    Parameters
-    ----------
-    threshold : float
-        Pixels with a probability above the threshold are predicted nucleus.
+    Pixels with a probability above the threshold are predicted nucleus.
     """
 
     def __init__(self, threshold=0.5, name="dice", **kwargs):
@@ -50,13 +47,5 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         self._dice = keras.losses.Dice()
 
     def call(self, y_true, y_pred):
-        """Return the loss of a batch, a scalar tensor from 0 (perfect) upwards.
-
-        Parameters
-        ----------
-        y_true : tensor (batch, H, W, 1)
-            Masks, 0 or 1.
-        y_pred : tensor (batch, H, W, 1)
-            Probabilities in [0, 1].
-        """
+        """Return the loss, a scalar >= 0, of masks and probabilities (batch, H, W, 1)."""
         return self._binary_crossentropy(y_true, y_pred) + self._dice(y_true, y_pred)

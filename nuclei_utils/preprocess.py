@@ -1,30 +1,22 @@
-"""Prepare images and label maps for a network: intensities, contrast, sizes, padding and crops."""
+"""Prepare images and label maps for a network: intensities, contrast, sizes, padding and crops.
+
+Images are arrays `(H, W)` or `(H, W, C)`, label maps are integer arrays `(H, W)`, and a size is `(height, width)`.
+The type of the values stays the same where no other type is given.
+"""
 
 import math
 
 import cv2
 import numpy as np
 
-MAX_SAMPLED_PIXELS = 2048 * 2048
-"""`intensity_range` takes its percentiles from at most this many pixels."""
+MAX_SAMPLED_PIXELS = 2048 * 2048  # `intensity_range` samples larger images
 
 
 def normalize(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> np.ndarray:
-    """Rescale the intensities of an image between two percentiles to [0, 1].
+    """Rescale the intensities of an image between two percentiles to float32 in [0, 1]; values outside are clipped.
 
-    Percentiles keep a few hot pixels from setting the scale. All channels share one scale, which keeps the colours.
-    StarDist and Cellpose normalise images in the same way.
-
-    Parameters
-    ----------
-    image : array (H, W) or (H, W, C), any numeric type
-    low, high : float
-        Percentiles that become 0 and 1. Values outside are clipped.
-
-    Returns
-    -------
-    float32 array of the same shape, in [0, 1]
-        All zeros if the image has one value only.
+    Percentiles keep a few hot pixels from setting the scale. All channels share one scale, which keeps the colours. An
+    image with one value becomes 0. StarDist and Cellpose normalise images in the same way.
 
     Examples
     --------
@@ -37,19 +29,8 @@ def normalize(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> np.nda
 def intensity_range(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> tuple[float, float]:
     """Compute the percentiles between which `normalize` rescales an image.
 
-    Together with `rescale_intensity`, the function normalises an image that is processed in tiles.
-
-    Parameters
-    ----------
-    image : array (H, W) or (H, W, C), any numeric type
-        An image of more than `MAX_SAMPLED_PIXELS` pixels is sampled on a regular grid.
-    low, high : float
-        Percentiles.
-
-    Returns
-    -------
-    dark, bright : float
-        If both percentiles are equal, the minimum and maximum of the image.
+    Together with `rescale_intensity`, the function normalises an image that is processed in tiles. If both percentiles
+    are equal, the result is the minimum and maximum of the image. Large images are sampled on a regular grid.
 
     Examples
     --------
@@ -65,18 +46,7 @@ def intensity_range(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> 
 
 
 def rescale_intensity(image: np.ndarray, dark: float, bright: float) -> np.ndarray:
-    """Rescale the intensities of an image from [dark, bright] to [0, 1].
-
-    Parameters
-    ----------
-    image : array (H, W) or (H, W, C), any numeric type
-    dark, bright : float
-        Values that become 0 and 1. Values outside are clipped.
-
-    Returns
-    -------
-    float32 array of the same shape, in [0, 1]
-        All zeros if `dark == bright` and no value is above.
+    """Rescale the intensities of an image from [dark, bright] to float32 in [0, 1]; values outside are clipped.
 
     Examples
     --------
@@ -95,16 +65,11 @@ def clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndar
     Parameters
     ----------
     image : uint8 array (H, W, 3)
-        RGB.
+        RGB, as is the result.
     clip_limit : float
         Limit of the contrast. 1 leaves the contrast as it is.
     tiles : int
         Number of tiles in each direction.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
-        RGB.
 
     Examples
     --------
@@ -117,19 +82,7 @@ def clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndar
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an image; pixels are averaged if the image shrinks.
-
-    Use `resize_label_map` for label maps and masks.
-
-    Parameters
-    ----------
-    image : uint8 or float32 array (H, W) or (H, W, C)
-    size : tuple of int
-        New (height, width).
-
-    Returns
-    -------
-    array (height, width[, C]) of the same type
+    """Resize a uint8 or float32 image; pixels are averaged if the image shrinks.
 
     Examples
     --------
@@ -144,16 +97,6 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a label map or mask by nearest neighbour, which creates no new labels.
 
-    Parameters
-    ----------
-    label_map : int or bool array (H, W)
-    size : tuple of int
-        New (height, width).
-
-    Returns
-    -------
-    array (height, width) of the same type
-
     Examples
     --------
     >>> resize_label_map(np.array([[1, 7]]), (1, 4)).tolist()
@@ -166,20 +109,9 @@ def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
 
 
 def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pad an image or label map by reflection at the bottom and right.
+    """Pad an image or label map by reflection at the bottom and right to at least a size.
 
-    Reflection adds no dark edge that a network could take for a border of the tissue.
-
-    Parameters
-    ----------
-    image : array (H, W) or (H, W, C)
-    size : tuple of int
-        Minimal (height, width) of the result.
-
-    Returns
-    -------
-    array (max(H, height), max(W, width)[, C]) of the same type
-        `padded[:H, :W]` is the image.
+    Reflection adds no dark edge that a network could take for a border of the tissue. `padded[:H, :W]` is the image.
 
     Examples
     --------
@@ -191,18 +123,9 @@ def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
-    """Pad an image or label map until height and width are multiples of a number.
+    """Pad an image or label map with `pad_to` until height and width are multiples of a number.
 
-    Parameters
-    ----------
-    image : array (H, W) or (H, W, C)
-    multiple : int
-        `2**depth` for a U-Net that halves the image `depth` times.
-
-    Returns
-    -------
-    array of the same type
-        `padded[:H, :W]` is the image.
+    A U-Net that halves the image `depth` times needs multiples of `2**depth`.
 
     Examples
     --------
@@ -214,17 +137,7 @@ def pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cut a window out of the middle of an image or label map.
-
-    Parameters
-    ----------
-    image : array (H, W) or (H, W, C)
-    size : tuple of int
-        (height, width) of the window. A larger window becomes as large as the image.
-
-    Returns
-    -------
-    array (min(H, height), min(W, width)[, C])
+    """Cut a window out of the middle of an image or label map, at most as large as the image.
 
     Examples
     --------
@@ -236,24 +149,7 @@ def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
-    """Cut a window out of an image or label map.
-
-    Parameters
-    ----------
-    image : array (H, W) or (H, W, C)
-    top, left : int
-        Upper left corner of the window.
-    size : tuple of int
-        (height, width) of the window.
-
-    Returns
-    -------
-    array (height, width[, C])
-
-    Raises
-    ------
-    ValueError
-        If the window leaves the image.
+    """Cut a window out of an image or label map; a window that leaves the image raises `ValueError`.
 
     Examples
     --------
@@ -262,8 +158,6 @@ def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.nd
     """
     bottom, right = top + size[0], left + size[1]
     if top < 0 or left < 0 or bottom > image.shape[0] or right > image.shape[1]:
-        raise ValueError(
-            f"a window of rows {top}..{bottom} and columns {left}..{right} leaves the image of {image.shape[:2]} "
-            "(height, width): pad the image first (preprocess.pad_to)"
-        )
+        window, advice = f"rows {top}..{bottom} and columns {left}..{right}", "pad the image first (preprocess.pad_to)"
+        raise ValueError(f"a window of {window} leaves the image of {image.shape[:2]} (height, width): {advice}")
     return image[top:bottom, left:right]

@@ -19,30 +19,18 @@ from sklearn.model_selection import StratifiedGroupKFold
 from nuclei_utils.datasets import Record
 from nuclei_utils.errors import NucleiError
 
-FEATURES = ("lightness", "background_a", "background_b", "stain")
-LARGE_NUCLEUS = 31.5
-"""Median diameter in pixels between small and large fluorescent nuclei. stage1_train has a gap from 30.9 to 32.1."""
-THRESHOLDS = {"edge": 0.4, "overlap": 25.0}
-"""Smallest similarity of near-duplicates, for each measure of similarity."""
+THRESHOLDS = {"edge": 0.4, "overlap": 25.0}  # smallest similarity of near-duplicates, for each measure
 
 
 # Image types
 
 
 def colour_features(image: np.ndarray) -> np.ndarray:
-    """Describe the colour and brightness of an image in the CIE L*a*b* space.
+    """Describe the colour and brightness of an image, uint8 RGB (H, W, 3), in the CIE L*a*b* space.
 
-    Parameters
-    ----------
-    image : uint8 array (H, W, 3)
-        RGB.
-
-    Returns
-    -------
-    float32 array (4,)
-        The `FEATURES`: the median lightness (0 black to 100 white); the mean a* (green to red) and b* (blue to yellow)
-        of the lightest quarter of the pixels, the background of a stained tissue; and the 99th percentile of the
-        colourfulness (distance from grey), at most 20, which shows whether there is a stain.
+    The four features, float32, are the median lightness (0 black to 100 white); the mean a* (green to red) and b* (blue
+    to yellow) of the lightest quarter of the pixels, the background of a stained tissue; and the 99th percentile of the
+    colourfulness (distance from grey), at most 20, which shows whether there is a stain.
 
     Examples
     --------
@@ -58,35 +46,26 @@ def colour_features(image: np.ndarray) -> np.ndarray:
 def find_image_types(records: Sequence[Record], clusters: int = 4, seed: int = 0) -> pd.DataFrame:
     """Find the image types by k-means on colour, and fluorescence types by the size of the nuclei.
 
-    Parameters
-    ----------
-    records : sequence of datasets.Record
-    clusters : int
-        Number of clusters. Two clusters can get the same image type.
-    seed : int
-        Random seed of k-means.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per record: `id`, the `FEATURES`, `diameter` (median of the nuclei, pixels), `cluster` and `image_type`
-        (one of `datasets.IMAGE_TYPES`).
+    The table has one row per record: `id`, the `colour_features` (`lightness`, `background_a`, `background_b`,
+    `stain`), `diameter` (median of the nuclei, pixels), `cluster` and `image_type` (one of `datasets.IMAGE_TYPES`). Two
+    clusters can get the same image type.
     """
     features = np.array([colour_features(record.image) for record in records])
     kmeans = KMeans(clusters, n_init=10, random_state=seed).fit(features)
     names = [_name_cluster(centre) for centre in kmeans.cluster_centers_]
-    table = pd.DataFrame(features, columns=FEATURES)
+    table = pd.DataFrame(features, columns=["lightness", "background_a", "background_b", "stain"])
     table.insert(0, "id", [record.id for record in records])
     table["diameter"] = [_median_diameter(record.label_map) for record in records]
     table["cluster"] = kmeans.labels_
     table["image_type"] = [names[cluster] for cluster in kmeans.labels_]
-    size = np.where(table["diameter"] > LARGE_NUCLEUS, "fluorescence_large", "fluorescence_small")
+    # pixels; the diameters of stage1_train have a gap from 30.9 to 32.1
+    size = np.where(table["diameter"] > 31.5, "fluorescence_large", "fluorescence_small")
     table["image_type"] = table["image_type"].mask(table["image_type"] == "fluorescence", size)
     return table
 
 
 def _name_cluster(centre):
-    """Name a cluster of images after its centre, which has the order of `FEATURES`."""
+    """Name a cluster of images after the `colour_features` of its centre."""
     lightness, a, b, stain = centre
     if lightness < 40:
         return "fluorescence"
@@ -105,24 +84,16 @@ def _median_diameter(label_map):
 
 
 def similarities(images: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Compare all pairs of images of equal size with two measures.
+    """Compare all pairs of images, uint8 RGB (H, W, 3), of equal size with two measures.
 
-    Parameters
-    ----------
-    images : sequence of uint8 array (H, W, 3)
-        RGB.
+    The table has the columns `i`, `j` (positions in `images`, `i < j`), `similarity` and `how`:
 
-    Returns
-    -------
-    pandas.DataFrame
-        Columns `i`, `j` (positions in `images`, `i < j`), `similarity` and `how`:
-
-        - "edge": how well one image continues the other, as neighbouring tiles of a mosaic do. The similarity is the
-          correlation of two edges, reduced if their difference exceeds that of neighbouring columns. Range -1 to 1;
-          unrelated images stay below 0.4. The maximum over the four sides.
-        - "overlap": how surely two images share pixels, with or without a shift. The similarity is the peak of the
-          phase correlation (Kuglin and Hines, 1975) in standard deviations of unrelated images. In stage1_train,
-          unrelated images stay below 24; crops of 256 x 256 pixels that share one half reach 28 to 70.
+    - "edge": how well one image continues the other, as neighbouring tiles of a mosaic do. The similarity is the
+      correlation of two edges, reduced if their difference exceeds that of neighbouring columns. Range -1 to 1;
+      unrelated images stay below 0.4. The maximum over the four sides.
+    - "overlap": how surely two images share pixels, with or without a shift. The similarity is the peak of the phase
+      correlation (Kuglin and Hines, 1975) in standard deviations of unrelated images. In stage1_train, unrelated images
+      stay below 24; crops of 256 x 256 pixels that share one half reach 28 to 70.
     """
     sizes = defaultdict(list)
     for position, image in enumerate(images):
@@ -167,17 +138,7 @@ def _overlap_similarity(stack):
 
 
 def near_duplicates(images: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Find pairs of images that overlap or continue each other.
-
-    Parameters
-    ----------
-    images : sequence of uint8 array (H, W, 3)
-        RGB.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The rows of `similarities` that reach one of the `THRESHOLDS`.
+    """Find pairs of images that overlap or continue each other: rows of `similarities` that reach the `THRESHOLDS`.
 
     Examples
     --------
@@ -190,19 +151,7 @@ def near_duplicates(images: Sequence[np.ndarray]) -> pd.DataFrame:
 
 
 def duplicate_groups(count: int, pairs: pd.DataFrame) -> list[str]:
-    """Group images into the connected components of the near-duplicates.
-
-    Parameters
-    ----------
-    count : int
-        Number of images.
-    pairs : pandas.DataFrame
-        Columns `i` and `j`, as from `near_duplicates`.
-
-    Returns
-    -------
-    list of str
-        Group of each image: "g001", "g002" and so on, in the order of first appearance.
+    """Name the connected components of the near-duplicates "g001", "g002" and so on, for each of `count` images.
 
     Examples
     --------
@@ -215,19 +164,9 @@ def duplicate_groups(count: int, pairs: pd.DataFrame) -> list[str]:
 
 
 def crossing_pairs(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """List the pairs whose two images are in different splits.
+    """List the pairs whose two images, rows `i` and `j` of a table with a column `split`, are in different splits.
 
-    Parameters
-    ----------
-    pairs : pandas.DataFrame
-        Columns `i` and `j`: row numbers in `table`.
-    table : pandas.DataFrame
-        Column `split`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Rows of `pairs`, with columns `split_i` and `split_j` added.
+    The columns `split_i` and `split_j` are added.
 
     Examples
     --------
@@ -246,6 +185,9 @@ def crossing_pairs(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def grouped_split(image_types: Sequence[str], groups: Sequence[str], folds: int = 7, seed: int = 0) -> list[str]:
     """Split images into train, validation and test, with the same fractions of each image type and no group divided.
 
+    scikit-learn before 1.8 shuffles in another way (https://github.com/scikit-learn/scikit-learn/pull/32540) and gives
+    other splits.
+
     Parameters
     ----------
     image_types, groups : sequence of str
@@ -255,12 +197,6 @@ def grouped_split(image_types: Sequence[str], groups: Sequence[str], folds: int 
         the smallest group goes to validation and the second to test if there are at least three groups.
     seed : int
         Random seed for the order of groups of equal size.
-
-    Returns
-    -------
-    list of str
-        One of `datasets.SPLITS` for each image. scikit-learn before 1.8 shuffles in another way
-        (https://github.com/scikit-learn/scikit-learn/pull/32540) and gives other splits.
 
     Examples
     --------
@@ -286,24 +222,13 @@ def grouped_split(image_types: Sequence[str], groups: Sequence[str], folds: int 
 def hold_out(
     records: Sequence[Record], seed: int = 0, groups: Sequence[str] | None = None
 ) -> tuple[list[Record], list[Record]]:
-    """Draw a fifth of the groups at random for validation.
+    """Divide records into training and validation records; a fifth of the groups, drawn at random, is for validation.
 
-    Parameters
-    ----------
-    records : sequence of datasets.Record
-        Labelled images.
-    seed : int
-        Random seed.
-    groups : sequence of str, optional
-        Group of each image, for example its slide. Images of one group stay together. Default: each id is a group.
-
-    Returns
-    -------
-    train, validation : list of datasets.Record
+    Images of one group, for example of one slide, stay together. By default, each id is a group.
 
     Raises
     ------
-    errors.NucleiError
+    NucleiError
         If there is only one group, or no nucleus in the images for training or for validation.
     """
     groups = [record.id for record in records] if groups is None else list(groups)
@@ -317,8 +242,7 @@ def hold_out(
         sides[group in held_out].append(record)
     for side, purpose in zip(sides, ("train on", "validate on"), strict=True):
         if not any(record.label_map.any() for record in side):
-            raise NucleiError(
-                f"the labels of the {len(side)} images to {purpose} (the first is {side[0].id}) have no nucleus: "
-                "check the labels, add images, or use another seed"
-            )
+            images = f"the {len(side)} images to {purpose} (the first is {side[0].id})"
+            advice = "check the labels, add images, or use another seed"
+            raise NucleiError(f"the labels of {images} have no nucleus: {advice}")
     return sides

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from nuclei_utils import download
-from nuclei_utils.download import FIXES, REMOVED, TEST, TRAIN, Expected
+from nuclei_utils.download import FIXES, REMOVED, TEST, TRAIN
 from nuclei_utils.errors import NucleiError
 
 
@@ -56,7 +56,7 @@ def source(tmp_path, monkeypatch):
     expected = {}
     for name, files in contents.items():
         archive = write_zip(folder / f"{name}.zip", files)
-        expected[name] = Expected(*counts[name], download._fingerprint(archive))
+        expected[name] = (*counts[name], download._fingerprint(archive))
     monkeypatch.setattr(download, "EXPECTED", expected)
     return folder
 

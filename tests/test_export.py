@@ -6,7 +6,6 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -186,44 +185,7 @@ def test_name_that_is_not_utf_8_is_escaped(tmp_path, image, label_map):
         assert "cell\\udcff" in (tmp_path / "a.csv").read_text(encoding="utf-8")
 
 
-# Label maps, masks and overlays
-
-
-@pytest.mark.parametrize("ending", ["png", "tif", "TIFF"])
-@pytest.mark.parametrize("factor", [1, 7281], ids=["8 bits", "16 bits"])
-def test_label_map_is_read_back(tmp_path, label_map, ending, factor):
-    path = tmp_path / "new" / f"Kern ä.{ending}"
-    io.write_label_map(path, label_map * factor)
-    read = io.read_label_map(path)
-    assert read.dtype == np.int32
-    np.testing.assert_array_equal(read, label_map * factor)
-    bits = 8 * tifffile.imread(path).itemsize if ending != "png" else path.read_bytes()[24]  # the field of the header
-    assert bits == 16
-
-
-def test_high_labels_need_a_tiff(tmp_path, label_map):
-    with pytest.raises(ValueError, match=r"a\.png.*65536.*a\.tif"):
-        io.write_label_map(tmp_path / "a.png", label_map * 0 + 65536)
-    io.write_label_map(tmp_path / "a.tif", label_map * 65536)
-    assert tifffile.imread(tmp_path / "a.tif").dtype == np.uint32
-    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.tif"), label_map * 65536)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, np.int64])
-def test_label_maps_of_other_programs_are_read(tmp_path, label_map, dtype):
-    tifffile.imwrite(tmp_path / "a.tif", label_map.astype(dtype))
-    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.tif"), label_map)
-    Image.fromarray(label_map.astype(np.uint8)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(io.read_label_map(tmp_path / "a.png"), label_map)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_mask_is_black_and_white(tmp_path, label_map, name):
-    io.write_mask(tmp_path / name, label_map)
-    with Image.open(tmp_path / name) as picture:
-        assert picture.mode == "L"
-        np.testing.assert_array_equal(np.array(picture), np.where(label_map, 255, 0))
-    np.testing.assert_array_equal(io.read_label_map(tmp_path / name), np.where(label_map, 255, 0))
+# Overlays, and arrays that are refused
 
 
 @pytest.mark.parametrize("strip", [1, 7, 1024])
@@ -245,16 +207,13 @@ def test_overlay_marks_the_inner_boundaries(tmp_path, monkeypatch, image, label_
     ],
 )
 def test_other_arrays_than_label_maps_are_refused(tmp_path, array, message):
-    for write in (io.write_label_map, export.write_geojson, export.write_imagej_rois):
+    for write in (export.write_geojson, export.write_imagej_rois):
         with pytest.raises(ValueError, match=f"label map.*{message}"):
             write(tmp_path / "a.png", array)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_endings_and_shapes_are_refused(tmp_path, image, label_map):
-    for write in (io.write_label_map, io.write_mask):
-        with pytest.raises(ValueError, match=r"a\.jpg.*\.png"):
-            write(tmp_path / "a.jpg", label_map)
     with pytest.raises(ValueError, match=r"ending ''.*\.jpg"):
         export.write_overlay(tmp_path / "a", image, label_map)
     with pytest.raises(ValueError, match=r"a\.png.*\(40, 60\).*\(40, 59\)"):
@@ -262,48 +221,33 @@ def test_wrong_endings_and_shapes_are_refused(tmp_path, image, label_map):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unreadable_label_maps_are_named(tmp_path, image, label_map):
-    Image.fromarray(image).save(tmp_path / "colours.png")
-    tifffile.imwrite(tmp_path / "stack.tif", np.stack([label_map] * 5).astype(np.uint16), photometric="minisblack")
-    tifffile.imwrite(tmp_path / "fractions.tif", (label_map / 2).astype(np.float32))
-    tifffile.imwrite(tmp_path / "negative.tif", (label_map - 1).astype(np.int16))
-    messages = {
-        "missing.png": "missing",
-        "colours.png": r"\(40, 60, 3\)",
-        "stack.tif": "5 pages",
-        "fractions.tif": "float32",
-        "negative.tif": "-1 to 8",
-    }
-    for name, message in messages.items():
-        with pytest.raises(NucleiError, match=f"{name}.*{message}"):
-            io.read_label_map(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["cut.png", "cut.tif", "plain.tif"])
-@pytest.mark.parametrize("fraction", [0, 0.1, 0.9])
-def test_label_map_that_is_cut_short_is_refused(tmp_path, label_map, name, fraction):
-    path = tmp_path / name
-    io.write_label_map(path, label_map)
-    if name == "plain.tif":
-        tifffile.imwrite(path, label_map.astype(np.uint16))
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
-    with pytest.raises(NucleiError, match=name):
-        io.read_label_map(path)
-
-
 # Outlines
+
+
+def read_polygons(path):
+    """Return {label: list of polygons}, each polygon a list of closed rings, of a GeoJSON file."""
+    polygons = {}
+    for feature in json.loads(path.read_text())["features"]:
+        geometry = feature["geometry"]
+        is_multiple = geometry["type"] == "MultiPolygon"
+        polygons[int(feature["properties"]["name"])] = (
+            geometry["coordinates"] if is_multiple else [geometry["coordinates"]]
+        )
+    return polygons
 
 
 @quick
 @given(LABEL_MAPS)
-def test_outlines_enclose_exactly_the_nucleus(label_map):
-    outlines = dict(export.outlines(label_map))
+def test_outlines_enclose_exactly_the_nucleus(tmp_path_factory, label_map):
+    path = tmp_path_factory.getbasetemp() / "outlines.geojson"
+    export.write_geojson(path, label_map)
+    outlines = read_polygons(path)
     assert list(outlines) == np.unique(label_map[label_map > 0]).tolist()
-    for label, parts in outlines.items():
-        rings = [ring for part in parts for ring in part]
+    for label, polygons in outlines.items():
+        rings = [np.array(ring[:-1]) for polygon in polygons for ring in polygon]
         np.testing.assert_array_equal(rasterise(label_map.shape, rings), label_map == label)
         assert sum(map(signed_area, rings)) == (label_map == label).sum()
-        for outer, *holes in parts:
+        for outer, *holes in polygons:
             assert signed_area(outer) > 0
             assert all(signed_area(hole) < 0 for hole in holes)
         for ring in rings:
@@ -312,13 +256,14 @@ def test_outlines_enclose_exactly_the_nucleus(label_map):
             assert (is_vertical != np.roll(is_vertical, 1)).all(), "each point is a corner"
 
 
-def test_outlines_and_centroids_share_their_coordinates():
+def test_outlines_and_centroids_share_their_coordinates(tmp_path):
     label_map = np.zeros((30, 40), int)
     label_map[3, 5], label_map[10:13, 20:28] = 2, 5
     table = export.measure_nuclei(None, label_map, "a")
-    corners = [parts[0][0] for _, parts in export.outlines(label_map)]
-    assert sorted(corners[0].tolist()) == [[5, 3], [5, 4], [6, 3], [6, 4]]
-    np.testing.assert_allclose(table[["centroid_x", "centroid_y"]], [ring.mean(axis=0) for ring in corners])
+    export.write_geojson(tmp_path / "a.geojson", label_map)
+    corners = [polygons[0][0][:-1] for polygons in read_polygons(tmp_path / "a.geojson").values()]
+    assert sorted(corners[0]) == [[5, 3], [5, 4], [6, 3], [6, 4]]
+    np.testing.assert_allclose(table[["centroid_x", "centroid_y"]], [np.mean(ring, axis=0) for ring in corners])
 
 
 def test_geojson_has_what_qupath_imports(tmp_path, label_map):
