@@ -12,13 +12,11 @@ from PIL import Image
 
 from nuclei_utils.files import atomic_write
 from nuclei_utils.metrics import dice
-from nuclei_utils.plots import style
 from nuclei_utils.plots.images import show_image_rows
-from nuclei_utils.plots.style import BLUE, as_rgb
+from nuclei_utils.plots.style import BLUE, _as_rgb, _draw_image
 
 Predictions = Sequence[Sequence[np.ndarray]]
-HOLD = 2500
-"""Duration of the last frame, milliseconds."""
+HOLD = 2500  # duration of the last frame, milliseconds
 
 
 def animate_training(
@@ -30,7 +28,7 @@ def animate_training(
     max_frames: int = 40,
     max_megabytes: float = 3.0,
 ) -> Path:
-    """Write a GIF of the predictions, epoch by epoch.
+    """Write a GIF of the predictions, epoch by epoch, and return its path.
 
     Each frame shows the images, the true masks and the predictions with their Dice. The animation loops and holds the
     last frame.
@@ -41,19 +39,12 @@ def animate_training(
         Preview images, one column each. About five fit.
     predictions : sequence of sequence of float array (H, W)
         Probabilities in [0, 1] before training and after each epoch, one map per image (`training.read_previews`).
-    path : path-like
-        GIF file.
     fps : float
         Frames per second.
     max_frames : int
         Maximum number of frames, `max_frames >= 2`. Longer trainings are shown at evenly spaced epochs.
     max_megabytes : float
         Maximum size of the file, 10**6 bytes. Frames are left out until the file is small enough.
-
-    Returns
-    -------
-    pathlib.Path
-        GIF file.
 
     Raises
     ------
@@ -101,21 +92,14 @@ def show_training(
         Number of evenly spaced epochs, or the epochs.
     names : sequence of str
         Name of each row.
-
-    Raises
-    ------
-    ValueError
-        If images and predictions do not match.
     """
     _check_predictions(records, predictions)
     epochs = _spaced(len(predictions), epochs) if isinstance(epochs, int) else list(epochs)
     rows, captions = [], []
     for index, record in enumerate(records):
-        maps = [np.asarray(predictions[epoch][index], float) for epoch in epochs]
-        rows.append([record.image, *maps, record.label_map > 0])
-        captions.append(
-            ["", *(f"Dice {float(dice(record.label_map > 0, probability)):.2f}" for probability in maps), ""]
-        )
+        maps, truth = [np.asarray(predictions[epoch][index], float) for epoch in epochs], record.label_map > 0
+        rows.append([record.image, *maps, truth])
+        captions.append(["", *(f"Dice {float(dice(truth, probability)):.2f}" for probability in maps), ""])
     titles = ["image", *(f"epoch {epoch}" if epoch else "untrained" for epoch in epochs), "truth"]
     return show_image_rows(rows, names, [titles], captions, size=1.25, title=title)
 
@@ -128,9 +112,7 @@ def _spaced(count, maximum):
 def _check_predictions(records, predictions):
     expected = [record.label_map.shape for record in records]
     if not expected or not len(predictions):
-        raise ValueError(
-            f"expected at least one image and one epoch, found {len(expected)} images and {len(predictions)} epochs"
-        )
+        raise ValueError(f"expected images and epochs, found {len(expected)} images and {len(predictions)} epochs")
     for epoch, maps in enumerate(predictions):
         if (shapes := [np.shape(probability) for probability in maps]) != expected:
             raise ValueError(
@@ -151,8 +133,8 @@ def _frame(records, predictions, title):
     bar_ax.set(xlim=(0, max(len(predictions) - 1, 1)), ylim=(-0.4, 0.4))
     axes = np.array([[fig.add_subplot(grid[row, column]) for column in range(columns)] for row in (1, 2, 3)])
     for (top, middle, bottom), record in zip(axes.T, records, strict=True):
-        for ax, image in ((top, as_rgb(record.image)), (middle, record.label_map > 0), (bottom, record.label_map * 0)):
-            style.draw_image(ax, image, 1.2, cmap="gray", vmin=0, vmax=1)
+        for ax, image in ((top, _as_rgb(record.image)), (middle, record.label_map > 0), (bottom, record.label_map * 0)):
+            _draw_image(ax, image, 1.2, cmap="gray", vmin=0, vmax=1)
         bottom.set_xlabel("Dice 0.00", fontsize=9)
     for ax, name in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
         ax.set_ylabel(name, fontsize=9)
