@@ -13,16 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
-from nuclei_utils.plots.style import (
-    BLACK,
-    RED,
-    _legend_below,
-    _legend_beside,
-    _log_axis,
-    _new_figure,
-    _readable,
-    _styles,
-)
+from nuclei_utils.plots import style
+from nuclei_utils.plots.style import BLACK, RED
 
 Series = Mapping[str, Sequence[float] | pd.Series]
 Tables = Mapping[str, pd.DataFrame]
@@ -33,16 +25,12 @@ def line_chart(
 ) -> Figure:
     """Plot series of numbers as lines.
 
-    Parameters
-    ----------
-    series : dict of str to sequence of float, or pandas.DataFrame
-        Numbers of each line. The index of a pandas.Series gives the x values; other sequences start at x = 1.
-    log : {"", "x", "y", "xy"}
-        Logarithmic axes.
+    The index of a pandas.Series gives the x values; other sequences start at x = 1. `log` names the logarithmic axes:
+    "", "x", "y" or "xy".
     """
-    fig, ((ax,),) = _new_figure(1, 1, 7, 3.8)
+    fig, ((ax,),) = style._new_figure(1, 1, 7, 3.8)
     if "x" in log:
-        _log_axis(ax)
+        style._log_axis(ax)
     if "y" in log:
         ax.set_yscale("log")
     _draw_lines(ax, series)
@@ -51,7 +39,7 @@ def line_chart(
         ax.set_xticks(sorted(x_values))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=ylim)
     if len(series) > 4:
-        _legend_beside(ax)
+        style._legend_beside(ax)
     elif len(series) > 1:
         ax.legend()
     return fig
@@ -66,30 +54,22 @@ def line_panels(
     references: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Plot one column against another: one line per table, one panel per group of rows.
+    """Plot column `y`, a score in [0, 1], against column `x`: one line per table, one panel per group of rows.
 
-    Parameters
-    ----------
-    x, y : str
-        Columns with the values. Text in `x` is placed at equal distances; `y` is a score in [0, 1].
-    by : str
-        Column or index level with the group of each row.
-    xlabels : dict of str to str, optional
-        Label of the x axis of each panel. Default: `x`.
-    references : dict of str to float, optional
-        Position of a vertical line in each panel.
+    `by` is a column or an index level. Text in `x` is placed at equal distances. `xlabels` gives the label of the x
+    axis of a panel, by default `x`. `references` gives the position of a vertical line in each panel.
     """
     groups = {name: dict(list(table.groupby(by, sort=False))) for name, table in tables.items()}
     panels = list(next(iter(groups.values())))
-    fig, axes = _new_figure(1, len(panels), 3.1 * len(panels), 3.6, title, sharey=True)
+    fig, axes = style._new_figure(1, len(panels), 3.1 * len(panels), 3.6, title, sharey=True)
     for ax, panel in zip(axes[0], panels, strict=True):
         _draw_lines(ax, {name: group[panel].set_index(x)[y] for name, group in groups.items()})
         if references:
             ax.axvline(references[panel], color=BLACK, linestyle=":")
             ax.text(references[panel], 0.03, f" {references[panel]:.2f}", transform=ax.get_xaxis_transform())
-        ax.set(title=panel, xlabel=(xlabels or {}).get(panel, _readable(x)), ylim=(-0.02, 1.02))
-    axes[0, 0].set_ylabel(_readable(y))
-    _legend_below(fig)
+        ax.set(title=panel, xlabel=(xlabels or {}).get(panel, style._readable(x)), ylim=(-0.02, 1.02))
+    axes[0, 0].set_ylabel(style._readable(y))
+    style._legend_below(fig)
     return fig
 
 
@@ -98,22 +78,16 @@ def learning_curves(
 ) -> Figure:
     """Plot training and validation loss and metrics against the epoch, with the best epoch.
 
-    The best epoch has the highest `val_dice`, or the lowest `val_loss` if the history has no `val_dice`.
-
-    Parameters
-    ----------
-    history : pandas.DataFrame
-        Column `epoch`, counted from 0, and for each metric NAME the columns NAME and val_NAME.
-    names : sequence of str
-        Metrics, one panel each.
+    The history has a column `epoch`, counted from 0, and the columns NAME and val_NAME for each NAME in `names`. The
+    best epoch has the highest `val_dice`, or the lowest `val_loss` if the history has no `val_dice`.
     """
     history = history.set_index(history["epoch"] + 1)
     best = history["val_dice"].idxmax() if "val_dice" in history else history["val_loss"].idxmin()
-    fig, axes = _new_figure(1, len(names), 4 * len(names), 3.4, title)
+    fig, axes = style._new_figure(1, len(names), 4 * len(names), 3.4, title)
     for ax, name in zip(axes[0], names, strict=True):
         _draw_lines(ax, {"training": history[name], "validation": history[f"val_{name}"]})
         ax.axvline(best, color="grey", linestyle=":", label=f"best epoch ({best})")
-        ax.set(xlabel="epoch", title=_readable(name), ylim=None if name == "loss" else (0, 1))
+        ax.set(xlabel="epoch", title=style._readable(name), ylim=None if name == "loss" else (0, 1))
     axes[0, 0].legend()
     return fig
 
@@ -127,10 +101,10 @@ def compare_histories(
     """
     curves = {name: pd.Series(table[column].to_numpy(), range(1, len(table) + 1)) for name, table in histories.items()}
     series = {f"{name} (best: {curve.max():.3f})": curve for name, curve in curves.items()}
-    label = _readable(column.replace("val_", "validation "))
+    label = style._readable(column.replace("val_", "validation "))
     fig = line_chart(series, "epoch", label, ylim=(ymin, 1), title=title)
     (ax,) = fig.axes
-    for curve, (colour, marker) in zip(curves.values(), _styles(), strict=False):
+    for curve, (colour, marker) in zip(curves.values(), style._styles(), strict=False):
         ax.plot(curve.idxmax(), curve.max(), marker, color=colour, markersize=11, fillstyle="none")
     ax.legend(loc="lower right")
     return fig
@@ -139,19 +113,13 @@ def compare_histories(
 def pr_roc_curves(tables: Tables, threshold: float = 0.5, zoom: float = 1.0, title: str | None = None) -> Figure:
     """Plot precision-recall and ROC curves, with a point at one threshold.
 
-    Parameters
-    ----------
-    tables : dict of str to pandas.DataFrame
-        Scores of each model at all thresholds, from `metrics.threshold_scores`.
-    threshold : float
-        Threshold of the points.
-    zoom : float
-        Fraction of each axis to show, `0 < zoom <= 1`. The best corner stays visible.
+    The tables are those of `metrics.threshold_scores`. `zoom` is the fraction of each axis to show, `0 < zoom <= 1`;
+    the best corner stays visible.
     """
-    fig, ((left, right),) = _new_figure(1, 2, 8.6, 4.8, title)
+    fig, ((left, right),) = style._new_figure(1, 2, 8.6, 4.8, title)
     low, high, margin = 1 - 1.02 * zoom, 1 + 0.02 * zoom, 0.02 * zoom
     for ax, x, y in ((left, "recall", "precision"), (right, "false_positive_rate", "recall")):
-        for (name, table), (colour, marker) in zip(tables.items(), _styles(), strict=False):
+        for (name, table), (colour, marker) in zip(tables.items(), style._styles(), strict=False):
             # precision is undefined without predicted pixels
             rows = table[table["tp"] + table["fp"] > 0] if y == "precision" else table
             nearest = np.abs(rows["threshold"].to_numpy() - threshold).argsort(kind="stable")[:1].tolist()
@@ -164,7 +132,7 @@ def pr_roc_curves(tables: Tables, threshold: float = 0.5, zoom: float = 1.0, tit
     (chance,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
     right.legend(handles=[chance], loc="lower right")
     point = Line2D([], [], color="grey", marker="o", linestyle="", label=f"threshold {threshold:g}")
-    _legend_below(fig, [*left.lines, point])
+    style._legend_below(fig, [*left.lines, point])
     return fig
 
 
@@ -173,7 +141,7 @@ def calibration_curves(tables: Tables, title: str | None = None) -> Figure:
 
     The tables are those of `metrics.calibration_table`.
     """
-    fig, ((above,), (below,)) = _new_figure(2, 1, 5.6, 6.4, title, sharex=True, height_ratios=(3, 1))
+    fig, ((above,), (below,)) = style._new_figure(2, 1, 5.6, 6.4, title, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
     tables = {name: table[table["pixels"] > 0] for name, table in tables.items()}
     _draw_lines(above, {name: table.set_index("predicted")["observed"] for name, table in tables.items()})
@@ -188,7 +156,7 @@ def calibration_curves(tables: Tables, title: str | None = None) -> Figure:
 def _draw_lines(ax, series):
     """Draw each series with its own colour, marker and dashes. Long series have no markers."""
     dashes = cycle(("-", "--", "-.", ":"))
-    for (name, values), (colour, marker) in zip(series.items(), _styles(), strict=False):
+    for (name, values), (colour, marker) in zip(series.items(), style._styles(), strict=False):
         x = values.index if isinstance(values, pd.Series) else np.arange(1, len(values) + 1)
         marker = marker if len(x) <= 30 else None
         ax.plot(x, values, color=colour, linestyle=next(dashes), marker=marker, markersize=4, label=name)
@@ -208,24 +176,16 @@ def dot_plot(
 ) -> Figure:
     """Draw one number per row, with optional intervals or groups.
 
-    Parameters
-    ----------
-    values : pandas.Series
-        Numbers from top to bottom. The index names the rows; a MultiIndex names differences. A missing number has no
-        mark.
-    interval : pandas.DataFrame, optional
-        Two columns with the lower and upper ends of the intervals.
-    group : pandas.Series, optional
-        Group of each row, shown by colour and marker. Without groups, the numbers are written beside the marks.
-    reference : float, optional
-        Position of a vertical line.
-    log : bool
-        Use a logarithmic axis.
+    The index of `values` names the rows from top to bottom; a MultiIndex names differences. A missing number has no
+    mark. `interval` has two columns: the lower and upper ends of the intervals. `group` gives the group of each row,
+    shown by colour and marker; without groups, the numbers are written beside the marks. `reference` is the position
+    of a vertical line, `log` makes the axis logarithmic.
     """
-    names = [" \N{MINUS SIGN} ".join(name) if isinstance(name, tuple) else _readable(name) for name in values.index]
-    fig, ((ax,),) = _new_figure(1, 1, 7.5, (0.5 if group is None else 0.32) * len(values) + 1.1)
+    difference = " \N{MINUS SIGN} "
+    names = [difference.join(name) if isinstance(name, tuple) else style._readable(name) for name in values.index]
+    fig, ((ax,),) = style._new_figure(1, 1, 7.5, (0.5 if group is None else 0.32) * len(values) + 1.1)
     if log:
-        _log_axis(ax)
+        style._log_axis(ax)
     if reference is not None:
         ax.axvline(reference, color="grey", linestyle=":")
     if interval is not None:
@@ -238,7 +198,7 @@ def dot_plot(
             text = f"{value:.3g}" if interval is None else f"{value:.3f}"
             ax.annotate(text, (value, row), xytext=(0, 7), textcoords="offset points", ha="center")
     else:
-        _legend_beside(ax)
+        style._legend_beside(ax)
     ax.set_yticks(range(len(values)), names)
     ax.margins(x=0.1)
     ax.set(ylim=(len(values) - 0.5, -0.7), xlabel=xlabel, title=title)
@@ -247,17 +207,17 @@ def dot_plot(
 
 def scatter_plot(table: pd.DataFrame, x: str, y: str, by: str = "image_type", title: str | None = None) -> Figure:
     """Plot column `y` against column `x`, with a colour and a marker for each group in column `by`."""
-    fig, ((ax,),) = _new_figure(1, 1, 6.8, 4.2)
+    fig, ((ax,),) = style._new_figure(1, 1, 6.8, 4.2)
     _draw_points(ax, table.groupby(by), x, y, alpha=0.7)
     ax.set(xlabel=x, ylabel=y, title=title)
-    _legend_beside(ax, _readable(by))
+    style._legend_beside(ax, style._readable(by))
     return fig
 
 
 def _draw_points(ax, groups, x, y, **options):
     """Draw each group of rows with its own colour and marker."""
-    for (name, group), (colour, marker) in zip(groups, _styles(), strict=False):
-        ax.plot(group[x], group[y], marker, color=colour, label=_readable(name), **options)
+    for (name, group), (colour, marker) in zip(groups, style._styles(), strict=False):
+        ax.plot(group[x], group[y], marker, color=colour, label=style._readable(name), **options)
     ax.grid(alpha=0.4)
 
 
@@ -278,7 +238,7 @@ def count_scatter(table: pd.DataFrame, by: str = "image_type", title: str | None
         axis.set_ticks([], minor=True)
     ax.set(xlabel="true number of nuclei", ylabel="predicted number of nuclei")
     ax.set(xlim=(-0.5, end), ylim=(-0.5, end), aspect="equal")
-    _legend_beside(ax, _readable(by))
+    style._legend_beside(ax, style._readable(by))
     return fig
 
 
@@ -287,19 +247,13 @@ def score_vs_cost(
 ) -> Figure:
     """Plot the Dice of models against their costs on logarithmic axes, one panel per cost.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Column `dice` and the costs, one row per model. The index names the models.
-    costs : dict of str to str
-        Columns with the costs, and the labels of their axes.
-    family : sequence of str
-        Models that are cuts of one network, smallest first. They are numbered from 1 and joined by a line.
+    The index of the table names the models. The columns are `dice` and the costs; `costs` gives the labels of their
+    axes. `family` names the cuts of one network, smallest first: they are numbered from 1 and joined by a line.
     """
     family = list(family)
-    fig, axes = _new_figure(1, len(costs), 4.6 * len(costs), 4.2, title, sharey=True)
+    fig, axes = style._new_figure(1, len(costs), 4.6 * len(costs), 4.2, title, sharey=True)
     for ax, (cost, label) in zip(axes[0], costs.items(), strict=True):
-        points, looks = table[[cost, "dice"]], _styles()
+        points, looks = table[[cost, "dice"]], style._styles()
         if family:
             colour, marker = next(looks)
             name = f"{family[0]} \N{HORIZONTAL ELLIPSIS} {family[-1]}"
@@ -308,12 +262,12 @@ def score_vs_cost(
                 ax.annotate(str(number), point, ha="center", va="center_baseline", fontsize=9, color="white")
         for (name, point), (colour, marker) in zip(points.drop(family).iterrows(), looks, strict=False):
             ax.plot(*point, marker, color=colour, markersize=12, label=name)
-        _log_axis(ax, EngFormatter(sep=""))
+        style._log_axis(ax, EngFormatter(sep=""))
         ax.set_xlabel(label)
         ax.margins(x=0.12, y=0.15)
         ax.grid(alpha=0.4)
     axes[0, 0].set_ylabel("Dice")
-    _legend_below(fig)
+    style._legend_below(fig)
     return fig
 
 
@@ -326,22 +280,16 @@ def box_plots(
 ) -> Figure:
     """Draw quartiles, median and up to 300 random values of columns, for each group of rows.
 
-    Parameters
-    ----------
-    xlabels : dict of str to str
-        Columns, one panel each, and the labels of their axes.
-    order : sequence of str, optional
-        Groups from top to bottom. Groups without rows are left out. Default: sorted.
-    log : sequence of str
-        Columns with a logarithmic axis.
+    `xlabels` gives the columns, one panel each, and the labels of their axes. `order` lists the groups from top to
+    bottom, by default sorted; groups without rows are left out. `log` lists the columns with a logarithmic axis.
     """
     names = [name for name in order or sorted(table[by].unique()) if (table[by] == name).any()]
-    fig, axes = _new_figure(1, len(xlabels), 1.4 + 3.4 * len(xlabels), 0.9 + 0.5 * len(names), sharey=True)
+    fig, axes = style._new_figure(1, len(xlabels), 1.4 + 3.4 * len(xlabels), 0.9 + 0.5 * len(names), sharey=True)
     rng = np.random.default_rng(0)
     for ax, (column, label) in zip(axes[0], xlabels.items(), strict=True):
         if column in log:
-            _log_axis(ax)
-        for row, (name, (colour, _)) in enumerate(zip(names, _styles(), strict=False)):
+            style._log_axis(ax)
+        for row, (name, (colour, _)) in enumerate(zip(names, style._styles(), strict=False)):
             values = table.loc[table[by] == name, column].dropna().to_numpy()
             low, median, high = np.percentile(values, [25, 50, 75])
             ax.barh(row, high - low, left=low, height=0.7, fill=False, edgecolor=BLACK)
@@ -349,7 +297,7 @@ def box_plots(
             points = rng.permutation(values)[:300]
             ax.plot(points, row + rng.uniform(-0.3, 0.3, len(points)), ".", color=colour, alpha=0.4, zorder=0)
         ax.set_xlabel(label)
-    axes[0, 0].set_yticks(range(len(names)), map(_readable, names))
+    axes[0, 0].set_yticks(range(len(names)), map(style._readable, names))
     axes[0, 0].invert_yaxis()
     return fig
 
@@ -364,17 +312,10 @@ def heatmaps(
 ) -> Figure:
     """Draw tables as coloured cells with numbers, one panel per table.
 
-    Parameters
-    ----------
-    marked : dict of str to bool array, optional
-        Cells of each table with a red frame.
-    digits : int
-        Number of digits after the decimal point.
-    limits : tuple of float
-        Range of the colours.
+    `marked` gives a bool array for each table: cells with a red frame. `limits` is the range of the colours.
     """
     rows, columns = (max(table.shape[dim] for table in tables.values()) for dim in (0, 1))
-    fig, axes = _new_figure(1, len(tables), len(tables) * (0.6 * columns + 1.2), 0.45 * rows + 1.5)
+    fig, axes = style._new_figure(1, len(tables), len(tables) * (0.6 * columns + 1.2), 0.45 * rows + 1.5)
     for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
         ax.imshow(table, cmap="cividis", vmin=limits[0], vmax=limits[1], aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):

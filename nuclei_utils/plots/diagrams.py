@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, _legend_below, _new_figure
+from nuclei_utils.plots import style
+from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY
 
 SKIP = Line2D([], [], color=PURPLE, linestyle="--", label="skip connection")
 
@@ -22,7 +23,7 @@ def architecture(model) -> Figure:
     depth = len(blocks) // 2 - 1  # encoder, bottleneck, decoder, output
     drops = np.log2(blocks[0][0] / np.array([height for height, _, _ in blocks]))  # one step down per halving
     colours = [BLUE] * depth + [ORANGE] + [GREEN] * depth + [BLACK]
-    fig, ((ax,),) = _new_figure(1, 1, min(1.3 * len(blocks), 14), 5)
+    fig, ((ax,),) = style._new_figure(1, 1, min(1.3 * len(blocks), 14), 5)
     for x, ((height, width, channels), drop, colour) in enumerate(zip(blocks, drops, colours, strict=True)):
         ax.bar(x, 0.55, width=0.12 + 0.1 * np.log2(channels), bottom=-drop, color=colour, zorder=3)
         text = f"{height} x {width}\n{channels} {'maps' if channels > 1 else 'map'}"
@@ -68,7 +69,7 @@ def nested_skips(depth: int = 4, cuts: Sequence[int] | None = None, title: str |
     `cuts` gives the depth of the cut in each panel. Removed blocks are pale. Default: the whole network in one panel.
     """
     panels, inches = (cuts, 3) if cuts else ([None], 9)
-    fig, axes = _new_figure(1, len(panels), inches * len(panels), 0.62 * inches + 0.6, title)
+    fig, axes = style._new_figure(1, len(panels), inches * len(panels), 0.62 * inches + 0.6, title)
     for ax, cut in zip(axes[0], panels, strict=True):
         _draw_nested_blocks(ax, depth, cut)
     key = {"encoder, as in a U-Net": ("s", BLUE), "new in U-Net++": ("o", SKY), "decoder, as in a U-Net": ("D", GREEN)}
@@ -76,7 +77,7 @@ def nested_skips(depth: int = 4, cuts: Sequence[int] | None = None, title: str |
         Line2D([], [], linestyle="", marker=marker, markersize=10, color=colour, label=label)
         for label, (marker, colour) in key.items()
     ]
-    _legend_below(fig, [*blocks, SKIP])
+    style._legend_below(fig, [*blocks, SKIP])
     return fig
 
 

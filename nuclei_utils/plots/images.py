@@ -14,22 +14,8 @@ from scipy.ndimage import center_of_mass
 from skimage.segmentation import find_boundaries, mark_boundaries
 
 from nuclei_utils.labels import distance_map, touching_pairs
-from nuclei_utils.plots.style import (
-    BLACK,
-    BLUE,
-    CYCLE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    YELLOW,
-    _as_rgb,
-    _draw_image,
-    _legend_below,
-    _new_figure,
-    _readable,
-)
+from nuclei_utils.plots import style
+from nuclei_utils.plots.style import BLACK, BLUE, CYCLE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 
 Images = Sequence[np.ndarray]
 
@@ -44,7 +30,7 @@ def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> n
            [  0, 255,   0,   0],
            [  0,   0,   0,   0]], dtype=uint8)
     """
-    marked = mark_boundaries(_as_rgb(image), np.asarray(label_map).astype(int), to_rgb(colour), mode="inner")
+    marked = mark_boundaries(style._as_rgb(image), np.asarray(label_map).astype(int), to_rgb(colour), mode="inner")
     return (marked * 255).round().astype(np.uint8)
 
 
@@ -92,7 +78,7 @@ def label_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
     """
     label_map = np.asarray(label_map)
     opacity = np.where(find_boundaries(label_map, mode="inner"), 1, 0.5 * (label_map > 0))[..., None]
-    return ((1 - opacity) * _as_rgb(image) + opacity * colour_labels(label_map)).round().astype(np.uint8)
+    return ((1 - opacity) * style._as_rgb(image) + opacity * colour_labels(label_map)).round().astype(np.uint8)
 
 
 def error_map(mask: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -146,7 +132,8 @@ def show_images(
 def show_samples(records: Sequence, columns: int = 4, outlines: bool = False, size: float = 2.4) -> Figure:
     """Show the images of records, with the image type and the number of nuclei above each image."""
     images = [overlay(record.image, record.label_map) if outlines else record.image for record in records]
-    titles = [f"{_readable(r.image_type)}\n{len(np.unique(r.label_map[r.label_map > 0]))} nuclei" for r in records]
+    counts = [len(np.unique(record.label_map[record.label_map > 0])) for record in records]
+    titles = [f"{style._readable(r.image_type)}\n{count} nuclei" for r, count in zip(records, counts, strict=True)]
     return show_images(images, titles, columns, size)
 
 
@@ -159,36 +146,29 @@ def show_image_rows(
     title: str | None = None,
     cmap: str = "gray",
 ) -> Figure:
-    """Show rows of images.
+    """Show rows of images, with a name for each row.
 
-    Parameters
-    ----------
-    rows, names
-        Images and name of each row. Rows may differ in length.
-    titles, captions : sequence of sequence of str
-        Text above and below each image, by row. Missing rows have no text.
-    cmap : str
-        Colour map of float arrays (H, W).
+    Rows may differ in length. `titles` and `captions` give the text above and below each image, by row; missing rows
+    have no text. `cmap` is the colour map of float arrays (H, W).
     """
     rows, titles, captions = list(rows), list(titles), list(captions)
     columns = max(map(len, rows))
     lines = sum(max((text.count("\n") + 1 for text in texts), default=0) for texts in titles + captions)
     height = len(rows) * (size + 0.05) + 0.2 * lines + (0.3 if title else 0)
-    fig, axes = _new_figure(len(rows), columns, columns * size + 0.3, height, title)
-    for ax in axes.flat:
-        ax.set_visible(False)
+    fig, axes = style._new_figure(len(rows), columns, columns * size + 0.3, height, title)
     for row, images in zip(axes, rows, strict=True):
         for ax, image in zip(row, images, strict=False):
             image = np.asarray(image)
             is_map = image.ndim == 2 and image.dtype.kind == "f"
-            ax.set_visible(True)
-            _draw_image(ax, image if is_map else _as_rgb(image), size, cmap=cmap, vmin=0, vmax=1)
+            style._draw_image(ax, image if is_map else style._as_rgb(image), size, cmap=cmap, vmin=0, vmax=1)
     for ax, name in zip(axes[:, 0], names, strict=False):
         ax.set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
     for write, fontsize, table in ((Axes.set_title, 10, titles), (Axes.set_xlabel, 9, captions)):
         for row, texts in zip(axes, table, strict=False):
             for ax, text in zip(row, texts, strict=False):
                 write(ax, text, fontsize=fontsize)
+    for ax in axes.flat:
+        ax.set_visible(bool(ax.images))
     return fig
 
 
@@ -197,14 +177,8 @@ def show_predictions(
 ) -> Figure:
     """Show image, truth, predicted probability and errors, one row per image.
 
-    Parameters
-    ----------
-    masks : sequence of array (H, W)
-        True masks or label maps.
-    probabilities : sequence of float or bool array (H, W)
-        Probability of nucleus in [0, 1]. The predicted mask is `probability > 0.5`.
-    dice : sequence of float
-        Dice of each image, for the captions.
+    `masks` are true masks or label maps. `probabilities` are float or bool arrays (H, W) in [0, 1]; the predicted mask
+    is `probability > 0.5`. `dice` gives the Dice of each image for the captions.
     """
     rows = []
     for image, mask, probability in zip(images, masks, probabilities, strict=True):
@@ -214,7 +188,7 @@ def show_predictions(
     captions = [["", "", "", f"Dice {score:.2f}"] for score in dice]
     fig = show_image_rows(rows, titles=[titles], captions=captions, size=2.1, title=title, cmap="viridis")
     key = {"true positive": "white", "false negative (missed)": ORANGE, "false positive": BLUE}
-    _legend_below(fig, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour in key.items()])
+    style._legend_below(fig, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour in key.items()])
     return fig
 
 
@@ -229,9 +203,9 @@ def show_pairs(
 
 def show_histograms(images: Images, titles: Sequence[str], title: str | None = None) -> Figure:
     """Show images in one row and, below, the histograms of their values over the range of the data type."""
-    fig, axes = _new_figure(2, len(images), 2.9 * len(images), 4.4, title)
+    fig, axes = style._new_figure(2, len(images), 2.9 * len(images), 4.4, title)
     for (above, below), image, name in zip(axes.T, images, titles, strict=True):
-        _draw_image(above, _as_rgb(image), 1.9)
+        style._draw_image(above, style._as_rgb(image), 1.9)
         above.set_title(name, fontsize=10)
         highest = 255 if image.dtype == np.uint8 else 1
         below.hist(np.ravel(image), bins=64, range=(0, highest), color=BLUE, log=True)
@@ -259,12 +233,12 @@ def show_measurements(
 
     `groups` gives the measurements of the nuclei by the name of their image. The bars of the images are stacked.
     """
-    fig, ((left, right),) = _new_figure(1, 2, 10, 4.6, title, width_ratios=(1, 1.15))
-    _draw_image(left, overlay(image, label_map), 4.4)
+    fig, ((left, right),) = style._new_figure(1, 2, 10, 4.6, title, width_ratios=(1, 1.15))
+    style._draw_image(left, overlay(image, label_map), 4.4)
     _write_labels(left, label_map, 8, "white", BLACK)
     values = [np.asarray(group, float) for group in groups.values()]
     look = {"color": list(islice(cycle(CYCLE), len(groups))), "edgecolor": "white", "linewidth": 0.5}
-    right.hist(values, 24, stacked=True, label=list(map(_readable, groups)), **look)
+    right.hist(values, 24, stacked=True, label=list(map(style._readable, groups)), **look)
     right.set(xlabel=xlabel, ylabel="number of nuclei")
     right.legend(frameon=False)
     right.grid(alpha=0.4, axis="y")

@@ -22,9 +22,8 @@ def _as_rgb(image):
         )
     if image.dtype != np.uint8:
         image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+    image = np.atleast_3d(image)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
 def _styles():
