@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from skimage.segmentation import find_boundaries
 
 from nuclei_utils import metrics, models, plots
@@ -77,29 +77,23 @@ def points(line):
 # Label maps and images as arrays
 
 
-@pytest.mark.parametrize("thing", ["label map", "mask"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_overlay_colours_the_inner_border_and_no_other_pixel(image, label_map, thing, dtype):
-    labels = label_map if thing == "label map" else label_map > 0
-    picture = image if dtype == np.uint8 else image.astype(np.float32) / 255
-    before = picture.copy()
+@pytest.mark.parametrize("label_type", [np.int32, bool])
+@pytest.mark.parametrize("scale", [1, 255], ids=["uint8", "float"])
+def test_overlay_colours_the_inner_border_and_no_other_pixel(image, label_map, label_type, scale):
+    label_map = label_map.astype(label_type)
     expected = image.copy()
-    expected[find_boundaries(labels.astype(int), mode="inner")] = plots.rgb(plots.BLUE)
-    np.testing.assert_array_equal(plots.overlay(picture, labels, plots.BLUE), expected)
-    np.testing.assert_array_equal(picture, before)
+    expected[find_boundaries(label_map.astype(int), mode="inner")] = (0, 114, 178)
+    picture = image / 255 if scale == 255 else image
+    np.testing.assert_array_equal(plots.overlay(picture, label_map, plots.BLUE), expected)
 
 
 def test_label_overlay_tints_nuclei_and_keeps_the_background(image, label_map):
-    colours = plots.colour_labels(label_map)
-    expected = image.copy()
-    inside = label_map > 0
-    expected[inside] = (0.5 * image[inside] + 0.5 * colours[inside]).round()
-    outline = find_boundaries(label_map, mode="inner")
-    expected[outline] = colours[outline]
+    colours, outline = plots.colour_labels(label_map), find_boundaries(label_map, mode="inner")
     result = plots.label_overlay(image, label_map)
-    assert result.dtype == np.uint8
-    np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(plots.label_overlay(image, 0 * label_map), image)
+    np.testing.assert_array_equal(result[outline], colours[outline])
+    np.testing.assert_array_equal(result[label_map == 0], image[label_map == 0])
+    inside = (label_map > 0) & ~outline
+    assert np.abs(result[inside] - 0.5 * image[inside] - 0.5 * colours[inside]).max() <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -108,9 +102,8 @@ def test_label_overlay_tints_nuclei_and_keeps_the_background(image, label_map):
         np.random.default_rng(0).permutation(np.arange(1, 401)).reshape(20, 20).repeat(3, axis=0).repeat(3, axis=1),
         np.column_stack([np.arange(1, 12), np.full(11, 40)]),  # label 40 has more neighbours than colours exist
         np.array([[0, 3, 60000]], np.uint16),
-        np.arange(1, 50)[None],
     ],
-    ids=["dense", "eleven neighbours", "large labels", "many labels"],
+    ids=["dense", "eleven neighbours", "large labels"],
 )
 def test_colour_labels_separates_touching_nuclei_from_each_other_and_from_black(label_map):
     colours = plots.colour_labels(label_map)
@@ -124,25 +117,22 @@ def test_colour_labels_separates_touching_nuclei_from_each_other_and_from_black(
 def test_crop_nucleus_contains_the_whole_outline(label_map, size, shape):
     crop = plots.crop_nucleus(np.zeros((20, 30, 3), np.uint8), label_map, 5, size, colour=plots.SKY)
     assert crop.shape == (*shape, 3)
-    assert (crop == plots.rgb(plots.SKY)).all(axis=2).sum() == 2 * 8 + 2 * 4
+    assert (crop == (86, 180, 233)).all(axis=2).sum() == 2 * 8 + 2 * 4
 
 
-def test_crop_nucleus_centres_the_nucleus():
+def test_crop_nucleus_centres_the_nucleus_and_refuses_an_absent_label():
     label_map = np.zeros((100, 100), int)
     label_map[40:44, 60:64] = 3
     outline = plots.crop_nucleus(np.zeros((100, 100)), label_map, 3, size=20).any(axis=2)
     assert np.argwhere(outline).mean(axis=0).tolist() == [9.5, 9.5]
-
-
-def test_crop_nucleus_refuses_an_absent_label(image, label_map):
-    with pytest.raises(ValueError, match="label 3"):
-        plots.crop_nucleus(image, label_map, 3)
+    with pytest.raises(ValueError, match="label 2"):
+        plots.crop_nucleus(label_map > 0, label_map, 2)
 
 
 # Figures of images
 
 
-def test_show_images_displays_each_type_of_image(image):
+def test_show_images_displays_each_type_of_image_and_refuses_a_label_map(image, label_map):
     mask = (image[..., :1] > 9).astype(np.float32)
     fig = plots.show_images([image, image / 255, image[..., 0], mask], list("abcd"), columns=3, title="all")
     axes = image_axes(fig)
@@ -151,12 +141,8 @@ def test_show_images_displays_each_type_of_image(image):
     for ax, expected in zip(axes, (image, image, image[..., [0, 0, 0]], 255 * mask[..., [0, 0, 0]]), strict=True):
         np.testing.assert_array_equal(shown(ax), expected)
     assert sum(ax.get_visible() for ax in fig.axes) == 4, "empty panels are hidden"
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
-def test_show_images_refuses_integers_without_a_known_white_level(label_map, dtype):
     with pytest.raises(ValueError, match="colour_labels"):
-        plots.show_images([label_map.astype(dtype)])
+        plots.show_images([label_map])
 
 
 def test_show_samples_names_image_type_and_number_of_nuclei(image, label_map):
@@ -176,25 +162,18 @@ def test_show_image_rows_of_different_lengths(image):
     assert axes[4].images[0].get_clim() == (0, 1), "float images keep their range"
 
 
-@pytest.mark.parametrize("dice", [(), [0.25, 1.0]])
-def test_show_predictions_shows_errors_and_dice(image, label_map, dice):
+def test_show_predictions_shows_errors_and_dice(image, label_map):
     probabilities = [np.zeros((20, 30), np.float32), (label_map > 0).astype(np.float32)]
-    fig = plots.show_predictions([image] * 2, [label_map] * 2, probabilities, dice, title="before")
+    fig = plots.show_predictions([image] * 2, [label_map] * 2, probabilities, [0.25, 1.0], title="before")
     axes = np.reshape(image_axes(fig), (2, 4))
     for row, probability in zip(axes, probabilities, strict=True):
         np.testing.assert_array_equal(shown(row[3]), plots.error_map(label_map, probability > 0.5))
         assert row[2].images[0].get_clim() == (0, 1), "probabilities keep their range"
     assert {"before", "truth", "errors", "true positive", "false positive"} <= set(texts(fig))
-    assert [ax.get_xlabel() for ax in axes[:, 3]] == (["Dice 0.25", "Dice 1.00"] if dice else ["", ""])
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-def test_title_and_legend_do_not_overlap_the_images(image, label_map, rows):
-    fig = plots.show_predictions([image] * rows, [label_map] * rows, [label_map > 0] * rows, [1.0] * rows, "before")
-    axes = np.reshape(image_axes(fig), (rows, 4))
-    title = next(text for text in fig.texts if text.get_text() == "before").get_window_extent()
+    assert [ax.get_xlabel() for ax in axes[:, 3]] == ["Dice 0.25", "Dice 1.00"]
+    title, legend = fig.texts[0].get_window_extent(), fig.legends[0].get_window_extent()
     assert max(ax.title.get_window_extent().y1 for ax in axes[0]) < title.y0 < title.y1 <= fig.bbox.y1
-    assert fig.legends[0].get_window_extent().y1 < axes[-1, 3].xaxis.label.get_window_extent().y0
+    assert legend.y1 < axes[-1, 3].xaxis.label.get_window_extent().y0, "the legend lies below the images"
 
 
 def test_show_pairs_shows_overlays_above_masks(image, label_map):
@@ -215,24 +194,13 @@ def test_show_histograms_cover_the_range_of_the_type(image):
     assert sum(bar.get_height() for bar in below.patches) == image.size
 
 
-@pytest.mark.parametrize(
-    ("draw", "index"),
-    [
-        (lambda line: plots.show_images([line], columns=1, size=2), 0),
-        (lambda line: plots.show_predictions([line * 0], [line], [line]), 2),
-        (lambda line: plots.show_pairs([line * 0], [line]), 1),
-        (lambda line: plots.show_histograms([line], ["line"]), 0),
-    ],
-    ids=["images", "probability", "pairs", "histograms"],
-)
-def test_thin_lines_stay_visible_in_small_panels(draw, index):
+def test_thin_lines_stay_visible_in_small_panels():
     line = np.zeros((1200, 600))
     line[604] = 1  # nearest-neighbour interpolation would skip this row
-    fig = draw(line)
-    box = image_axes(fig)[index].get_window_extent()
+    fig = plots.show_images([line], columns=1, size=2)
+    box = image_axes(fig)[-1].get_window_extent()
     pixels = np.asarray(fig.canvas.buffer_rgba())[::-1, :, 0].astype(int)
-    inside = pixels[int(box.y0) + 3 : int(box.y1) - 3, int(box.x0) + 3 : int(box.x1) - 3]
-    assert np.ptp(inside) > 10
+    assert np.ptp(pixels[int(box.y0) + 3 : int(box.y1) - 3, int(box.x0) + 3 : int(box.x1) - 3]) > 10
 
 
 def test_numbered_labels_writes_each_label_on_its_nucleus(label_map):
@@ -249,12 +217,10 @@ def test_numbered_labels_writes_each_label_on_its_nucleus(label_map):
 def test_show_measurements_numbers_the_nuclei_and_counts_them(image, label_map):
     fig = plots.show_measurements(image, label_map, {"first_one": [1, 2, 2], "second": [9.0]}, "area (pixels)")
     left, right = fig.axes
-    assert {text.get_text() for text in left.texts} == {"1", "2", "5"}
+    assert [text.get_text() for text in left.texts] == ["1", "2", "5"]
     assert sum(bar.get_height() for bar in right.patches) == 4
     assert {"first one", "second", "area (pixels)", "number of nuclei"} <= set(texts(fig))
-    empty = plots.show_measurements(image, 0 * label_map, {"none": []}, "area")
-    empty.canvas.draw()
-    assert not empty.axes[0].texts
+    assert not plots.show_measurements(image, 0 * label_map, {"none": []}, "area").axes[0].texts
 
 
 # Charts
@@ -274,15 +240,11 @@ def test_line_chart_of_sequences_and_of_a_table():
 
 
 def test_line_panels_has_one_panel_per_group_and_one_line_per_table():
-    table = pd.DataFrame(
-        {"kind": ["blur", "blur", "noise", "noise"], "strength": list("0401"), "dice": [0.9, 0.3, 0.9, 0.1]}
-    )
-    references = {"blur": 0.45, "noise": 0.2}
-    fig = plots.line_panels(
-        {"A": table, "B": table}, "strength", "dice", "kind", {"blur": "sigma (pixels)"}, references, "worse images"
-    )
+    table = pd.DataFrame({"kind": ["blur"] * 2 + ["noise"] * 2, "strength": list("0401"), "dice": [0.9, 0.3, 0.9, 0.1]})
+    options = {"xlabels": {"blur": "sigma (pixels)"}, "references": {"blur": 0.45, "noise": 0.2}, "title": "worse"}
+    fig = plots.line_panels({"A": table, "B": table}, "strength", "dice", "kind", **options)
     blur, noise = fig.axes
-    assert {"A", "B", "worse images", "dice", "blur", "noise"} <= set(texts(fig))
+    assert {"A", "B", "worse", "dice", "blur", "noise"} <= set(texts(fig))
     assert (blur.get_xlabel(), noise.get_xlabel()) == ("sigma (pixels)", "strength")
     assert [line.get_ydata().tolist() for line in noise.lines[:2]] == [[0.9, 0.1]] * 2
     assert [tick.get_text() for tick in blur.get_xticklabels()] == ["0", "4"]
@@ -301,10 +263,8 @@ def test_learning_curves_mark_the_best_epoch():
     assert dice.get_ylim() == (0, 1)
     assert [line.get_ydata().tolist() for line in dice.lines[:2]] == [[0.1, 0.5, 0.7], [0.1, 0.6, 0.5]]
     assert loss.lines[2].get_xdata()[0] == 2
-
-
-def test_learning_curves_without_dice_use_the_lowest_loss():
-    assert "best epoch (1)" in texts(plots.learning_curves(history(loss=[3.0, 2], val_loss=[2.0, 4]), ("loss",)))
+    without_dice = plots.learning_curves(table[["epoch", "loss", "val_loss"]].iloc[::2], ("loss",))
+    assert "best epoch (3)" in texts(without_dice), "the epoch with the lowest loss"
 
 
 def test_compare_histories_marks_the_best_epoch_of_each_training():
@@ -312,41 +272,26 @@ def test_compare_histories_marks_the_best_epoch_of_each_training():
     fig = plots.compare_histories(histories, ymin=0.1, title="two")
     (ax,) = fig.axes
     assert {"good (best: 0.900)", "short (best: 0.300)", "validation dice", "two"} <= set(texts(fig))
-    assert [points(line) for line in ax.lines] == [
-        [[1, 0.2], [2, 0.9], [3, 0.8]],
-        [[1, 0.1], [2, 0.3]],
-        [[2, 0.9]],
-        [[2, 0.3]],
-    ]
+    curves = [[[1, 0.2], [2, 0.9], [3, 0.8]], [[1, 0.1], [2, 0.3]]]
+    assert [points(line) for line in ax.lines] == [*curves, [[2, 0.9]], [[2, 0.3]]]
     assert ax.get_ylim() == (0.1, 1)
 
 
-@pytest.fixture
-def threshold_tables():
+@pytest.mark.parametrize("zoom", [1, 0.2])
+def test_pr_roc_curves_mark_the_threshold_and_zoom_on_the_best_corner(zoom):
     thresholds = np.array([0.2, 0.4, 0.6, 0.8])
     table = pd.DataFrame({"threshold": thresholds, "recall": 1 - thresholds, "precision": [0.5, 0.7, 0.9, 1.0]})
     table = table.assign(false_positive_rate=0.1 * (1 - thresholds), tp=[4, 3, 2, 0], fp=[4, 1, 1, 0])
-    return {"good": table, "poor": table.assign(precision=0.4)}
-
-
-def test_pr_roc_curves_mark_the_threshold(threshold_tables):
-    fig = plots.pr_roc_curves(threshold_tables, threshold=0.6, title="both")
+    tables = {"good": table, "blind": table.assign(tp=0, fp=0)}
+    fig = plots.pr_roc_curves(tables, threshold=0.6, zoom=zoom, title="both")
     left, right = fig.axes
-    assert {"good", "poor", "random guess", "both", "threshold 0.6"} <= set(texts(fig))
-    curve, mark = left.lines[:2]
-    assert points(mark) == [[pytest.approx(0.4), 0.9]]
+    assert {"good", "blind", "random guess", "both", "threshold 0.6"} <= set(texts(fig))
+    curve = left.lines[0]
+    assert [points(curve)[index] for index in curve.get_markevery()] == [[pytest.approx(0.4), 0.9]]
     assert len(curve.get_xdata()) == 3, "precision is undefined without a predicted pixel"
     assert len(right.lines[0].get_xdata()) == 4
-
-
-def test_pr_roc_curves_zoom_on_the_best_corner(threshold_tables):
-    left, right = plots.pr_roc_curves(threshold_tables, zoom=0.2).axes
-    assert left.get_xlim() == left.get_ylim() == right.get_ylim() == pytest.approx((0.796, 1.004))
-    assert right.get_xlim() == pytest.approx((-0.004, 0.204))
-
-
-def test_pr_roc_curves_of_a_model_without_predicted_pixels(threshold_tables):
-    plots.pr_roc_curves({"blind": threshold_tables["good"].assign(tp=0, fp=0)}).canvas.draw()
+    assert left.get_xlim() == left.get_ylim() == right.get_ylim() == pytest.approx((1 - 1.02 * zoom, 1 + 0.02 * zoom))
+    assert right.get_xlim() == pytest.approx((-0.02 * zoom, 1.02 * zoom))
 
 
 def test_calibration_curves_leave_out_empty_bins():
@@ -377,16 +322,13 @@ def test_dot_plot_marks_groups_and_leaves_missing_numbers_empty():
     assert (list(first.get_xdata()[:1]), list(first.get_ydata())) == ([0.9], [0, 3])
     assert points(second) == [[0.4, 1], [0.2, 2]]
     assert {"a", "b", "agreement"} <= set(texts(fig))
-
-
-def test_dot_plot_on_a_logarithmic_axis():
     fig = plots.dot_plot(pd.Series({"read": 123.4, "train": 1.26}), "images per second", log=True)
     assert fig.axes[0].get_xscale() == "log"
-    assert {"read", "train", "123", "1.26"} <= set(texts(fig))
+    assert {"read", "train", "123", "1.26"} <= set(texts(fig)), "a number without a group is written"
 
 
 def test_scatter_plot_gives_each_group_a_colour_and_a_marker():
-    table = pd.DataFrame({"x": [0, 1, 2, 3], "y": [3, 2, 1, 0], "image_type": ["a", "b_c", "a", "d"]})
+    table = pd.DataFrame({"x": range(4), "y": range(4), "image_type": ["a", "b_c", "a", "d"]})
     fig = plots.scatter_plot(table, "x", "y", title="points")
     (ax,) = fig.axes
     assert [len(line.get_xdata()) for line in ax.lines] == [2, 1, 1]
@@ -448,16 +390,9 @@ def test_heatmaps_write_and_frame_the_numbers():
 # Diagrams
 
 
-def dashed_arrows(ax):
-    return [
-        text for text in ax.texts if getattr(text, "arrow_patch", None) and text.arrow_patch.get_linestyle() == "--"
-    ]
-
-
 @pytest.mark.parametrize(
     ("build", "heights", "maps"),
     [
-        (lambda: models.unet((64, 64, 3), filters=4, depth=2), [64, 32, 16, 32, 64, 64], [4, 8, 16, 8, 4, 1]),
         (lambda: models.unet((32, 64, 3), filters=4, depth=1, residual=True), [32, 16, 32, 32], [4, 8, 4, 1]),
         (
             lambda: models.mobilenet_unet((64, 64, 3), weights=None, filters=4),
@@ -465,7 +400,7 @@ def dashed_arrows(ax):
             [4, 96, 144, 192, 576, 320, 64, 32, 16, 8, 4, 1],
         ),
     ],
-    ids=["unet", "residual unet, not square", "mobilenet_unet"],
+    ids=["unet", "mobilenet_unet"],
 )
 def test_architecture_shows_sizes_and_skip_connections(build, heights, maps):
     model = build()
@@ -473,38 +408,31 @@ def test_architecture_shows_sizes_and_skip_connections(build, heights, maps):
     sizes = [text.split("\n") for text in texts(fig) if " x " in text]
     assert [int(size.split(" x ")[0]) for size, _ in sizes] == heights
     assert [int(text.split()[0]) for _, text in sizes] == maps
-    assert len(dashed_arrows(fig.axes[0])) == len(heights) // 2 - 1, "one skip connection per level"
+    arrows = [text.arrow_patch for text in fig.axes[0].texts if getattr(text, "arrow_patch", None)]
+    skips = [arrow for arrow in arrows if arrow.get_linestyle() == "--"]
+    assert len(skips) == len(heights) // 2 - 1, "one skip connection per level"
     assert f"{model.name}: {model.count_params():,} parameters" in texts(fig)
 
 
-@pytest.mark.parametrize(
-    ("build", "word"),
-    [
-        (lambda: models.unet((None, None, 3), filters=4, depth=1), "image size"),
-        (lambda: models.unet((64, None, 3), filters=4, depth=1), "image size"),
-        (lambda: models.mobilenet_encoder(None), "nested_skips"),
-    ],
-    ids=["open size", "open width", "no decoder"],
-)
-def test_architecture_refuses_other_models(build, word):
-    with pytest.raises(ValueError, match=word):
-        plots.architecture(build())
+def test_architecture_refuses_other_models():
+    with pytest.raises(ValueError, match="image size"):
+        plots.architecture(models.unet((64, None, 3), filters=4, depth=1))
+    with pytest.raises(ValueError, match="nested_skips"):
+        plots.architecture(models.mobilenet_encoder(None))
 
 
-@pytest.mark.parametrize("depth", [1, 4])
-def test_nested_skips_names_every_block_and_output(depth):
-    names = texts(plots.nested_skips(depth))
-    blocks = [f"X({i},{j})" for i in range(depth + 1) for j in range(depth + 1 - i)]
-    assert sorted(name for name in names if name.startswith("X(")) == sorted(blocks)
-    assert sorted(name for name in names if "output" in name) == [f"output {j}" for j in range(1, depth + 1)]
+def test_nested_skips_names_every_block_and_output():
+    names = texts(plots.nested_skips(4))
+    assert {f"X({i},{j})" for i in range(5) for j in range(5 - i)} <= set(names)
+    assert {f"output {j}" for j in range(1, 5)} <= set(names)
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("cut", [1, 3])
 def test_nested_skips_draws_removed_blocks_in_white(cut):
     fig = plots.nested_skips(3, cuts=(cut,))
     colours = [mpl.colors.to_hex(block.get_facecolor()[0]) for block in fig.axes[0].collections]
     assert len(colours) == 10
-    assert sum(colour != "#ffffff" for colour in colours) == (cut + 1) * (cut + 2) // 2
+    assert colours.count("#ffffff") == 10 - (cut + 1) * (cut + 2) // 2
     assert f"output {cut}" in texts(fig)
 
 
@@ -526,13 +454,8 @@ def test_animate_training_writes_a_gif_that_loops_and_holds_the_last_frame(tmp_p
     assert [file.name for file in path.parent.iterdir()] == ["unet.gif"], "no temporary file stays"
     with Image.open(path) as gif:
         assert (gif.format, gif.n_frames, gif.info["loop"]) == ("GIF", 7, 0)
-        durations = []
-        for frame in range(7):
-            gif.seek(frame)
-            durations.append(gif.info["duration"])
-    assert durations == [250] * 6 + [2500]
-    frames = iio.imread(path).astype(int)
-    changes = np.ptp(frames, axis=0).max(axis=(1, 2)) > 0
+        assert [frame.info["duration"] for frame in ImageSequence.Iterator(gif)] == [250] * 6 + [2500]
+    changes = np.ptp(iio.imread(path).astype(int), axis=0).max(axis=(1, 2)) > 0
     height = len(changes)
     assert changes[: height // 6].any(), "heading and progress bar change"
     assert not changes[height // 4 : height // 2].any(), "images and truth do not change"
@@ -561,15 +484,14 @@ def test_animate_training_limits_the_size_of_the_file(tmp_path):
     assert not (tmp_path / "tiny.gif").exists()
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(3, [0, 3, 6]), ([0, 1, 6], [0, 1, 6])])
-def test_show_training_shows_epochs_with_their_dice(records, predictions, epochs, expected):
+@pytest.mark.parametrize("epochs", [3, [0, 3, 6]])
+def test_show_training_shows_epochs_with_their_dice(records, predictions, epochs):
     fig = plots.show_training(records, predictions, epochs, names=["first", "second"], title="U-Net")
     axes = np.reshape(image_axes(fig), (2, 5))
-    titles = [f"epoch {epoch}" if epoch else "untrained" for epoch in expected]
-    assert [ax.get_title() for ax in axes[0]] == ["image", *titles, "truth"]
-    np.testing.assert_array_equal(shown(axes[1, 2]), predictions[expected[1]][1])
+    assert [ax.get_title() for ax in axes[0]] == ["image", "untrained", "epoch 3", "epoch 6", "truth"]
+    np.testing.assert_array_equal(shown(axes[1, 2]), predictions[3][1])
     assert axes[0, 2].images[0].get_clim() == (0, 1), "probabilities keep their range"
-    scores = [metrics.dice(records[0].label_map > 0, predictions[epoch][0]) for epoch in expected]
+    scores = [metrics.dice(records[0].label_map > 0, predictions[epoch][0]) for epoch in (0, 3, 6)]
     assert [ax.get_xlabel() for ax in axes[0, 1:4]] == [f"Dice {float(score):.2f}" for score in scores]
     assert {"first", "second", "U-Net", "Dice 1.00"} <= set(texts(fig))
 

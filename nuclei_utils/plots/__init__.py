@@ -37,4 +37,4 @@ from nuclei_utils.plots.images import (
     show_predictions,
     show_samples,
 )
-from nuclei_utils.plots.style import BLACK, BLUE, CYCLE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, rgb
+from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW

@@ -1,6 +1,7 @@
 """Show how the predictions of a network change during training: as an animation and as a figure."""
 
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -14,11 +15,10 @@ from nuclei_utils.files import atomic_write
 from nuclei_utils.metrics import dice
 from nuclei_utils.plots import style
 from nuclei_utils.plots.images import show_image_rows
-from nuclei_utils.plots.style import BLUE, as_rgb
+from nuclei_utils.plots.style import BLUE
 
 Predictions = Sequence[Sequence[np.ndarray]]
-HOLD = 2500
-"""Duration of the last frame, milliseconds."""
+HOLD = 2500  # duration of the last frame, milliseconds
 
 
 def animate_training(
@@ -30,7 +30,7 @@ def animate_training(
     max_frames: int = 40,
     max_megabytes: float = 3.0,
 ) -> Path:
-    """Write a GIF of the predictions, epoch by epoch.
+    """Write a GIF of the predictions, epoch by epoch, and return its path.
 
     Each frame shows the images, the true masks and the predictions with their Dice. The animation loops and holds the
     last frame.
@@ -41,8 +41,6 @@ def animate_training(
         Preview images, one column each. About five fit.
     predictions : sequence of sequence of float array (H, W)
         Probabilities in [0, 1] before training and after each epoch, one map per image (`training.read_previews`).
-    path : path-like
-        GIF file.
     fps : float
         Frames per second.
     max_frames : int
@@ -50,29 +48,15 @@ def animate_training(
     max_megabytes : float
         Maximum size of the file, 10**6 bytes. Frames are left out until the file is small enough.
 
-    Returns
-    -------
-    pathlib.Path
-        GIF file.
-
     Raises
     ------
     ValueError
         If images and predictions do not match, or the size limit is too small for two frames.
     """
     _check_predictions(records, predictions)
-    path, frames = Path(path), {}
-    fig, update = _frame(records, predictions, title)
+    path, draw = Path(path), _frame_drawer(records, predictions, title)
     epochs = _spaced(len(predictions), max_frames)
-    while True:
-        for epoch in epochs:
-            if epoch not in frames:
-                update(epoch)
-                fig.canvas.draw()
-                frames[epoch] = Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB")
-        content = _encode_gif([frames[epoch] for epoch in epochs], fps)
-        if len(content) <= max_megabytes * 1e6:
-            break
+    while len(content := _encode_gif([draw(epoch) for epoch in epochs], fps)) > max_megabytes * 1e6:
         if len(epochs) <= 2:
             raise ValueError(
                 f"{path.name}: an animation of {len(epochs)} frames takes {len(content) / 1e6:.2f} MB, more than "
@@ -93,29 +77,16 @@ def show_training(
 ) -> Figure:
     """Show image, predictions at some epochs, and truth, one row per image.
 
-    Parameters
-    ----------
-    records, predictions
-        As for `animate_training`.
-    epochs : int or sequence of int
-        Number of evenly spaced epochs, or the epochs.
-    names : sequence of str
-        Name of each row.
-
-    Raises
-    ------
-    ValueError
-        If images and predictions do not match.
+    `records` and `predictions` are those of `animate_training`. `epochs` is the number of evenly spaced epochs, or the
+    epochs themselves. `names` gives the name of each row.
     """
     _check_predictions(records, predictions)
     epochs = _spaced(len(predictions), epochs) if isinstance(epochs, int) else list(epochs)
     rows, captions = [], []
     for index, record in enumerate(records):
-        maps = [np.asarray(predictions[epoch][index], float) for epoch in epochs]
-        rows.append([record.image, *maps, record.label_map > 0])
-        captions.append(
-            ["", *(f"Dice {float(dice(record.label_map > 0, probability)):.2f}" for probability in maps), ""]
-        )
+        maps, truth = [np.asarray(predictions[epoch][index], float) for epoch in epochs], record.label_map > 0
+        rows.append([record.image, *maps, truth])
+        captions.append(["", *(f"Dice {float(dice(truth, probability)):.2f}" for probability in maps), ""])
     titles = ["image", *(f"epoch {epoch}" if epoch else "untrained" for epoch in epochs), "truth"]
     return show_image_rows(rows, names, [titles], captions, size=1.25, title=title)
 
@@ -128,9 +99,7 @@ def _spaced(count, maximum):
 def _check_predictions(records, predictions):
     expected = [record.label_map.shape for record in records]
     if not expected or not len(predictions):
-        raise ValueError(
-            f"expected at least one image and one epoch, found {len(expected)} images and {len(predictions)} epochs"
-        )
+        raise ValueError(f"expected images and epochs, found {len(expected)} images and {len(predictions)} epochs")
     for epoch, maps in enumerate(predictions):
         if (shapes := [np.shape(probability) for probability in maps]) != expected:
             raise ValueError(
@@ -139,8 +108,8 @@ def _check_predictions(records, predictions):
             )
 
 
-def _frame(records, predictions, title):
-    """Return the figure of one frame, and the function that fills in an epoch."""
+def _frame_drawer(records, predictions, title):
+    """Return the function that draws the frame of an epoch as a PIL image."""
     columns = len(records)
     fig = Figure(figsize=(1.2 * columns + 0.2, 4.3), dpi=100, layout="compressed")  # pyplot would show it in a notebook
     FigureCanvasAgg(fig)
@@ -150,14 +119,16 @@ def _frame(records, predictions, title):
     (bar,) = bar_ax.barh(0, 0, color=BLUE)
     bar_ax.set(xlim=(0, max(len(predictions) - 1, 1)), ylim=(-0.4, 0.4))
     axes = np.array([[fig.add_subplot(grid[row, column]) for column in range(columns)] for row in (1, 2, 3)])
-    for (top, middle, bottom), record in zip(axes.T, records, strict=True):
-        for ax, image in ((top, as_rgb(record.image)), (middle, record.label_map > 0), (bottom, record.label_map * 0)):
-            style.draw_image(ax, image, 1.2, cmap="gray", vmin=0, vmax=1)
-        bottom.set_xlabel("Dice 0.00", fontsize=9)
+    for column, record in zip(axes.T, records, strict=True):
+        images = style._as_rgb(record.image), record.label_map > 0, 0 * record.label_map
+        for ax, image in zip(column, images, strict=True):
+            style._draw_image(ax, image, 1.2, cmap="gray", vmin=0, vmax=1)
+        column[2].set_xlabel("Dice 0.00", fontsize=9)
     for ax, name in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
         ax.set_ylabel(name, fontsize=9)
 
-    def update(epoch):
+    @cache
+    def draw(epoch):
         scores = []
         for ax, record, probability in zip(axes[2], records, predictions[epoch], strict=True):
             scores.append(float(dice(record.label_map > 0, probability)))
@@ -166,11 +137,12 @@ def _frame(records, predictions, title):
         state = f"epoch {epoch} of {len(predictions) - 1}" if epoch else "before training"
         heading.set_text(f"{title + ': ' if title else ''}{state}, mean Dice of these images {np.mean(scores):.2f}")
         bar.set_width(epoch)
+        fig.canvas.draw()
+        return Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB")
 
-    update(0)
-    fig.canvas.draw()
+    draw(0)
     fig.set_layout_engine("none")  # the panels must not move between frames
-    return fig, update
+    return draw
 
 
 def _encode_gif(frames, fps):

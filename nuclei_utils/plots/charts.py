@@ -1,4 +1,7 @@
-"""Draw charts of tables: lines, points, boxes and heatmaps."""
+"""Draw charts of tables: lines, points, boxes and heatmaps.
+
+`tables` gives the pandas.DataFrame of each line or panel by its name. `by` is the column with the group of each row.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -11,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
 from nuclei_utils.plots import style
-from nuclei_utils.plots.style import BLACK, RED, readable, styles
+from nuclei_utils.plots.style import BLACK, RED
 
 Series = Mapping[str, Sequence[float] | pd.Series]
 Tables = Mapping[str, pd.DataFrame]
@@ -22,20 +25,12 @@ def line_chart(
 ) -> Figure:
     """Plot series of numbers as lines.
 
-    Parameters
-    ----------
-    series : dict of str to sequence of float, or pandas.DataFrame
-        Numbers of each line. The index of a pandas.Series gives the x values; other sequences start at x = 1.
-    xlabel, ylabel : str
-        Labels of the axes with their units.
-    log : {"", "x", "y", "xy"}
-        Logarithmic axes.
-    ylim : tuple of float, optional
-        Range of the y axis.
+    The index of a pandas.Series gives the x values; other sequences start at x = 1. `log` names the logarithmic axes:
+    "", "x", "y" or "xy".
     """
-    fig, ((ax,),) = style.new_figure(1, 1, 7, 3.8)
+    fig, ((ax,),) = style._new_figure(1, 1, 7, 3.8)
     if "x" in log:
-        style.log_axis(ax)
+        style._log_axis(ax)
     if "y" in log:
         ax.set_yscale("log")
     _draw_lines(ax, series)
@@ -44,7 +39,7 @@ def line_chart(
         ax.set_xticks(sorted(x_values))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=ylim)
     if len(series) > 4:
-        style.legend_beside(ax)
+        style._legend_beside(ax)
     elif len(series) > 1:
         ax.legend()
     return fig
@@ -59,32 +54,22 @@ def line_panels(
     references: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Plot one column against another: one line per table, one panel per group of rows.
+    """Plot column `y`, a score in [0, 1], against column `x`: one line per table, one panel per group of rows.
 
-    Parameters
-    ----------
-    tables : dict of str to pandas.DataFrame
-        Table of each line.
-    x, y : str
-        Columns with the values. Text in `x` is placed at equal distances; `y` is a score in [0, 1].
-    by : str
-        Column or index level with the group of each row.
-    xlabels : dict of str to str, optional
-        Label of the x axis of each panel. Default: `x`.
-    references : dict of str to float, optional
-        Position of a vertical line in each panel.
+    `by` is a column or an index level. Text in `x` is placed at equal distances. `xlabels` gives the label of the x
+    axis of a panel, by default `x`. `references` gives the position of a vertical line in each panel.
     """
     groups = {name: dict(list(table.groupby(by, sort=False))) for name, table in tables.items()}
     panels = list(next(iter(groups.values())))
-    fig, axes = style.new_figure(1, len(panels), 3.1 * len(panels), 3.6, title, sharey=True)
+    fig, axes = style._new_figure(1, len(panels), 3.1 * len(panels), 3.6, title, sharey=True)
     for ax, panel in zip(axes[0], panels, strict=True):
         _draw_lines(ax, {name: group[panel].set_index(x)[y] for name, group in groups.items()})
         if references:
             ax.axvline(references[panel], color=BLACK, linestyle=":")
             ax.text(references[panel], 0.03, f" {references[panel]:.2f}", transform=ax.get_xaxis_transform())
-        ax.set(title=panel, xlabel=(xlabels or {}).get(panel, readable(x)), ylim=(-0.02, 1.02))
-    axes[0, 0].set_ylabel(readable(y))
-    style.legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+        ax.set(title=panel, xlabel=(xlabels or {}).get(panel, style._readable(x)), ylim=(-0.02, 1.02))
+    axes[0, 0].set_ylabel(style._readable(y))
+    style._legend_below(fig)
     return fig
 
 
@@ -93,22 +78,16 @@ def learning_curves(
 ) -> Figure:
     """Plot training and validation loss and metrics against the epoch, with the best epoch.
 
-    The best epoch has the highest `val_dice`, or the lowest `val_loss` if the history has no `val_dice`.
-
-    Parameters
-    ----------
-    history : pandas.DataFrame
-        Column `epoch`, counted from 0, and for each metric NAME the columns NAME and val_NAME.
-    names : sequence of str
-        Metrics, one panel each.
+    The history has a column `epoch`, counted from 0, and the columns NAME and val_NAME for each NAME in `names`. The
+    best epoch has the highest `val_dice`, or the lowest `val_loss` if the history has no `val_dice`.
     """
     history = history.set_index(history["epoch"] + 1)
     best = history["val_dice"].idxmax() if "val_dice" in history else history["val_loss"].idxmin()
-    fig, axes = style.new_figure(1, len(names), 4 * len(names), 3.4, title)
+    fig, axes = style._new_figure(1, len(names), 4 * len(names), 3.4, title)
     for ax, name in zip(axes[0], names, strict=True):
         _draw_lines(ax, {"training": history[name], "validation": history[f"val_{name}"]})
         ax.axvline(best, color="grey", linestyle=":", label=f"best epoch ({best})")
-        ax.set(xlabel="epoch", title=readable(name), ylim=None if name == "loss" else (0, 1))
+        ax.set(xlabel="epoch", title=style._readable(name), ylim=None if name == "loss" else (0, 1))
     axes[0, 0].legend()
     return fig
 
@@ -116,23 +95,16 @@ def learning_curves(
 def compare_histories(
     histories: Tables, column: str = "val_dice", ymin: float = 0.0, title: str | None = None
 ) -> Figure:
-    """Plot one metric of several trainings against the epoch, with the best epoch of each training.
+    """Plot a metric of several trainings against the epoch, with the best epoch of each.
 
-    Parameters
-    ----------
-    histories : dict of str to pandas.DataFrame
-        History of each training.
-    column : str
-        Metric in [0, 1]; higher is better.
-    ymin : float
-        Lower end of the y axis.
+    The metric `column` lies in [0, 1], higher is better. The y axis starts at `ymin`.
     """
     curves = {name: pd.Series(table[column].to_numpy(), range(1, len(table) + 1)) for name, table in histories.items()}
     series = {f"{name} (best: {curve.max():.3f})": curve for name, curve in curves.items()}
-    label = readable(column.replace("val_", "validation "))
+    label = style._readable(column.replace("val_", "validation "))
     fig = line_chart(series, "epoch", label, ylim=(ymin, 1), title=title)
     (ax,) = fig.axes
-    for curve, (colour, marker) in zip(curves.values(), styles(), strict=False):
+    for curve, (colour, marker) in zip(curves.values(), style._styles(), strict=False):
         ax.plot(curve.idxmax(), curve.max(), marker, color=colour, markersize=11, fillstyle="none")
     ax.legend(loc="lower right")
     return fig
@@ -141,53 +113,35 @@ def compare_histories(
 def pr_roc_curves(tables: Tables, threshold: float = 0.5, zoom: float = 1.0, title: str | None = None) -> Figure:
     """Plot precision-recall and ROC curves, with a point at one threshold.
 
-    Parameters
-    ----------
-    tables : dict of str to pandas.DataFrame
-        Scores of each model at all thresholds, from `metrics.threshold_scores`.
-    threshold : float
-        Threshold of the points.
-    zoom : float
-        Fraction of each axis to show, `0 < zoom <= 1`. The best corner stays visible.
+    The tables are those of `metrics.threshold_scores`. `zoom` is the fraction of each axis to show, `0 < zoom <= 1`;
+    the best corner stays visible.
     """
-    fig, ((left, right),) = style.new_figure(1, 2, 8.6, 4.8, title)
-    handles = []
-    for (name, table), (colour, marker) in zip(tables.items(), styles(), strict=False):
-        defined = table[table["tp"] + table["fp"] > 0]  # precision is undefined without predicted pixels
-        for ax, rows, x, y in ((left, defined, "recall", "precision"), (right, table, "false_positive_rate", "recall")):
-            ax.plot(rows[x], rows[y], color=colour)
-            nearest = (rows["threshold"] - threshold).abs().nsmallest(1).index
-            ax.plot(rows.loc[nearest, x], rows.loc[nearest, y], marker, color=colour, mec="white", markersize=8)
-        handles.append(Line2D([], [], color=colour, marker=marker, mec="white", label=name))
+    fig, ((left, right),) = style._new_figure(1, 2, 8.6, 4.8, title)
+    low, high, margin = 1 - 1.02 * zoom, 1 + 0.02 * zoom, 0.02 * zoom
+    for ax, x, y in ((left, "recall", "precision"), (right, "false_positive_rate", "recall")):
+        for (name, table), (colour, marker) in zip(tables.items(), style._styles(), strict=False):
+            # precision is undefined without predicted pixels
+            rows = table[table["tp"] + table["fp"] > 0] if y == "precision" else table
+            nearest = np.abs(rows["threshold"].to_numpy() - threshold).argsort(kind="stable")[:1].tolist()
+            look = {"marker": marker, "mec": "white", "markersize": 8, "markevery": nearest}
+            ax.plot(rows[x], rows[y], color=colour, label=name, **look)
+        ax.set(ylim=(low, high), ylabel=y, aspect="equal")
+        ax.grid(alpha=0.4)
+    left.set(title="precision and recall", xlabel="recall: fraction of nucleus found", xlim=(low, high))
+    right.set(title="ROC", xlabel="false positive rate: fraction of background", xlim=(-margin, zoom + margin))
     (chance,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
     right.legend(handles=[chance], loc="lower right")
-    low, high, margin = 1 - 1.02 * zoom, 1 + 0.02 * zoom, 0.02 * zoom
-    left.set(
-        title="precision and recall", xlabel="recall: fraction of nucleus found", ylabel="precision", xlim=(low, high)
-    )
-    right.set(
-        title="ROC",
-        xlabel="false positive rate: fraction of background",
-        ylabel="recall",
-        xlim=(-margin, zoom + margin),
-    )
-    for ax in (left, right):
-        ax.set(ylim=(low, high), aspect="equal")
-        ax.grid(alpha=0.4)
-    handles.append(Line2D([], [], color="grey", marker="o", linestyle="", label=f"threshold {threshold:g}"))
-    style.legend_below(fig, handles)
+    point = Line2D([], [], color="grey", marker="o", linestyle="", label=f"threshold {threshold:g}")
+    style._legend_below(fig, [*left.lines, point])
     return fig
 
 
 def calibration_curves(tables: Tables, title: str | None = None) -> Figure:
     """Plot the observed fraction of nucleus against the predicted probability, above the pixel counts.
 
-    Parameters
-    ----------
-    tables : dict of str to pandas.DataFrame
-        Table of each model, from `metrics.calibration_table`.
+    The tables are those of `metrics.calibration_table`.
     """
-    fig, ((above,), (below,)) = style.new_figure(2, 1, 5.6, 6.4, title, sharex=True, height_ratios=(3, 1))
+    fig, ((above,), (below,)) = style._new_figure(2, 1, 5.6, 6.4, title, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
     tables = {name: table[table["pixels"] > 0] for name, table in tables.items()}
     _draw_lines(above, {name: table.set_index("predicted")["observed"] for name, table in tables.items()})
@@ -202,7 +156,7 @@ def calibration_curves(tables: Tables, title: str | None = None) -> Figure:
 def _draw_lines(ax, series):
     """Draw each series with its own colour, marker and dashes. Long series have no markers."""
     dashes = cycle(("-", "--", "-.", ":"))
-    for (name, values), (colour, marker) in zip(series.items(), styles(), strict=False):
+    for (name, values), (colour, marker) in zip(series.items(), style._styles(), strict=False):
         x = values.index if isinstance(values, pd.Series) else np.arange(1, len(values) + 1)
         marker = marker if len(x) <= 30 else None
         ax.plot(x, values, color=colour, linestyle=next(dashes), marker=marker, markersize=4, label=name)
@@ -222,69 +176,55 @@ def dot_plot(
 ) -> Figure:
     """Draw one number per row, with optional intervals or groups.
 
-    Parameters
-    ----------
-    values : pandas.Series
-        Numbers from top to bottom. The index names the rows; a MultiIndex names differences. A missing number has no
-        mark.
-    xlabel : str
-        Name of the numbers with their unit.
-    interval : pandas.DataFrame, optional
-        Two columns with the lower and upper ends of the intervals.
-    group : pandas.Series, optional
-        Group of each row, shown by colour and marker. Without groups, the numbers are written beside the marks.
-    reference : float, optional
-        Position of a vertical line.
-    log : bool
-        Use a logarithmic axis.
+    The index of `values` names the rows from top to bottom; a MultiIndex names differences. A missing number has no
+    mark. `interval` has two columns: the lower and upper ends of the intervals. `group` gives the group of each row,
+    shown by colour and marker; without groups, the numbers are written beside the marks. `reference` is the position
+    of a vertical line, `log` makes the axis logarithmic.
     """
-    names = [" \N{MINUS SIGN} ".join(name) if isinstance(name, tuple) else readable(name) for name in values.index]
-    fig, ((ax,),) = style.new_figure(1, 1, 7.5, (0.5 if group is None else 0.32) * len(values) + 1.1)
+    difference = " \N{MINUS SIGN} "
+    names = [difference.join(name) if isinstance(name, tuple) else style._readable(name) for name in values.index]
+    fig, ((ax,),) = style._new_figure(1, 1, 7.5, (0.5 if group is None else 0.32) * len(values) + 1.1)
     if log:
-        style.log_axis(ax)
+        style._log_axis(ax)
     if reference is not None:
         ax.axvline(reference, color="grey", linestyle=":")
     if interval is not None:
         ax.hlines(range(len(values)), *interval.to_numpy().T, color=BLACK, linewidth=2, zorder=1)
-    groups = pd.Series("", values.index) if group is None else group.loc[values.index]
-    for name, (colour, marker) in zip(groups.unique(), styles(), strict=False):
-        rows = np.flatnonzero(groups == name)
-        ax.plot(values.iloc[rows], rows, marker, color=colour, markersize=8, label=name)
+    table = pd.DataFrame({"value": values.to_numpy(), "row": range(len(values))})
+    groups = np.full(len(values), "") if group is None else group.loc[values.index].to_numpy()
+    _draw_points(ax, table.groupby(groups, sort=False), "value", "row", markersize=8)
     if group is None:
         for row, value in enumerate(values):
             text = f"{value:.3g}" if interval is None else f"{value:.3f}"
             ax.annotate(text, (value, row), xytext=(0, 7), textcoords="offset points", ha="center")
     else:
-        style.legend_beside(ax)
+        style._legend_beside(ax)
     ax.set_yticks(range(len(values)), names)
     ax.margins(x=0.1)
     ax.set(ylim=(len(values) - 0.5, -0.7), xlabel=xlabel, title=title)
-    ax.grid(alpha=0.4)
     return fig
 
 
 def scatter_plot(table: pd.DataFrame, x: str, y: str, by: str = "image_type", title: str | None = None) -> Figure:
     """Plot column `y` against column `x`, with a colour and a marker for each group in column `by`."""
-    fig, ((ax,),) = style.new_figure(1, 1, 6.8, 4.2)
-    for (name, group), (colour, marker) in zip(table.groupby(by), styles(), strict=False):
-        ax.plot(group[x], group[y], marker, color=colour, alpha=0.7, label=readable(name))
+    fig, ((ax,),) = style._new_figure(1, 1, 6.8, 4.2)
+    _draw_points(ax, table.groupby(by), x, y, alpha=0.7)
     ax.set(xlabel=x, ylabel=y, title=title)
-    ax.grid(alpha=0.4)
-    style.legend_beside(ax, readable(by))
+    style._legend_beside(ax, style._readable(by))
     return fig
 
 
+def _draw_points(ax, groups, x, y, **options):
+    """Draw each group of rows with its own colour and marker."""
+    for (name, group), (colour, marker) in zip(groups, style._styles(), strict=False):
+        ax.plot(group[x], group[y], marker, color=colour, label=style._readable(name), **options)
+    ax.grid(alpha=0.4)
+
+
 def count_scatter(table: pd.DataFrame, by: str = "image_type", title: str | None = None) -> Figure:
-    """Plot the predicted against the true number of nuclei, one point per image.
+    """Plot the predicted against the true number of nuclei (columns `predicted`, `true`), one point per image.
 
     The axes are linear up to 10 and logarithmic above, so that 0 is visible.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Columns `true` and `predicted` with the numbers of nuclei, one row per image.
-    by : str
-        Column with the group of each image.
     """
     fig = scatter_plot(table, "true", "predicted", by, title)
     (ax,) = fig.axes
@@ -298,7 +238,7 @@ def count_scatter(table: pd.DataFrame, by: str = "image_type", title: str | None
         axis.set_ticks([], minor=True)
     ax.set(xlabel="true number of nuclei", ylabel="predicted number of nuclei")
     ax.set(xlim=(-0.5, end), ylim=(-0.5, end), aspect="equal")
-    style.legend_beside(ax, readable(by))
+    style._legend_beside(ax, style._readable(by))
     return fig
 
 
@@ -307,19 +247,13 @@ def score_vs_cost(
 ) -> Figure:
     """Plot the Dice of models against their costs on logarithmic axes, one panel per cost.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Column `dice` and the costs, one row per model. The index names the models.
-    costs : dict of str to str
-        Columns with the costs, and the labels of their axes.
-    family : sequence of str
-        Models that are cuts of one network, smallest first. They are numbered from 1 and joined by a line.
+    The index of the table names the models. The columns are `dice` and the costs; `costs` gives the labels of their
+    axes. `family` names the cuts of one network, smallest first: they are numbered from 1 and joined by a line.
     """
     family = list(family)
-    fig, axes = style.new_figure(1, len(costs), 4.6 * len(costs), 4.2, title, sharey=True)
+    fig, axes = style._new_figure(1, len(costs), 4.6 * len(costs), 4.2, title, sharey=True)
     for ax, (cost, label) in zip(axes[0], costs.items(), strict=True):
-        points, looks = table[[cost, "dice"]], styles()
+        points, looks = table[[cost, "dice"]], style._styles()
         if family:
             colour, marker = next(looks)
             name = f"{family[0]} \N{HORIZONTAL ELLIPSIS} {family[-1]}"
@@ -328,12 +262,12 @@ def score_vs_cost(
                 ax.annotate(str(number), point, ha="center", va="center_baseline", fontsize=9, color="white")
         for (name, point), (colour, marker) in zip(points.drop(family).iterrows(), looks, strict=False):
             ax.plot(*point, marker, color=colour, markersize=12, label=name)
-        style.log_axis(ax, EngFormatter(sep=""))
+        style._log_axis(ax, EngFormatter(sep=""))
         ax.set_xlabel(label)
         ax.margins(x=0.12, y=0.15)
         ax.grid(alpha=0.4)
     axes[0, 0].set_ylabel("Dice")
-    style.legend_below(fig, axes[0, 0].get_legend_handles_labels()[0])
+    style._legend_below(fig)
     return fig
 
 
@@ -346,25 +280,16 @@ def box_plots(
 ) -> Figure:
     """Draw quartiles, median and up to 300 random values of columns, for each group of rows.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-    xlabels : dict of str to str
-        Columns, one panel each, and the labels of their axes.
-    by : str
-        Column with the group of each row.
-    order : sequence of str, optional
-        Groups from top to bottom. Groups without rows are left out. Default: sorted.
-    log : sequence of str
-        Columns with a logarithmic axis.
+    `xlabels` gives the columns, one panel each, and the labels of their axes. `order` lists the groups from top to
+    bottom, by default sorted; groups without rows are left out. `log` lists the columns with a logarithmic axis.
     """
     names = [name for name in order or sorted(table[by].unique()) if (table[by] == name).any()]
-    fig, axes = style.new_figure(1, len(xlabels), 1.4 + 3.4 * len(xlabels), 0.9 + 0.5 * len(names), sharey=True)
+    fig, axes = style._new_figure(1, len(xlabels), 1.4 + 3.4 * len(xlabels), 0.9 + 0.5 * len(names), sharey=True)
     rng = np.random.default_rng(0)
     for ax, (column, label) in zip(axes[0], xlabels.items(), strict=True):
         if column in log:
-            style.log_axis(ax)
-        for row, (name, (colour, _)) in enumerate(zip(names, styles(), strict=False)):
+            style._log_axis(ax)
+        for row, (name, (colour, _)) in enumerate(zip(names, style._styles(), strict=False)):
             values = table.loc[table[by] == name, column].dropna().to_numpy()
             low, median, high = np.percentile(values, [25, 50, 75])
             ax.barh(row, high - low, left=low, height=0.7, fill=False, edgecolor=BLACK)
@@ -372,7 +297,7 @@ def box_plots(
             points = rng.permutation(values)[:300]
             ax.plot(points, row + rng.uniform(-0.3, 0.3, len(points)), ".", color=colour, alpha=0.4, zorder=0)
         ax.set_xlabel(label)
-    axes[0, 0].set_yticks(range(len(names)), map(readable, names))
+    axes[0, 0].set_yticks(range(len(names)), map(style._readable, names))
     axes[0, 0].invert_yaxis()
     return fig
 
@@ -387,21 +312,10 @@ def heatmaps(
 ) -> Figure:
     """Draw tables as coloured cells with numbers, one panel per table.
 
-    Parameters
-    ----------
-    tables : dict of str to pandas.DataFrame
-        Table of each panel.
-    xlabel, ylabel : str, optional
-        Labels of the columns and of the rows.
-    marked : dict of str to bool array, optional
-        Cells of each table with a red frame.
-    digits : int
-        Number of digits after the decimal point.
-    limits : tuple of float
-        Range of the colours.
+    `marked` gives a bool array for each table: cells with a red frame. `limits` is the range of the colours.
     """
     rows, columns = (max(table.shape[dim] for table in tables.values()) for dim in (0, 1))
-    fig, axes = style.new_figure(1, len(tables), len(tables) * (0.6 * columns + 1.2), 0.45 * rows + 1.5)
+    fig, axes = style._new_figure(1, len(tables), len(tables) * (0.6 * columns + 1.2), 0.45 * rows + 1.5)
     for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
         ax.imshow(table, cmap="cividis", vmin=limits[0], vmax=limits[1], aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -12,26 +11,19 @@ from matplotlib.patches import Patch
 from nuclei_utils.plots import style
 from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY
 
+SKIP = Line2D([], [], color=PURPLE, linestyle="--", label="skip connection")
+
 
 def architecture(model) -> Figure:
-    """Draw the feature maps and skip connections of a U-Net.
+    """Draw the feature maps and skip connections of a U-Net, a `keras.Model` with a fixed image size.
 
-    Parameters
-    ----------
-    model : keras.Model
-        U-Net with a fixed image size. Each decoder level has a `Conv2DTranspose` or `UpSampling2D` layer and a
-        `Concatenate` layer.
-
-    Raises
-    ------
-    ValueError
-        If the model has no such levels, or its image size is open.
+    Each decoder level needs a `Conv2DTranspose` or `UpSampling2D` layer and a `Concatenate` layer.
     """
     blocks = _blocks(model)
     depth = len(blocks) // 2 - 1  # encoder, bottleneck, decoder, output
     drops = np.log2(blocks[0][0] / np.array([height for height, _, _ in blocks]))  # one step down per halving
     colours = [BLUE] * depth + [ORANGE] + [GREEN] * depth + [BLACK]
-    fig, ((ax,),) = style.new_figure(1, 1, min(1.3 * len(blocks), 14), 5)
+    fig, ((ax,),) = style._new_figure(1, 1, min(1.3 * len(blocks), 14), 5)
     for x, ((height, width, channels), drop, colour) in enumerate(zip(blocks, drops, colours, strict=True)):
         ax.bar(x, 0.55, width=0.12 + 0.1 * np.log2(channels), bottom=-drop, color=colour, zorder=3)
         text = f"{height} x {width}\n{channels} {'maps' if channels > 1 else 'map'}"
@@ -43,10 +35,9 @@ def architecture(model) -> Figure:
         y = 0.45 - drops[x]
         arrow = {"arrowstyle": "->", "color": PURPLE, "linestyle": "--", "linewidth": 1.5}
         ax.annotate("", (2 * depth - x - 0.45, y), (x + 0.45, y), arrowprops=arrow)
-    parts = {"encoder": BLUE, "bottleneck": ORANGE, "decoder": GREEN, "output": BLACK}
-    key = [Patch(color=colour, label=name) for name, colour in parts.items()]
-    key.append(Line2D([], [], color=PURPLE, linestyle="--", label="skip connection"))
-    ax.legend(handles=key, loc="lower left", fontsize=9, frameon=False)
+    key = {"encoder": BLUE, "bottleneck": ORANGE, "decoder": GREEN, "output": BLACK}
+    patches = [Patch(color=colour, label=name) for name, colour in key.items()]
+    ax.legend(handles=[*patches, SKIP], loc="lower left", fontsize=9, frameon=False)
     ax.set(xlim=(-0.8, len(blocks) - 0.2), ylim=(-drops.max() - 0.7, 0.8))
     ax.axis("off")
     ax.set_title(f"{model.name}: {model.count_params():,} parameters")
@@ -75,29 +66,22 @@ def _blocks(model):
 def nested_skips(depth: int = 4, cuts: Sequence[int] | None = None, title: str | None = None) -> Figure:
     """Draw the blocks X(i, j) of a U-Net++ and their connections.
 
-    Parameters
-    ----------
-    depth : int
-        Depth of the network.
-    cuts : sequence of int, optional
-        Depth of the cut in each panel. Removed blocks are pale. Default: the whole network in one panel.
+    `cuts` gives the depth of the cut in each panel. Removed blocks are pale. Default: the whole network in one panel.
     """
-    panels = cuts or [None]
-    inches = 3 if cuts else 9
-    fig, axes = style.new_figure(1, len(panels), inches * len(panels), 0.62 * inches + 0.6, title)
+    panels, inches = (cuts, 3) if cuts else ([None], 9)
+    fig, axes = style._new_figure(1, len(panels), inches * len(panels), 0.62 * inches + 0.6, title)
     for ax, cut in zip(axes[0], panels, strict=True):
         _draw_nested_blocks(ax, depth, cut)
-    labels = "encoder, as in a U-Net", "new in U-Net++", "decoder, as in a U-Net"
-    key = [
+    key = {"encoder, as in a U-Net": ("s", BLUE), "new in U-Net++": ("o", SKY), "decoder, as in a U-Net": ("D", GREEN)}
+    blocks = [
         Line2D([], [], linestyle="", marker=marker, markersize=10, color=colour, label=label)
-        for marker, colour, label in zip("soD", (BLUE, SKY, GREEN), labels, strict=True)
+        for label, (marker, colour) in key.items()
     ]
-    key.append(Line2D([], [], color=PURPLE, linestyle="--", label="skip connection"))
-    style.legend_below(fig, key)
+    style._legend_below(fig, [*blocks, SKIP])
     return fig
 
 
-def _draw_nested_blocks(ax: Axes, depth: int, cut: int | None) -> None:
+def _draw_nested_blocks(ax, depth, cut):
     """Draw one panel of `nested_skips`, large if the network is not cut."""
     large, kept = cut is None, cut or depth
     gap, linewidth = (17, 1.2) if large else (9, 0.9)  # points

@@ -2,8 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, islice
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -12,17 +15,13 @@ from skimage.segmentation import find_boundaries, mark_boundaries
 
 from nuclei_utils.labels import distance_map, touching_pairs
 from nuclei_utils.plots import style
-from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW, as_rgb, readable, rgb
+from nuclei_utils.plots.style import BLACK, BLUE, CYCLE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 
 Images = Sequence[np.ndarray]
 
 
 def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> np.ndarray:
-    """Draw the border pixels of the nuclei of a label map or mask into an image.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
+    """Return an image, uint8 (H, W, 3), with the border pixels of the nuclei of a label map or mask.
 
     Examples
     --------
@@ -31,16 +30,12 @@ def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> n
            [  0, 255,   0,   0],
            [  0,   0,   0,   0]], dtype=uint8)
     """
-    marked = mark_boundaries(as_rgb(image), np.asarray(label_map).astype(int), rgb(colour) / 255, mode="inner")
+    marked = mark_boundaries(style._as_rgb(image), np.asarray(label_map).astype(int), to_rgb(colour), mode="inner")
     return (marked * 255).round().astype(np.uint8)
 
 
 def colour_labels(label_map: np.ndarray) -> np.ndarray:
-    """Colour each nucleus on black; touching nuclei get different colours.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
+    """Colour each nucleus on black, uint8 (H, W, 3); touching nuclei get different colours.
 
     Examples
     --------
@@ -48,7 +43,7 @@ def colour_labels(label_map: np.ndarray) -> np.ndarray:
     [[[0, 0, 0], [86, 180, 233], [0, 158, 115]]]
     """
     label_map = np.asarray(label_map)
-    palette = np.stack([rgb(colour) for colour in (ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE)])
+    palette = _palette(ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE)
     colour_of = np.arange(label_map.max(initial=0) + 1) % len(palette)
     neighbours = defaultdict(set)
     for first, second in touching_pairs(label_map).tolist():
@@ -65,17 +60,16 @@ def colour_labels(label_map: np.ndarray) -> np.ndarray:
         candidates = (colour_of[label] + np.arange(len(palette))) % len(palette)
         colour_of[label] = next((colour for colour in candidates if colour not in taken), colour_of[label])
         coloured.add(label)
-    colours = palette[colour_of]
-    colours[0] = 0
-    return colours[label_map]
+    return palette[colour_of][label_map] * (label_map > 0)[..., None]
+
+
+def _palette(*colours):
+    """Return matplotlib colours as a uint8 array (colours, 3)."""
+    return (to_rgba_array(colours)[:, :3] * 255).round().astype(np.uint8)
 
 
 def label_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
-    """Tint and outline each nucleus of an image; touching nuclei get different colours.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
+    """Tint and outline each nucleus of an image: uint8 (H, W, 3); touching nuclei get different colours.
 
     Examples
     --------
@@ -84,41 +78,28 @@ def label_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
     """
     label_map = np.asarray(label_map)
     opacity = np.where(find_boundaries(label_map, mode="inner"), 1, 0.5 * (label_map > 0))[..., None]
-    return ((1 - opacity) * as_rgb(image) + opacity * colour_labels(label_map)).round().astype(np.uint8)
+    return ((1 - opacity) * style._as_rgb(image) + opacity * colour_labels(label_map)).round().astype(np.uint8)
 
 
 def error_map(mask: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Colour the errors of a predicted mask.
+    """Colour the errors of a predicted mask: uint8 array (H, W, 3).
 
-    Returns
-    -------
-    uint8 array (H, W, 3)
-        White: true positive. Orange: false negative. Blue: false positive. Black: true negative.
+    White: true positive. Orange: false negative. Blue: false positive. Black: true negative.
 
     Examples
     --------
     >>> error_map(np.array([[1, 1, 0, 0]]), np.array([[1, 0, 1, 0]])).tolist()
     [[[255, 255, 255], [230, 159, 0], [0, 114, 178], [0, 0, 0]]]
     """
-    palette = np.stack([rgb(colour) for colour in (BLACK, ORANGE, BLUE, "white")])
-    return palette[(np.asarray(mask) > 0) + 2 * (np.asarray(predicted) > 0)]
+    return _palette(BLACK, ORANGE, BLUE, "white")[(np.asarray(mask) > 0) + 2 * (np.asarray(predicted) > 0)]
 
 
 def crop_nucleus(
     image: np.ndarray, label_map: np.ndarray, label: int, size: int = 64, colour: str = ORANGE
 ) -> np.ndarray:
-    """Crop an image around one nucleus and draw the outline of the nucleus.
+    """Crop an image around one outlined nucleus: uint8 array (height, width, 3).
 
     The crop has at least `size` rows and columns, if the image is large enough.
-
-    Returns
-    -------
-    uint8 array (height, width, 3)
-
-    Raises
-    ------
-    ValueError
-        If the label map has no such label.
 
     Examples
     --------
@@ -151,7 +132,8 @@ def show_images(
 def show_samples(records: Sequence, columns: int = 4, outlines: bool = False, size: float = 2.4) -> Figure:
     """Show the images of records, with the image type and the number of nuclei above each image."""
     images = [overlay(record.image, record.label_map) if outlines else record.image for record in records]
-    titles = [f"{readable(r.image_type)}\n{len(np.unique(r.label_map[r.label_map > 0]))} nuclei" for r in records]
+    counts = [len(np.unique(record.label_map[record.label_map > 0])) for record in records]
+    titles = [f"{style._readable(r.image_type)}\n{count} nuclei" for r, count in zip(records, counts, strict=True)]
     return show_images(images, titles, columns, size)
 
 
@@ -164,40 +146,29 @@ def show_image_rows(
     title: str | None = None,
     cmap: str = "gray",
 ) -> Figure:
-    """Show rows of images.
+    """Show rows of images, with a name for each row.
 
-    Parameters
-    ----------
-    rows : sequence of sequence of image
-        Images of each row. Rows may differ in length.
-    names : sequence of str
-        Name of each row.
-    titles, captions : sequence of sequence of str
-        Text above and below each image, by row. Missing rows have no text.
-    cmap : str
-        Colour map of float arrays (H, W).
+    Rows may differ in length. `titles` and `captions` give the text above and below each image, by row; missing rows
+    have no text. `cmap` is the colour map of float arrays (H, W).
     """
     rows, titles, captions = list(rows), list(titles), list(captions)
     columns = max(map(len, rows))
     lines = sum(max((text.count("\n") + 1 for text in texts), default=0) for texts in titles + captions)
     height = len(rows) * (size + 0.05) + 0.2 * lines + (0.3 if title else 0)
-    fig, axes = style.new_figure(len(rows), columns, columns * size + 0.3, height, title)
-    for ax in axes.flat:
-        ax.set_visible(False)
+    fig, axes = style._new_figure(len(rows), columns, columns * size + 0.3, height, title)
     for row, images in zip(axes, rows, strict=True):
         for ax, image in zip(row, images, strict=False):
             image = np.asarray(image)
             is_map = image.ndim == 2 and image.dtype.kind == "f"
-            ax.set_visible(True)
-            style.draw_image(ax, image if is_map else as_rgb(image), size, cmap=cmap, vmin=0, vmax=1)
+            style._draw_image(ax, image if is_map else style._as_rgb(image), size, cmap=cmap, vmin=0, vmax=1)
     for ax, name in zip(axes[:, 0], names, strict=False):
         ax.set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
-    for row, texts in zip(axes, titles, strict=False):
-        for ax, text in zip(row, texts, strict=False):
-            ax.set_title(text, fontsize=10)
-    for row, texts in zip(axes, captions, strict=False):
-        for ax, text in zip(row, texts, strict=False):
-            ax.set_xlabel(text, fontsize=9)
+    for write, fontsize, table in ((Axes.set_title, 10, titles), (Axes.set_xlabel, 9, captions)):
+        for row, texts in zip(axes, table, strict=False):
+            for ax, text in zip(row, texts, strict=False):
+                write(ax, text, fontsize=fontsize)
+    for ax in axes.flat:
+        ax.set_visible(bool(ax.images))
     return fig
 
 
@@ -206,14 +177,8 @@ def show_predictions(
 ) -> Figure:
     """Show image, truth, predicted probability and errors, one row per image.
 
-    Parameters
-    ----------
-    images, masks : sequence of array
-        Images, and their true masks or label maps.
-    probabilities : sequence of float or bool array (H, W)
-        Probability of nucleus in [0, 1]. The predicted mask is `probability > 0.5`.
-    dice : sequence of float
-        Dice of each image, for the captions.
+    `masks` are true masks or label maps. `probabilities` are float or bool arrays (H, W) in [0, 1]; the predicted mask
+    is `probability > 0.5`. `dice` gives the Dice of each image for the captions.
     """
     rows = []
     for image, mask, probability in zip(images, masks, probabilities, strict=True):
@@ -223,7 +188,7 @@ def show_predictions(
     captions = [["", "", "", f"Dice {score:.2f}"] for score in dice]
     fig = show_image_rows(rows, titles=[titles], captions=captions, size=2.1, title=title, cmap="viridis")
     key = {"true positive": "white", "false negative (missed)": ORANGE, "false positive": BLUE}
-    style.legend_below(fig, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour in key.items()])
+    style._legend_below(fig, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour in key.items()])
     return fig
 
 
@@ -238,9 +203,9 @@ def show_pairs(
 
 def show_histograms(images: Images, titles: Sequence[str], title: str | None = None) -> Figure:
     """Show images in one row and, below, the histograms of their values over the range of the data type."""
-    fig, axes = style.new_figure(2, len(images), 2.9 * len(images), 4.4, title)
+    fig, axes = style._new_figure(2, len(images), 2.9 * len(images), 4.4, title)
     for (above, below), image, name in zip(axes.T, images, titles, strict=True):
-        style.draw_image(above, as_rgb(image), 1.9)
+        style._draw_image(above, style._as_rgb(image), 1.9)
         above.set_title(name, fontsize=10)
         highest = 255 if image.dtype == np.uint8 else 1
         below.hist(np.ravel(image), bins=64, range=(0, highest), color=BLUE, log=True)
@@ -266,22 +231,14 @@ def show_measurements(
 ) -> Figure:
     """Show an image with numbered nuclei beside the histogram of a measurement.
 
-    Parameters
-    ----------
-    image, label_map
-        Image and its label map.
-    groups : dict of str to sequence of float
-        Measurements of the nuclei by the name of their image. The bars of the images are stacked.
-    xlabel : str
-        Name of the measurement with its unit.
+    `groups` gives the measurements of the nuclei by the name of their image. The bars of the images are stacked.
     """
-    fig, ((left, right),) = style.new_figure(1, 2, 10, 4.6, title, width_ratios=(1, 1.15))
-    style.draw_image(left, overlay(image, label_map), 4.4)
+    fig, ((left, right),) = style._new_figure(1, 2, 10, 4.6, title, width_ratios=(1, 1.15))
+    style._draw_image(left, overlay(image, label_map), 4.4)
     _write_labels(left, label_map, 8, "white", BLACK)
-    colours = [colour for (colour, _), _ in zip(style.styles(), groups, strict=False)]
     values = [np.asarray(group, float) for group in groups.values()]
-    names = [readable(name) for name in groups]
-    right.hist(values, 24, stacked=True, color=colours, label=names, edgecolor="white", linewidth=0.5)
+    look = {"color": list(islice(cycle(CYCLE), len(groups))), "edgecolor": "white", "linewidth": 0.5}
+    right.hist(values, 24, stacked=True, label=list(map(style._readable, groups)), **look)
     right.set(xlabel=xlabel, ylabel="number of nuclei")
     right.legend(frameon=False)
     right.grid(alpha=0.4, axis="y")

@@ -1,13 +1,9 @@
 """Colours, markers and the small helpers that the figures share."""
 
-from collections.abc import Iterator
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/)
@@ -16,30 +12,8 @@ YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK, YELLOW)
 
 
-def rgb(colour: str) -> np.ndarray:
-    """Convert a matplotlib colour to three uint8 numbers.
-
-    Examples
-    --------
-    >>> rgb("#E69F00")
-    array([230, 159,   0], dtype=uint8)
-    """
-    return (np.array(to_rgb(colour)) * 255).round().astype(np.uint8)
-
-
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Convert an image or a mask to a uint8 array (H, W, 3); floats are clipped to [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If the array has another integer type, because its white level is unknown.
-
-    Examples
-    --------
-    >>> as_rgb(np.array([[0.0, 0.5, 2.0]]))[0].tolist()
-    [[0, 0, 0], [128, 128, 128], [255, 255, 255]]
-    """
+def _as_rgb(image):
+    """Convert an image or a mask to a uint8 array (H, W, 3); floats are clipped to [0, 1]."""
     image = np.asarray(image)
     if image.dtype.kind in "iu" and image.dtype != np.uint8:
         raise ValueError(
@@ -48,43 +22,37 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
         )
     if image.dtype != np.uint8:
         image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    return np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+    image = np.atleast_3d(image)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def styles() -> Iterator[tuple[str, str]]:
+def _styles():
     """Yield pairs of a colour and a marker, without end."""
     return zip(cycle(CYCLE), cycle("os^Dv*XP"), strict=True)
 
 
-def readable(name: object) -> str:
+def _readable(name):
     """Return a name with spaces in place of underscores."""
     return str(name).replace("_", " ")
 
 
-def new_figure(rows: int, columns: int, width: float, height: float, title: str | None = None, **options):
+def _new_figure(rows, columns, width, height, title=None, **options):
     """Return a figure with a title, and its axes as an array (rows, columns); the sizes are inches."""
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(width, height), squeeze=False, **{"layout": "constrained", **options}
-    )
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
     if title:
         fig.suptitle(title)
     return fig, axes
 
 
-def draw_image(ax: Axes, image: np.ndarray, inches: float, **options) -> None:
-    """Show an image in a frame: enlarge with sharp pixels, shrink by averaging, so that thin lines stay visible.
-
-    The side length of the panel is `inches`. The `options` are those of `imshow`; colour maps affect (H, W) only.
-    """
+def _draw_image(ax, image, inches, **options):
+    """Show an image in a panel of side `inches`: enlarge with sharp pixels; shrink by averaging to keep thin lines."""
     enlarged = max(image.shape[:2]) < 0.9 * inches * ax.get_figure().dpi  # margins take about a tenth
     ax.imshow(image, interpolation="nearest" if enlarged else "antialiased", **options)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(color="grey", linewidth=0.8)
 
 
-def log_axis(ax: Axes, formatter: str = "{x:g}") -> None:
+def _log_axis(ax, formatter="{x:g}"):
     """Make the x axis logarithmic, with plain numbers at 1, 2, 5, 10, 20, ..."""
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,11 +60,12 @@ def log_axis(ax: Axes, formatter: str = "{x:g}") -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def legend_beside(ax: Axes, title: str | None = None) -> None:
+def _legend_beside(ax, title=None):
     """Put the legend to the right of an axes."""
     ax.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
-def legend_below(fig: Figure, handles: list) -> None:
-    """Put one legend below all axes of a figure."""
+def _legend_below(fig, handles=None):
+    """Put one legend below all axes of a figure, by default that of the first axes."""
+    handles = handles or fig.axes[0].get_legend_handles_labels()[0]
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
