@@ -134,7 +134,9 @@ def _decode_bmp(content, max_pixels, purpose):
         if compression not in (1, 2):
             _check_length((picture.width * bits + 7) // 8 * picture.height, len(content))
         elif picture.width * picture.height > 2**24:  # Pillow decodes run lengths in Python, which is slow
-            raise _Refusal("found a large run-length coded BMP, which takes too long: save it without compression")
+            raise _Refusal(
+                f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it without compression"
+            )
         return _decode_picture(picture, purpose)
 
 

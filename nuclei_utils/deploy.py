@@ -112,9 +112,7 @@ class _Upsample(layers.Layer):
 
 
 def export_onnx(model: keras.Model, path: str | os.PathLike) -> None:
-    """Write a network to an ONNX file, which ONNX Runtime and many other programs run without Keras.
-
-    Open sizes of the network stay open.
+    """Write a network to an ONNX file, which other programs run without Keras (needs tf2onnx). Open sizes stay open.
 
     Parameters
     ----------
@@ -158,7 +156,7 @@ def export_litert(
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision == "int8" and not images:
-        raise ValueError("precision int8 needs images, from which it takes the range of each feature map: give dozens")
+        raise ValueError("precision int8 needs dozens of images, from which it takes the range of each feature map")
     signature = [keras.InputSpec(shape=(1, size, size, 3), dtype="float32", name="image")]
     with tempfile.TemporaryDirectory() as folder:
         # Keras before 3.13 has no format="litert", which takes the same way
@@ -259,10 +257,8 @@ def compare_exports(
 
     Parameters
     ----------
-    model : keras.Model
-        Network as for `export_onnx`.
-    files : dict of str to path-like
-        Exported files of the network by their name in the table.
+    model, files
+        Network as for `export_onnx`, and its exported files by their name in the table.
     images, label_maps : sequences of uint8 array (H, W, 3) and int array (H, W)
         RGB images and their true label maps.
     size : int

@@ -79,7 +79,8 @@ def file_lock(path: str | os.PathLike, message: str) -> Iterator[None]:
     """Let only one process run a block of code at a time.
 
     The operating system releases the lock when the process ends, even if the process is killed. The lock file is
-    removed at the end of the block. On a file system without locks, the block runs without a lock.
+    removed at the end of the block. On a file system without locks, the block runs without a lock. Missing folders are
+    created.
 
     Raises
     ------

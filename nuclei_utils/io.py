@@ -143,7 +143,7 @@ def read_mask(path: str | os.PathLike, shape: tuple[int, int] | None = None) -> 
 
 
 def read_label_map(path: str | os.PathLike) -> np.ndarray:
-    """Read a label map from a grey PNG or TIFF file as an int32 array (H, W).
+    """Read a label map from a grey PNG (up to 16 bits) or TIFF (up to 64 bits) as an int32 array (H, W).
 
     The labels of the file stay, and can have gaps. A mask of 0 and 255 becomes a nucleus with label 255.
 

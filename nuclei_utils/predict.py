@@ -68,15 +68,13 @@ def predict_maps(
     ----------
     model : keras.Model or deploy.Frozen
         Network from (batch, H, W, 3) in [0, 1] to (batch, H, W, 1). If its height and width are fixed, tiles have this
-        size. A list of outputs (U-Net++ with deep supervision) is averaged. A dictionary of outputs gives one map for
-        each name.
+        size. A list of outputs (U-Net++ with deep supervision) is averaged. A dictionary gives one map for each name.
     image : uint8 array (H, W, 3)
         RGB image.
     tile, overlap : int
         Side of a tile, and overlap of neighbouring tiles, pixels: multiples of 32, `0 <= overlap <= tile / 2`.
     n_tta : {1, 4, 8}
-        Number of views for test-time augmentation: 4 mirrors the image both ways, 8 turns it by 90 degrees as well.
-        The maps are the mean over the views.
+        Number of views whose maps are averaged: 4 mirrors the image both ways, 8 turns it by 90 degrees as well.
     intensity_range : tuple of float, optional
         Dark and bright end of the normalisation (`preprocess.intensity_range`), by default those of this image. Set
         it if the image is a part of a larger image.
@@ -209,10 +207,9 @@ def tta_consistency(
         raise ValueError(f"found a label map of {label_map.shape}, expected {image.shape[:2]} as the image")
     image = preprocess.center_crop(image, (1024, 1024))
     size = image.shape[:2]
-    if label_map is None:
-        label_map = predict_labels(model, image, **options)
-    else:
-        label_map = preprocess.center_crop(label_map, size)
+    label_map = (
+        predict_labels(model, image, **options) if label_map is None else preprocess.center_crop(label_map, size)
+    )
     smaller = tuple(max(1, round(0.75 * side)) for side in size)
     mirrored = preprocess.resize(np.ascontiguousarray(image[:, ::-1]), smaller)
     other_label_map = preprocess.resize_label_map(predict_labels(model, mirrored, **options), size)[:, ::-1]

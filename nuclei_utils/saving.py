@@ -73,11 +73,6 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     No class of the course needs to be imported before. The network is not compiled: call `training.compile_model`, or
     `compile`, before the network is trained or evaluated.
 
-    Parameters
-    ----------
-    path
-        File from `keras.Model.save` or `nuclei-utils train`.
-
     Raises
     ------
     NucleiError
@@ -106,8 +101,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         hint = ""
         if saved_by and saved_by != keras.__version__:
             hint = (
-                f". Keras {saved_by} saved the file and this is Keras {keras.__version__}: an older Keras may not read "
-                "files of a newer one. Save the file with this version, or update Keras"
+                f". Keras {saved_by} saved it, this is {keras.__version__}: save it with this version, or update Keras"
             )
         raise NucleiError(f"{path} cannot be loaded as a Keras model: {reason}{hint}") from error
 
@@ -125,8 +119,7 @@ def _check_file(path):
         config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
             raise NucleiError(f"{path}: found no network in its config.json")
-        # Keras ignores the settings of the training because the network is not compiled.
-        config.pop("compile_config", None)
+        config.pop("compile_config", None)  # Keras ignores it because the network is not compiled
         _check_config(config, path)
         with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
             _check_weights(file, path)
