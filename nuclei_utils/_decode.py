@@ -1,10 +1,8 @@
 """Decode the bytes of PNG, JPEG, BMP and TIFF files into arrays, or refuse them.
 
 Pillow decodes PNG, JPEG and BMP files, and OpenCV decodes the 16-bit PNG files that Pillow would reduce to 8 bits. The
-decoder of a TIFF file depends on its compression, because tifffile, Pillow and OpenCV each lack some kinds.
-
-Decoders fill missing pixels with zeros and allocate the memory that a header asks for. The checks of this module refuse
-such files before they are decoded.
+decoder of a TIFF file depends on its compression, because tifffile, Pillow and OpenCV each lack some kinds. Decoders
+fill missing pixels with zeros and allocate the memory that a header asks for: such files are refused before.
 """
 
 import logging
@@ -29,17 +27,13 @@ from nuclei_utils.errors import NucleiError
 
 IMAGE, MASK, LABEL_MAP = "an image", "a mask", "a label map"  # the purpose that a file is read for
 
-_MAX_BYTES_PER_PIXEL = 16  # four channels of 32 bits
 _MAX_HEADER_BYTES = 2**26  # allowed in a file besides its pixels
 
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # the first bytes; Pillow cannot read this kind
 _ORIENTATION, _PHOTOMETRIC, _BITS = 274, 262, 258  # numbers of TIFF tags; EXIF has the first tag as well
 
-_MAX_RLE_PIXELS = 2**24  # Pillow decodes the run lengths of BMP files in Python, which is slow
 _MAX_SCANS = 100  # of a progressive JPEG; cameras and programs write about 10
-_JPEG_PIXELS_PER_BYTE = 600  # upper bound: each block of 64 pixels takes at least one bit
 _PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_UNPACKED_AT_ONCE = 2**20  # bytes
 
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE = range(4)  # values of the TIFF tag "photometric"
 _ALPHA = (1, 2)  # values of the TIFF tag "extra samples" that mean transparency
@@ -56,26 +50,9 @@ class _Refusal(Exception):
 
 
 def read_pixels(path: Path, max_pixels: int, purpose: str) -> np.ndarray:
-    """Read the pixels of a file that holds one image.
+    """Read the pixels of a file that holds one image that fits the purpose: (H, W, 1) or (H, W, 3), grey or RGB.
 
-    Parameters
-    ----------
-    path
-        PNG, JPEG, BMP or TIFF file.
-    max_pixels
-        Largest allowed number of pixels.
-    purpose
-        `IMAGE`, `MASK` or `LABEL_MAP`.
-
-    Returns
-    -------
-    array (H, W, 1) or (H, W, 3)
-        Grey or RGB. An alpha channel is dropped. For a label map, the pixels have the shape of the file.
-
-    Raises
-    ------
-    NucleiError
-        If the file cannot be read, or does not hold one image that fits the purpose.
+    An alpha channel is dropped. For a label map, the pixels have the shape of the file.
     """
     try:
         content = _read_bytes(path, max_pixels)
@@ -107,7 +84,7 @@ def _read_bytes(path, max_pixels):
         if not stat.S_ISREG(status.st_mode):
             kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
             raise _Refusal(f"found {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
-        if status.st_size > _MAX_BYTES_PER_PIXEL * max_pixels + _MAX_HEADER_BYTES:
+        if status.st_size > 16 * max_pixels + _MAX_HEADER_BYTES:  # four channels of 32 bits
             raise _Refusal(f"found a file of {status.st_size:,} bytes, too many for {max_pixels:,} pixels")
         return path.read_bytes()
     except FileNotFoundError:
@@ -142,7 +119,7 @@ def _decode_jpeg(content, max_pixels, purpose):
         _check_size(picture.height, picture.width, max_pixels)
         if content.count(b"\xff\xda") > _MAX_SCANS:
             raise _Refusal(f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save it again")
-        _check_length(picture.height * picture.width, _JPEG_PIXELS_PER_BYTE * len(content))
+        _check_length(picture.height * picture.width, 600 * len(content))  # a block of 64 pixels takes a bit or more
         _refuse_lossy(purpose)
         return _decode_picture(picture, purpose)
 
@@ -156,10 +133,9 @@ def _decode_bmp(content, max_pixels, purpose):
         bits, compression = struct.unpack_from("<HI", content, 28) if header >= 40 else (1, 0)
         if compression not in (1, 2):
             _check_length((picture.width * bits + 7) // 8 * picture.height, len(content))
-        elif picture.width * picture.height > _MAX_RLE_PIXELS:
+        elif picture.width * picture.height > 2**24:  # Pillow decodes run lengths in Python, which is slow
             raise _Refusal(
-                f"found a run-length coded BMP of {picture.height} x {picture.width} pixels, which takes too long: "
-                "save it without compression"
+                f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it without compression"
             )
         return _decode_picture(picture, purpose)
 
@@ -226,26 +202,18 @@ def _check_size(height, width, max_pixels):
         raise _Refusal(f"found an image of {height} x {width} pixels, which is empty")
     if height * width > max_pixels:
         raise _Refusal(
-            f"found {height} x {width} pixels, more than the limit of {max_pixels:,}: cut the image into tiles, or "
-            "raise the limit"
+            f"found {height} x {width} pixels, more than the limit of {max_pixels:,}: cut the image or raise the limit"
         )
 
 
 def _refuse_lossy(purpose):
-    """Refuse a lossy compression, unless the file is read as an image."""
     if purpose != IMAGE:
-        raise _Refusal(
-            f"found a compression with losses, such as JPEG, which changes the numbers of {purpose}: save the file as "
-            "PNG or TIFF"
-        )
+        raise _Refusal(f"found a compression with losses, such as JPEG, expected {purpose} as PNG or TIFF")
 
 
 def _refuse_palette(purpose):
-    """Refuse a palette, if the file is read as a label map."""
     if purpose == LABEL_MAP:
-        raise _Refusal(
-            "found a palette, whose numbers stand for colours, expected a label map: save 16-bit PNG or TIFF"
-        )
+        raise _Refusal("found a palette of colours, expected a label map: save 16-bit PNG or TIFF")
 
 
 def _check_length(needed, available):
@@ -264,7 +232,7 @@ def _check_png_data(content):
         start += 12 + length
     missing, unpacker = _png_size(content), zlib.decompressobj()
     for chunk in chunks:
-        while missing > 0 and (unpacked := unpacker.decompress(chunk, _UNPACKED_AT_ONCE)):
+        while missing > 0 and (unpacked := unpacker.decompress(chunk, 2**20)):
             missing -= len(unpacked)
             chunk = unpacker.unconsumed_tail
     _check_length(missing, 0)
@@ -343,8 +311,7 @@ def _check_samples(page, purpose):
         raise _Refusal(f"found {bits} bits of the kind {getattr(photometric, 'name', photometric)}, expected 8 or 16")
     if purpose == IMAGE and page.dtype not in (np.uint8, np.uint16, bool):
         raise _Refusal(
-            f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale the pixels and save "
-            "them as 16-bit TIFF"
+            f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale them to 16 bits"
         )
     if purpose == LABEL_MAP and bits not in (1, 8, 16, 32, 64):
         raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits")
@@ -361,9 +328,7 @@ def _check_strips(page, size):
     if complete < needed:
         raise _Refusal(f"{needed - complete} of {needed} strips or tiles are missing: export the file again")
     if len(offsets) != len(counts):
-        raise _Refusal(
-            f"found {len(offsets)} offsets and {len(counts)} sizes of strips or tiles: export the file again"
-        )
+        raise _Refusal(f"found {len(offsets)} offsets and {len(counts)} sizes of strips: export the file again")
     _check_length(max(offset + count for offset, count in zip(offsets, counts, strict=True)), size)
     total = sum(counts)
     if total > 10 * size + _MAX_HEADER_BYTES:
@@ -436,7 +401,7 @@ def _without_pillow_limit(n_pixels):
             Image.MAX_IMAGE_PIXELS = before
 
 
-_DECODERS = {
+_DECODERS = {  # by the first bytes of a file
     b"\x89PNG\r\n\x1a\n": _decode_png,
     b"\xff\xd8\xff": _decode_jpeg,
     b"BM": _decode_bmp,
@@ -445,4 +410,3 @@ _DECODERS = {
     b"II+\0": _decode_tiff,  # BigTIFF, little-endian
     _BIG_ENDIAN_BIGTIFF: _decode_tiff,
 }
-"""Decoders by the first bytes of a file."""

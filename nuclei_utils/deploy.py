@@ -25,43 +25,22 @@ PRECISIONS = ("float32", "int8_weights", "int8")
 
 
 class Frozen(NamedTuple):
-    """A network that is compiled for images of any size with constant weights (`freeze`).
-
-    Attributes
-    ----------
-    name : str
-        Name of the model.
-    input_shape : tuple of int or None
-        (batch, H, W, 3).
-    function : callable
-        Function from a float32 array (batch, H, W, 3) to the outputs of the model. Calling the network calls it.
-    """
+    """A network that is compiled for images of any size with constant weights (`freeze`)."""
 
     name: str
     input_shape: tuple
     function: Callable
 
     def __call__(self, batch: np.ndarray) -> Any:
-        """Compute the outputs for a batch."""
+        """Compute the outputs for a float32 array (batch, H, W, 3)."""
         return self.function(batch)
 
 
 def freeze(model: keras.Model) -> Frozen:
-    """Compile a network with its present weights.
+    """Compile a network with its present weights, for the functions of `predict`.
 
-    TensorFlow computes a frozen network faster, because it merges batch normalisation into the convolutions. Later
-    changes of the weights do not reach the frozen network.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Network as for `predict.predict_maps`.
-
-    Returns
-    -------
-    Frozen
-        Network for `predict.predict_maps` and the other functions of `predict`. The results are those of the model
-        apart from rounding.
+    TensorFlow computes a frozen network faster, because it merges batch normalisation into the convolutions. The
+    results are those of the model apart from rounding. Later changes of the weights do not reach the frozen network.
     """
     return Frozen(model.name, model.input_shape, _compile(model, frozen=True))
 
@@ -70,16 +49,8 @@ def freeze(model: keras.Model) -> Frozen:
 def compile_network(model: keras.Model) -> Callable:
     """Compile a network once for images of all sizes.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Network as for `predict.predict_maps`.
-
-    Returns
-    -------
-    callable
-        Function from a float32 array (batch, H, W, 3) to the outputs of the model. Changes of the weights reach the
-        function. It raises `errors.NucleiError` for a size that the network cannot take, and `MemoryError`.
+    The function takes a float32 array (batch, H, W, 3). Changes of the weights reach the function. It raises
+    `errors.NucleiError` for a size that the network cannot take, and `MemoryError`.
     """
     return _compile(model, frozen=False)
 
@@ -114,16 +85,13 @@ def _compile(model, frozen):
 
 
 def _with_open_sizes(model):
-    """Return a network that TensorFlow can compile for open sizes: the model, or a copy that shares its weights.
-
-    Keras 3.15 cannot trace `UpSampling2D` with interpolation for open sizes, because Keras compares the sizes with
-    zero (keras-team/keras#22079). The copy has equivalent layers in place of these layers.
-    """
+    """Return a network that TensorFlow can compile for open sizes: the model, or a copy that shares its weights."""
+    # Keras 3.15 cannot trace UpSampling2D with interpolation for open sizes, because it compares the sizes with zero
+    # (keras-team/keras#22079): the copy has equivalent layers
     if not any(map(_is_bilinear_upsampling, model.layers)):
         return model
     return keras.models.clone_model(
-        model,
-        clone_function=lambda layer: _Upsample(name=layer.name) if _is_bilinear_upsampling(layer) else layer,
+        model, clone_function=lambda layer: _Upsample(name=layer.name) if _is_bilinear_upsampling(layer) else layer
     )
 
 
@@ -144,24 +112,15 @@ class _Upsample(layers.Layer):
 
 
 def export_onnx(model: keras.Model, path: str | os.PathLike) -> None:
-    """Write a network to an ONNX file.
-
-    ONNX Runtime and many other programs run such a file without Keras. Open sizes of the network stay open.
+    """Write a network to an ONNX file, which other programs run without Keras (needs tf2onnx). Open sizes stay open.
 
     Parameters
     ----------
     model : keras.Model
         Network from (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1), such as
         `models.instance_unet`. The outputs of the file have the names of the dictionary.
-    path : path-like
+    path
         File whose name ends in ".onnx".
-
-    Raises
-    ------
-    ValueError
-        If the name of the file ends otherwise.
-    ImportError
-        If tf2onnx is not installed.
     """
     _check_suffix(path, ".onnx")
     _check_installed("tf2onnx")
@@ -184,28 +143,20 @@ def export_litert(
 
     Parameters
     ----------
-    model : keras.Model
-        Network as for `export_onnx`.
-    path : path-like
-        File whose name ends in ".tflite".
+    model, path
+        Network as for `export_onnx`, and a file whose name ends in ".tflite".
     size : int
         Height and width of the image, pixels.
     precision : {"float32", "int8_weights", "int8"}
         As trained, 8-bit weights, or 8-bit weights and feature maps.
     images : sequence of uint8 array (H, W, 3), optional
         Some dozens of typical RGB images for "int8", from which the converter takes the range of each feature map.
-
-    Raises
-    ------
-    ValueError
-        If the name of the file ends otherwise, the precision is unknown, "int8" has no images, or the network does not
-        take the size.
     """
     _check_suffix(path, ".tflite")
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision == "int8" and not images:
-        raise ValueError("precision int8 needs images, from which it takes the range of each feature map: give dozens")
+        raise ValueError("precision int8 needs dozens of images, from which it takes the range of each feature map")
     signature = [keras.InputSpec(shape=(1, size, size, 3), dtype="float32", name="image")]
     with tempfile.TemporaryDirectory() as folder:
         # Keras before 3.13 has no format="litert", which takes the same way
@@ -214,33 +165,15 @@ def export_litert(
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "int8":
-            converter.representative_dataset = lambda: ([network_input(image, size)] for image in images)
+            converter.representative_dataset = lambda: ([_network_input(image, size)] for image in images)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]  # no operation stays in float
         content = converter.convert()
     with atomic_write(path) as partial_path:
         partial_path.write_bytes(content)
 
 
-def network_input(image: np.ndarray, size: int) -> np.ndarray:
-    """Normalise an image and cut out its upper left corner.
-
-    Parameters
-    ----------
-    image : uint8 array (H, W, 3)
-        RGB image.
-    size : int
-        Height and width of the corner, pixels.
-
-    Returns
-    -------
-    float32 array (1, size, size, 3) in [0, 1]
-        Corner of the normalised image. A smaller image is padded by reflection.
-
-    Examples
-    --------
-    >>> network_input(np.zeros((20, 40, 3), np.uint8), 32).shape
-    (1, 32, 32, 3)
-    """
+def _network_input(image, size):
+    """Normalise an image, and cut out or pad its upper left corner: float32 (1, size, size, 3)."""
     return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
 
 
@@ -255,29 +188,16 @@ def _check_installed(package):
 
 
 def load_exported(path: str | os.PathLike, threads: int | None = None) -> Callable:
-    """Load an exported network as a function.
+    """Load a file from `export_onnx` or `export_litert` as a function.
 
-    Parameters
-    ----------
-    path : path-like
-        File from `export_onnx` or `export_litert`.
-    threads : int, optional
-        Number of threads, by default the number of cores that this process may use.
+    By default, the function uses all cores that this process may use. ONNX files need onnxruntime, and LiteRT files
+    need ai-edge-litert if TensorFlow has no `tf.lite`.
 
     Returns
     -------
     callable
         Function from a float32 array (batch, H, W, 3) in [0, 1] to a dictionary of float32 arrays (batch, H, W, 1) in
         [0, 1]. The function of a LiteRT file raises `ValueError` for any shape but that of the file.
-
-    Raises
-    ------
-    ValueError
-        If the name of the file ends in neither ".onnx" nor ".tflite".
-    FileNotFoundError
-        If the file is missing.
-    ImportError
-        If the runtime is not installed: onnxruntime, or ai-edge-litert with a TensorFlow that has no `tf.lite`.
     """
     loaders = {".onnx": _load_onnx, ".tflite": _load_litert}
     path = Path(path)
@@ -337,20 +257,14 @@ def compare_exports(
 
     Parameters
     ----------
-    model : keras.Model
-        Network as for `export_onnx`.
-    files : dict of str to path-like
-        Exported files of the network by their name in the table.
-    images : sequence of uint8 array (H, W, 3)
-        RGB images.
-    label_maps : sequence of int array (H, W)
-        True label maps of the images.
+    model, files
+        Network as for `export_onnx`, and its exported files by their name in the table.
+    images, label_maps : sequences of uint8 array (H, W, 3) and int array (H, W)
+        RGB images and their true label maps.
     size : int
         Height and width of the corner, pixels; LiteRT files need the size of their export.
-    rounds : int
-        Number of timed predictions of each image, after one prediction that is not timed.
-    threads : int, optional
-        Number of threads as for `load_exported`. Keras takes as many as TensorFlow is set to.
+    rounds, threads : int
+        Number of timed predictions of each image, and of threads of the files; Keras takes those of TensorFlow.
 
     Returns
     -------
@@ -360,22 +274,21 @@ def compare_exports(
         compare the pixels of the mask with those of Keras. `agreement` is the score of the label maps against those
         of Keras, and `score` against the truth (`matching.dsb2018_score`).
     """
-    functions = {"keras": _with_numpy_outputs(compile_network(model))}
+    network = compile_network(model)
+    functions = {"keras": lambda batch: {name: ops.convert_to_numpy(values) for name, values in network(batch).items()}}
     functions |= {name: load_exported(path, threads) for name, path in files.items()}
-    outputs, milliseconds = _run_in_turns(functions, [network_input(image, size) for image in images], rounds)
+    outputs, milliseconds = _run_in_turns(functions, [_network_input(image, size) for image in images], rounds)
     # padding does not count
     shapes = [(min(image.shape[0], size), min(image.shape[1], size)) for image in images]
     true = [label_map[:height, :width] for label_map, (height, width) in zip(label_maps, shapes, strict=True)]
-    masks, predicted = {}, {}
-    for name in functions:
+    rows, masks, predicted = {}, {}, {}
+    for name in functions:  # Keras comes first
         maps = [
             {key: values[0, :height, :width, 0] for key, values in output.items()}
             for output, (height, width) in zip(outputs[name], shapes, strict=True)
         ]
         masks[name] = np.concatenate([image_maps["mask"].ravel() for image_maps in maps])
         predicted[name] = [segmentation.maps_to_labels(image_maps) for image_maps in maps]
-    rows = {}
-    for name in functions:
         difference = np.abs(masks[name] - masks["keras"])
         rows[name] = {
             "megabytes": Path(files[name]).stat().st_size / 1e6 if name in files else models.weight_megabytes(model),
@@ -386,10 +299,6 @@ def compare_exports(
             "score": matching.dsb2018_score(true, predicted[name]),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runtime")
-
-
-def _with_numpy_outputs(function):
-    return lambda batch: {name: ops.convert_to_numpy(values) for name, values in function(batch).items()}
 
 
 def _run_in_turns(functions, inputs, rounds):

@@ -16,27 +16,15 @@ except ImportError:  # Windows
 
     fcntl = None
 
-_LOCKED = {errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # other errors mean that the file system has no locks
-_MAX_ATTEMPTS = 100  # to lock a file that other processes remove at the same moment
-
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Write a file whole or not at all.
 
-    The block writes a temporary file. At the end of the block the temporary file is flushed to the disk and renamed.
-    If the block fails, the temporary file is removed and an existing file stays as it was. After a power cut, the disk
-    holds the old file or the new file.
-
-    Parameters
-    ----------
-    path
-        File to write. Missing folders are created.
-
-    Yields
-    ------
-    pathlib.Path
-        Temporary file to write: a hidden file in the same folder, with the same extension.
+    The block writes a temporary file: a hidden file in the same folder, with the same extension. At the end of the
+    block the temporary file is flushed to the disk and renamed. If the block fails, the temporary file is removed and
+    an existing file stays as it was. After a power cut, the disk holds the old file or the new file. Missing folders
+    are created.
 
     Raises
     ------
@@ -91,29 +79,19 @@ def file_lock(path: str | os.PathLike, message: str) -> Iterator[None]:
     """Let only one process run a block of code at a time.
 
     The operating system releases the lock when the process ends, even if the process is killed. The lock file is
-    removed at the end of the block. On a file system without locks, the block runs without a lock.
-
-    Parameters
-    ----------
-    path
-        Lock file. Missing folders are created.
-    message
-        Message of the error if the lock is taken.
+    removed at the end of the block. On a file system without locks, the block runs without a lock. Missing folders are
+    created.
 
     Raises
     ------
     BlockingIOError
-        If another process, or another block of this process, holds the lock.
-    OSError
-        If the lock file cannot be created. The error names the file.
+        With this message, if another process, or another block of this process, holds the lock.
 
     Examples
     --------
     >>> with file_lock("run.lock", "run.lock is taken: another process writes to this folder"):
     ...     Path("run.lock").exists()
     True
-    >>> Path("run.lock").exists()
-    False
     """
     path = Path(path)
     _make_folder(path.parent)
@@ -131,7 +109,7 @@ def file_lock(path: str | os.PathLike, message: str) -> Iterator[None]:
 
 def _open_locked(path, message):
     """Open and lock a file. Closing the file releases the lock."""
-    for _ in range(_MAX_ATTEMPTS):
+    for _ in range(100):  # other processes may remove the file at the same moment
         file = path.open("ab")
         try:
             if fcntl:
@@ -139,7 +117,8 @@ def _open_locked(path, message):
             else:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
-            if error.errno in _LOCKED:
+            # other errors mean that the file system has no locks
+            if error.errno in {errno.EAGAIN, errno.EACCES, errno.EDEADLK}:
                 file.close()
                 raise BlockingIOError(message) from error
         with contextlib.suppress(FileNotFoundError):
@@ -152,18 +131,7 @@ def _open_locked(path, message):
 def remove_partial_files(path: Path) -> None:
     """Remove the temporary files that killed processes left when they wrote a file with `atomic_write`.
 
-    Parameters
-    ----------
-    path
-        File that the processes were to write. No process may be writing the file now.
-
-    Examples
-    --------
-    >>> partial = Path(".table-4711-0123abcd.csv")
-    >>> partial.touch()
-    >>> remove_partial_files(Path("table.csv"))
-    >>> partial.exists()
-    False
+    No process may be writing the file now.
     """
     stem, dot, extensions = (glob.escape(text) for text in path.name.partition("."))
     for partial in path.parent.glob(f".{stem}-*-{'[0-9a-f]' * 8}{dot}{extensions}"):
@@ -171,17 +139,7 @@ def remove_partial_files(path: Path) -> None:
 
 
 def printable_name(name: str) -> str:
-    r"""Return a file name as text that can be encoded in UTF-8.
-
-    Parameters
-    ----------
-    name
-        File name.
-
-    Returns
-    -------
-    str
-        The name, in which bytes outside of UTF-8 are written as escapes such as `\udcff`.
+    r"""Return a file name in which bytes outside of UTF-8 are written as escapes.
 
     Examples
     --------

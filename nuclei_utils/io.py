@@ -1,10 +1,7 @@
 """Read and write images, masks and label maps.
 
 A file is read correctly or refused with a reason. The formats are PNG, JPEG, TIFF and BMP: the content of a file
-decides, not the name. The size of an image is checked before its pixels are decoded.
-
-One kind of damage is not detected: a JPEG file whose data end early, before an intact end mark. The decoder fills the
-missing part.
+decides, not the name. One kind of damage is not detected: a JPEG file whose data end before an intact end mark.
 """
 
 import os
@@ -21,7 +18,7 @@ from nuclei_utils.files import atomic_write
 from nuclei_utils.labels import check_label_map
 
 MAX_PIXELS = 1_000_000_000
-"""Largest number of pixels (height x width) that is read by default: 30,000 x 30,000 pixels fit."""
+"""Largest number of pixels (height x width) that is read by default."""
 
 LOSSLESS = (".png", ".tif", ".tiff")
 """Endings of the names of mask and label map files."""
@@ -29,28 +26,15 @@ LOSSLESS = (".png", ".tif", ".tiff")
 HIGHEST_IN_16_BITS = 2**16 - 1
 """Highest label that fits into a PNG file."""
 
-_IGNORED_FRACTION = 0.0005  # of the brightest 16-bit values, which do not count for the scale
 _HOT = 4  # a hot pixel is so many times brighter than the median of its neighbours
 _ROWS_AT_ONCE = 1024  # limits the memory for the search of hot pixels
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image as 8-bit RGB, the input of the networks.
+    """Read an image as 8-bit RGB, the input of the networks: a uint8 array (H, W, 3).
 
     The image can be grey, RGB or a palette image with 1 to 16 bits. An alpha channel is dropped. 16-bit values are
-    scaled as in `to_rgb8`. Use `read_raw` to measure intensities.
-
-    Parameters
-    ----------
-    path
-        PNG, JPEG, TIFF or BMP file.
-    max_pixels
-        Largest allowed number of pixels (height x width).
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
-        RGB.
+    scaled as in `to_rgb8`. Use `read_raw` to measure intensities. `max_pixels` limits height x width.
 
     Raises
     ------
@@ -71,27 +55,15 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
 
 
 def read_raw(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image with the intensities of the file.
+    """Read an image as `read_image` does, with the intensities of the file.
 
     The orientation tag is applied and an alpha channel is dropped. Grey values of 1 to 7 bits are spread over 0..255,
     palettes become RGB, and TIFF files in which 0 is white are inverted.
-
-    Parameters
-    ----------
-    path
-        PNG, JPEG, TIFF or BMP file.
-    max_pixels
-        Largest allowed number of pixels (height x width).
 
     Returns
     -------
     uint8 or uint16 array (H, W, 1) or (H, W, 3)
         Grey or RGB.
-
-    Raises
-    ------
-    NucleiError
-        If the file is missing, damaged or too large, or does not hold exactly one such image.
 
     Examples
     --------
@@ -103,7 +75,7 @@ def read_raw(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarra
 
 
 def to_rgb8(raw: np.ndarray) -> np.ndarray:
-    """Convert intensities of a file to 8-bit RGB.
+    """Convert intensities of a file to 8-bit RGB: a uint8 array (H, W, 3).
 
     8-bit values are kept. 16-bit values are multiplied by one factor that maps the brightest part of the image to
     255. Hot pixels and the brightest 0.05 % of the values do not count for the factor, and are clipped to 255. An
@@ -113,11 +85,6 @@ def to_rgb8(raw: np.ndarray) -> np.ndarray:
     ----------
     raw : uint8 or uint16 array (H, W, 1) or (H, W, 3)
         Grey or RGB, from `read_raw`.
-
-    Returns
-    -------
-    uint8 array (H, W, 3)
-        RGB.
 
     Examples
     --------
@@ -133,7 +100,7 @@ def to_rgb8(raw: np.ndarray) -> np.ndarray:
 
 
 def _brightest(raw):
-    """Return the brightest 16-bit value apart from hot pixels and a small fraction of the others."""
+    """Return the brightest 16-bit value apart from hot pixels and 0.05 % of the others."""
     counts = np.zeros(2**16, np.int64)
     for top in range(0, raw.shape[0], _ROWS_AT_ONCE):
         n_above = min(top, 2)  # the median needs two rows more on both sides
@@ -141,29 +108,18 @@ def _brightest(raw):
         median = cv2.medianBlur(strip, 5).reshape(strip.shape)
         capped = np.minimum(strip, np.minimum(median, 2**16 // _HOT) * np.int64(_HOT))
         counts += np.bincount(capped[n_above : n_above + _ROWS_AT_ONCE].ravel(), minlength=2**16)[: 2**16]
-    n_ignored = int(raw.size * _IGNORED_FRACTION)
-    return int(np.searchsorted(np.cumsum(counts), raw.size - n_ignored))
+    return int(np.searchsorted(np.cumsum(counts), raw.size - int(raw.size * 0.0005)))
 
 
 def read_mask(path: str | os.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a mask: 0 is background, and all other pixels have the same value.
+    """Read a mask from a PNG, TIFF or BMP file as a bool array (H, W).
 
-    Parameters
-    ----------
-    path
-        PNG, TIFF or BMP file.
-    shape
-        Expected height and width.
-
-    Returns
-    -------
-    bool array (H, W)
+    0 is background, and all other pixels must have the same value. `shape` is the expected height and width.
 
     Raises
     ------
     NucleiError
-        If the file is missing or damaged, is a JPEG, has another size, or holds more than two values, as a label map
-        does.
+        If the file is missing or damaged, is a JPEG, has another size, or holds more than two values.
 
     Examples
     --------
@@ -176,8 +132,8 @@ def read_mask(path: str | os.PathLike, shape: tuple[int, int] | None = None) -> 
     mask = values != 0
     if mask.any() and (mask != (values == values.max())).any():
         raise NucleiError(
-            f"{path}: found {len(np.unique(values))} values, expected two, 0 for background and another for the "
-            "nucleus: split a label map into one mask per nucleus, and save a mask as PNG instead of JPEG"
+            f"{path}: found {len(np.unique(values))} values, expected 0 for background and another for the nucleus: "
+            "split a label map into one mask per nucleus, and save a mask as PNG instead of JPEG"
         )
     if shape is not None and mask.shape != tuple(shape):
         raise NucleiError(
@@ -187,17 +143,9 @@ def read_mask(path: str | os.PathLike, shape: tuple[int, int] | None = None) -> 
 
 
 def read_label_map(path: str | os.PathLike) -> np.ndarray:
-    """Read a label map from a grey PNG or TIFF file.
+    """Read a label map from a grey PNG (up to 16 bits) or TIFF (up to 64 bits) as an int32 array (H, W).
 
-    Parameters
-    ----------
-    path
-        PNG file of up to 16 bits, or TIFF file of up to 64 bits. A mask of 0 and 255 becomes a nucleus with label 255.
-
-    Returns
-    -------
-    int32 array (H, W)
-        Label map with the labels of the file, which can have gaps.
+    The labels of the file stay, and can have gaps. A mask of 0 and 255 becomes a nucleus with label 255.
 
     Raises
     ------
@@ -227,26 +175,16 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     )
 
 
-def _ending(path, endings):
-    if path.suffix.lower() not in endings:
-        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(endings)}")
+def _ending(path):
+    if path.suffix.lower() not in LOSSLESS:
+        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(LOSSLESS)}")
     return path.suffix.lower()
 
 
 def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
-    """Write a label map as a 16-bit PNG or TIFF file.
+    """Write a label map, an int array (H, W), as a 16-bit PNG or TIFF file.
 
-    Parameters
-    ----------
-    path
-        File name that ends in .png, .tif or .tiff.
-    label_map : int array (H, W)
-        Label map. A TIFF file has 32 bits if a label is above 65,535.
-
-    Raises
-    ------
-    ValueError
-        If `label_map` is not a label map, the name has another ending, or a label above 65,535 does not fit into a PNG.
+    A TIFF file has 32 bits if a label is above 65,535, which does not fit into a PNG.
 
     Examples
     --------
@@ -255,7 +193,7 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
     array([[    0,     1, 70000]], dtype=int32)
     """
     path, label_map = Path(path), check_label_map(label_map)
-    ending, highest = _ending(path, LOSSLESS), label_map.max(initial=0)
+    ending, highest = _ending(path), label_map.max(initial=0)
     if ending == ".png" and highest > HIGHEST_IN_16_BITS:
         raise ValueError(
             f"{path}: the highest label is {highest}, a PNG holds up to {HIGHEST_IN_16_BITS}: write "
@@ -270,19 +208,7 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
 
 
 def write_mask(path: str | os.PathLike, label_map: np.ndarray) -> None:
-    """Write a mask as an 8-bit grey file: nuclei are 255, background is 0.
-
-    Parameters
-    ----------
-    path
-        File name that ends in .png, .tif or .tiff.
-    label_map : int or bool array (H, W)
-        Label map or mask.
-
-    Raises
-    ------
-    ValueError
-        If the name has another ending.
+    """Write a label map or mask (H, W) as an 8-bit grey PNG or TIFF file: nuclei are 255, background is 0.
 
     Examples
     --------
@@ -291,6 +217,6 @@ def write_mask(path: str | os.PathLike, label_map: np.ndarray) -> None:
     array([[  0, 255, 255]], dtype=int32)
     """
     path = Path(path)
-    _ending(path, LOSSLESS)
+    _ending(path)
     with atomic_write(path) as partial:
         Image.fromarray((np.asarray(label_map) > 0).astype(np.uint8) * np.uint8(255)).save(partial)

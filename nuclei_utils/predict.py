@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import keras
@@ -19,60 +19,31 @@ from nuclei_utils.errors import NucleiError
 if TYPE_CHECKING:
     from nuclei_utils.deploy import Frozen
 
-MULTIPLE = 32
-"""Tiles and blocks begin and end at multiples of this number of pixels, which every network of the course takes."""
-
-TILE = 768
-"""Height and width of a tile, pixels."""
-
-OVERLAP = 128
-"""Overlap of neighbouring tiles, pixels."""
-
 BLOCK = 768
 """Height and width of a block, in which nuclei are separated at once, pixels."""
 
 CONTEXT = 192
 """Width of the frame around a block that is predicted too, pixels."""
 
-TTA_VIEWS = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
-"""Quarter turns and mirroring of each view. The first four views keep the shape of the image."""
-
-CHECKED_SIZE = 1024
-"""Height and width of the middle of an image that `tta_consistency` looks at, pixels."""
-
-CHECKED_SCALE = 0.75
-"""Scale of the second view of `tta_consistency`."""
-
 MIN_CONSISTENCY = 0.5
 """Value of `tta_consistency` below which a result must not be trusted."""
 
+_MULTIPLE = 32  # tiles and blocks begin and end at multiples of 32 pixels, which every network of the course takes
+# quarter turns and mirroring of each view; the first four views keep the shape of the image
+_VIEWS = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
+
 
 def predict_masks(model: keras.Model | Frozen, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Predict the probability of nucleus for each pixel of several images.
+    """Predict the probability of nucleus of several images as float32 arrays (H, W) in [0, 1].
 
-    Parameters
-    ----------
-    model : keras.Model or deploy.Frozen
-        Network as for `predict_maps`.
-    images : sequence of uint8 array (H, W, 3)
-        RGB images, whose sizes may differ.
-
-    Returns
-    -------
-    list of float32 array (H, W) in [0, 1]
-
-    Raises
-    ------
-    ValueError, errors.NucleiError, MemoryError
-        As for `predict_maps`.
+    Network and images are as for `predict_maps`. The sizes of the images may differ.
 
     Examples
     --------
     >>> inputs = keras.Input((None, None, 3))
     >>> red = keras.Model(inputs, inputs[..., :1])
-    >>> images = [np.zeros((20, 30, 3), np.uint8), np.zeros((40, 50, 3), np.uint8)]
-    >>> [mask.shape for mask in predict_masks(red, images)]
-    [(20, 30), (40, 50)]
+    >>> [mask.shape for mask in predict_masks(red, [np.zeros((20, 30, 3), np.uint8)])]
+    [(20, 30)]
     """
     progress = tqdm(images, "predicting", unit="image", leave=False, disable=len(images) < 10)
     return [predict_maps(model, image)["mask"] for image in progress]
@@ -81,38 +52,33 @@ def predict_masks(model: keras.Model | Frozen, images: Sequence[np.ndarray]) -> 
 def predict_maps(
     model: keras.Model | Frozen,
     image: np.ndarray,
-    tile: int = TILE,
-    overlap: int = OVERLAP,
+    tile: int = 768,
+    overlap: int = 128,
     n_tta: int = 1,
     intensity_range: tuple[float, float] | None = None,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """Predict all maps of an image that fits into memory.
 
-    The image is normalised and padded by reflection. A side of up to one and a half tiles is predicted as a whole. A
-    longer side is cut into tiles, which overlap and fade into each other along a raised cosine. With the default
-    overlap, the maps of the included network then differ from those of the whole image by less than 0.001 on average
-    and by less than 0.1 anywhere (a test measures the difference).
+    The image is normalised and padded by reflection. A side longer than one and a half tiles is cut into tiles, which
+    overlap and fade into each other along a raised cosine. With the default overlap, the maps of the included network
+    differ from those of the whole image by less than 0.001 on average and by less than 0.1 anywhere.
 
     Parameters
     ----------
     model : keras.Model or deploy.Frozen
         Network from (batch, H, W, 3) in [0, 1] to (batch, H, W, 1). If its height and width are fixed, tiles have this
-        size. A list of outputs (U-Net++ with deep supervision) is averaged. A dictionary of outputs gives one map for
-        each name.
+        size. A list of outputs (U-Net++ with deep supervision) is averaged. A dictionary gives one map for each name.
     image : uint8 array (H, W, 3)
         RGB image.
-    tile : int
-        Height and width of a tile, pixels, a multiple of 32.
-    overlap : int
-        Overlap of neighbouring tiles, pixels, a multiple of 32, `0 <= overlap <= tile / 2`.
+    tile, overlap : int
+        Side of a tile, and overlap of neighbouring tiles, pixels: multiples of 32, `0 <= overlap <= tile / 2`.
     n_tta : {1, 4, 8}
-        Number of views for test-time augmentation: 4 mirrors the image both ways, 8 turns it by 90 degrees as well.
-        The maps are the mean over the views.
+        Number of views whose maps are averaged: 4 mirrors the image both ways, 8 turns it by 90 degrees as well.
     intensity_range : tuple of float, optional
         Dark and bright end of the normalisation (`preprocess.intensity_range`), by default those of this image. Set
         it if the image is a part of a larger image.
-    progress : bool
+    progress
         Show a progress bar on stderr.
 
     Returns
@@ -122,8 +88,6 @@ def predict_maps(
 
     Raises
     ------
-    ValueError
-        If the image is no uint8 array (H, W, 3), or `tile`, `overlap` or `n_tta` has another value.
     errors.NucleiError
         If the network cannot take the size of the image, returns a map of another size, or returns NaN or infinity.
     MemoryError
@@ -133,22 +97,16 @@ def predict_maps(
     --------
     >>> inputs = keras.Input((None, None, 3))
     >>> red = keras.Model(inputs, inputs[..., :1])
-    >>> image = np.zeros((20, 30, 3), np.uint8)
-    >>> image[5:15, 5:15] = 255
-    >>> maps = predict_maps(red, image)
-    >>> maps["mask"].shape, float(maps["mask"].mean())
-    ((20, 30), 0.1666666716337204)
+    >>> predict_maps(red, np.zeros((20, 30, 3), np.uint8))["mask"].shape
+    (20, 30)
     """
     _check_image(image)
     if n_tta not in (1, 4, 8):
         raise ValueError(f"n_tta must be 1, 4 or 8, found {n_tta}")
-    if tile <= 0 or tile % MULTIPLE or overlap % MULTIPLE or not 0 <= 2 * overlap <= tile:
-        raise ValueError(
-            f"tile and overlap must be multiples of {MULTIPLE}, and the overlap at most half a tile: found a tile of "
-            f"{tile} and an overlap of {overlap}"
-        )
+    if tile <= 0 or tile % _MULTIPLE or overlap % _MULTIPLE or not 0 <= 2 * overlap <= tile:
+        raise ValueError(f"tile={tile} and overlap={overlap} must be multiples of 32, the overlap at most half a tile")
     dark, bright = intensity_range or preprocess.intensity_range(image)
-    padded = preprocess.pad_to_multiple(preprocess.rescale_intensity(image, dark, bright), MULTIPLE)
+    padded = preprocess.pad_to_multiple(preprocess.rescale_intensity(image, dark, bright), _MULTIPLE)
     sizes = [
         fixed or (side if side <= 1.5 * tile else tile)
         for fixed, side in zip(model.input_shape[1:3], padded.shape[:2], strict=True)
@@ -183,45 +141,28 @@ def predict_labels(
 
     Parameters
     ----------
-    model : keras.Model or deploy.Frozen
-        Network as for `predict_maps`.
-    image : uint8 array (H, W, 3)
-        RGB image.
-    block : int
-        Height and width of a block, pixels, a multiple of 32. A smaller block needs less memory and more time.
-    context : int
-        Width of the frame around a block that is predicted too, pixels, a multiple of 32.
-    n_tta : {1, 4, 8}
-        Number of views for test-time augmentation, as for `predict_maps`.
-    progress : bool
-        Show a progress bar on stderr.
+    model, image, n_tta, progress
+        As for `predict_maps`, and so are the errors.
+    block, context : int
+        Side of a block, and width of the frame around a block that is predicted too, pixels: multiples of 32. A
+        smaller block needs less memory and more time.
     **options
         `prob_thresh`, `min_prominence` and `min_size` of `segmentation.maps_to_labels`.
 
     Returns
     -------
     int32 array (H, W)
-        Label map.
-
-    Raises
-    ------
-    ValueError, errors.NucleiError, MemoryError
-        As for `predict_maps`; `ValueError` also for another value of `block` or `context`.
 
     Examples
     --------
     >>> inputs = keras.Input((None, None, 3))
     >>> red = keras.Model(inputs, inputs[..., :1])
-    >>> image = np.zeros((20, 50, 3), np.uint8)
-    >>> image[5:15, 5:15] = image[5:15, 30:40] = 255
-    >>> np.unique(predict_labels(red, image))
-    array([0, 1, 2], dtype=int32)
+    >>> predict_labels(red, np.pad(np.full((10, 10, 3), 255, np.uint8), ((5, 5), (5, 5), (0, 0)))).max()
+    np.int32(1)
     """
     _check_image(image)
-    if block <= 0 or context < 0 or block % MULTIPLE or context % MULTIPLE:
-        raise ValueError(
-            f"block and context must be multiples of {MULTIPLE}: found a block of {block} and a context of {context}"
-        )
+    if block <= 0 or context < 0 or block % _MULTIPLE or context % _MULTIPLE:
+        raise ValueError(f"block={block} and context={context} must be multiples of 32")
     intensity_range = preprocess.intensity_range(image)
     blocks = list(itertools.product(*(_place_blocks(side, block, context) for side in image.shape[:2])))
     label_map, count = np.zeros(image.shape[:2], np.int32), 0
@@ -236,16 +177,13 @@ def tta_consistency(
 ) -> float:
     """Measure how well the nuclei of an image and of its mirrored, smaller copy agree.
 
-    The measure needs no true labels. On images like the training images, a network finds the same nuclei in both. On
-    other images, the two results often differ. A high value is no proof, because a network can make the same error
-    twice.
+    The measure needs no true labels. On images unlike the training images, the two results often differ. A high value
+    is no proof, because a network can make the same error twice.
 
     Parameters
     ----------
-    model : keras.Model or deploy.Frozen
-        Network as for `predict_maps`.
-    image : uint8 array (H, W, 3)
-        RGB image. Only the middle `CHECKED_SIZE` pixels of a longer side are used.
+    model, image
+        As for `predict_maps`. Only the middle 1024 pixels of a longer side of the image are used.
     label_map : int array (H, W), optional
         Result of `predict_labels` for the image with the same options, which saves a prediction.
     **options
@@ -257,32 +195,22 @@ def tta_consistency(
         Mean over the nuclei of both label maps of the best IoU with a nucleus of the other label map, in [0, 1]. NaN
         if both label maps are empty.
 
-    Raises
-    ------
-    ValueError, errors.NucleiError, MemoryError
-        As for `predict_labels`; `ValueError` also if the label map has another shape than the image.
-
     Examples
     --------
     >>> inputs = keras.Input((None, None, 3))
     >>> red = keras.Model(inputs, inputs[..., :1])
-    >>> image = np.zeros((64, 64, 3), np.uint8)
-    >>> image[16:48, 16:48] = 255
-    >>> tta_consistency(red, image)
+    >>> tta_consistency(red, np.pad(np.full((32, 32, 3), 255, np.uint8), ((16, 16), (16, 16), (0, 0))))
     1.0
     """
     _check_image(image)
     if label_map is not None and label_map.shape != image.shape[:2]:
-        raise ValueError(
-            f"found a label map of {label_map.shape} (height, width), expected {image.shape[:2]} as the image"
-        )
-    image = preprocess.center_crop(image, (CHECKED_SIZE, CHECKED_SIZE))
+        raise ValueError(f"found a label map of {label_map.shape}, expected {image.shape[:2]} as the image")
+    image = preprocess.center_crop(image, (1024, 1024))
     size = image.shape[:2]
-    if label_map is None:
-        label_map = predict_labels(model, image, **options)
-    else:
-        label_map = preprocess.center_crop(label_map, size)
-    smaller = tuple(max(1, round(CHECKED_SCALE * side)) for side in size)
+    label_map = (
+        predict_labels(model, image, **options) if label_map is None else preprocess.center_crop(label_map, size)
+    )
+    smaller = tuple(max(1, round(0.75 * side)) for side in size)
     mirrored = preprocess.resize(np.ascontiguousarray(image[:, ::-1]), smaller)
     other_label_map = preprocess.resize_label_map(predict_labels(model, mirrored, **options), size)[:, ::-1]
     overlap = matching.label_overlap(label_map, other_label_map)
@@ -295,10 +223,7 @@ def tta_consistency(
 
 def _check_image(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(
-            f"expected an image (H, W, 3) of uint8, found {image.shape} of {image.dtype}: read images with "
-            "io.read_image"
-        )
+        raise ValueError(f"expected uint8 (H, W, 3), found {image.dtype} {image.shape}: read images with io.read_image")
 
 
 def _place_tiles(side: int, size: int, overlap: int) -> list[tuple[slice, np.ndarray]]:
@@ -318,7 +243,7 @@ def _place_tiles(side: int, size: int, overlap: int) -> list[tuple[slice, np.nda
 def _predict_tile(model: keras.Model | Frozen, tile: np.ndarray, n_tta: int) -> dict[str, np.ndarray]:
     """Predict the maps of a normalised tile (H, W, 3): the mean over its views."""
     total = {}
-    for turns, mirrored in TTA_VIEWS[:n_tta]:
+    for turns, mirrored in _VIEWS[:n_tta]:
         view = np.rot90(tile, turns)
         view = np.ascontiguousarray(view[:, ::-1] if mirrored else view)
         for name, values in _run_network(model, view).items():
@@ -338,18 +263,17 @@ def _run_network(model: keras.Model | Frozen, tile: np.ndarray) -> dict[str, np.
     for name, values in maps.items():
         if values.shape != (1, *tile.shape[:2], 1):
             raise NucleiError(
-                f"the network {model.name!r} returns the map {name!r} of shape {values.shape} for an image of shape "
-                f"{(1, *tile.shape)}, expected {(1, *tile.shape[:2], 1)}: use a network with one value for each pixel"
+                f"the network {model.name!r} returns the map {name!r} of shape {values.shape}, expected "
+                f"{(1, *tile.shape[:2], 1)}: use a network with one value for each pixel"
             )
         if not np.isfinite(values).all():
             raise NucleiError(
-                f"the network {model.name!r} returns NaN or infinity in the map {name!r}: its training failed, or its "
-                "file is damaged; use another network"
+                f"the network {model.name!r} returns NaN or infinity in the map {name!r}: use another network"
             )
     return {name: values[0, ..., 0] for name, values in maps.items()}
 
 
-def _compiled(model: keras.Model | Frozen) -> Callable:
+def _compiled(model):
     if not isinstance(model, keras.Model):
         return model
     if keras.backend.backend() != "tensorflow":
@@ -361,11 +285,11 @@ def _compiled(model: keras.Model | Frozen) -> Callable:
 
 
 class _Block(NamedTuple):
-    """A block along one axis: its first pixel, the pixel after its last, and the pixels seen with the context."""
+    """A block along one axis."""
 
     first: int
-    last: int
-    seen: slice
+    last: int  # the pixel after the last
+    seen: slice  # with the context
 
 
 def _place_blocks(side: int, block: int, context: int) -> list[_Block]:
@@ -380,18 +304,16 @@ def _place_blocks(side: int, block: int, context: int) -> list[_Block]:
 
 
 def _add_nuclei(label_map: np.ndarray, seen: np.ndarray, rows: _Block, columns: _Block, count: int) -> int:
-    """Add the nuclei of a block to the label map. Return the new number of nuclei.
-
-    Two blocks may see the outline of a nucleus at their border a little differently. A block therefore also accepts
-    nuclei shortly before its first pixel, and skips nuclei that an earlier block has added.
-    """
+    """Add the nuclei of a block to the label map. Return the new number of nuclei."""
+    # two blocks may see the outline of a nucleus at their border a little differently: a block also accepts nuclei
+    # shortly before its first pixel, and skips nuclei that an earlier block has added
     for label, box in enumerate(ndimage.find_objects(seen), 1):
         shifted = tuple(
             slice(side.start + axis.seen.start, side.stop + axis.seen.start)
             for side, axis in zip(box, (rows, columns), strict=True)
         )
         if all(
-            axis.first - MULTIPLE <= (side.start + side.stop) / 2 < axis.last
+            axis.first - _MULTIPLE <= (side.start + side.stop) / 2 < axis.last
             for side, axis in zip(shifted, (rows, columns), strict=True)
         ):
             nucleus, target = seen[box] == label, label_map[shifted]

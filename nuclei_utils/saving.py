@@ -4,9 +4,8 @@ A `.keras` file names the classes and functions that Keras calls to build the ne
 code in the file, but a file can still name any function of Keras, and some of these functions write files. `load_model`
 accepts only the layers and functions of the lists in this module.
 
-Checked: the classes and functions that the file names, the links and sizes in its weights, and the names and sizes of
-its parts. Not checked: the quality of the network, the time and memory that the network needs, and errors in the
-libraries that read the file (Keras, HDF5). Formats other than `.keras` are refused.
+The links and sizes in its weights, and the names and sizes of its parts are checked too. Not checked: the quality of
+the network, the time and memory that the network needs, and errors in the libraries that read the file (Keras, HDF5).
 """
 
 import io
@@ -22,8 +21,9 @@ import keras
 from nuclei_utils import models
 from nuclei_utils.errors import NucleiError
 
+# the classes and functions that a file may hold
 # fmt: off
-LAYERS = {
+_LAYERS = {
     "Activation", "Add", "Average", "AveragePooling2D", "BatchNormalization", "Concatenate", "Conv2D",
     "Conv2DTranspose", "Cropping2D", "Dense", "DepthwiseConv2D", "Dropout", "ELU", "Flatten", "GaussianDropout",
     "GaussianNoise", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "GroupNormalization", "Identity", "InputLayer",
@@ -31,60 +31,39 @@ LAYERS = {
     "ReLU", "Rescaling", "Reshape", "Resizing", "SeparableConv2D", "Softmax", "SpatialDropout2D", "Subtract",
     "UpSampling2D", "ZeroPadding2D",
 }
-# fmt: on
-"""Layers of Keras that a file may hold."""
-
-# fmt: off
-INITIALIZERS = {
+_INITIALIZERS = {
     "Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "LecunNormal", "LecunUniform", "Ones",
     "Orthogonal", "RandomNormal", "RandomUniform", "TruncatedNormal", "VarianceScaling", "Zeros",
 }
-# fmt: on
-"""Initializers that a file may hold."""
-
-REGULARIZERS = {"L1", "L2", "L1L2", "OrthogonalRegularizer"}
-"""Regularizers that a file may hold."""
-
-CONSTRAINTS = {"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}
-"""Constraints that a file may hold."""
-
-# fmt: off
-ACTIVATIONS = {
+_ACTIVATIONS = {
     "elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "leaky_relu", "linear", "mish", "relu", "relu6", "selu",
     "sigmoid", "silu", "softmax", "softplus", "softsign", "swish", "tanh",
 }
 # fmt: on
-"""Functions that a file may name, only as the activation of a layer."""
-
-MODELS = {"Functional", "Model", "Sequential"}
-"""Model classes of Keras that a file may hold."""
-
-COURSE_MODELS = {models.FixedStatistics.__name__, models.DeepSupervision.__name__}  # the import registers them in Keras
-"""Model classes of `nuclei_utils.models` that a file may hold."""
+_REGULARIZERS = {"L1", "L2", "L1L2", "OrthogonalRegularizer"}
+_CONSTRAINTS = {"MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"}
+_MODELS = {"Functional", "Model", "Sequential"}
+_COURSE_MODELS = {models.FixedStatistics.__name__, models.DeepSupervision.__name__}  # the import registers them
 
 PARTS = {"config.json": 2**24, "metadata.json": 2**24, "model.weights.h5": 2**30}
 """Parts that a file may have, with their largest sizes in bytes when unpacked."""
 
-MAX_ENTRIES = 100_000
-"""Largest number of groups and arrays of the weights. An entry counts once for each name that leads to it."""
-
 _MAX_BYTES = PARTS["model.weights.h5"]  # of all weights when unpacked
+_MAX_ENTRIES = 100_000  # groups and arrays of the weights; an entry counts once for each name that leads to it
 
 _MARKERS = {"__keras_tensor__", "__tuple__"}  # Keras marks values that are no objects with these names
-
-_SLOTS = {"_initializer": INITIALIZERS, "_regularizer": REGULARIZERS, "_constraint": CONSTRAINTS}
-
+_SLOTS = {"_initializer": _INITIALIZERS, "_regularizer": _REGULARIZERS, "_constraint": _CONSTRAINTS}
 _MODULES = {
-    "keras.layers": LAYERS,
-    "keras.initializers": INITIALIZERS,
-    "keras.regularizers": REGULARIZERS,
-    "keras.constraints": CONSTRAINTS,
-    "keras.src.models.functional": MODELS,
-    "keras.src.models.sequential": MODELS,
-    "keras.src.models.model": MODELS,
-    "keras.models": MODELS,
-    "keras": MODELS | {"DTypePolicy"},
-    "nuclei_utils.models": COURSE_MODELS,
+    "keras.layers": _LAYERS,
+    "keras.initializers": _INITIALIZERS,
+    "keras.regularizers": _REGULARIZERS,
+    "keras.constraints": _CONSTRAINTS,
+    "keras.src.models.functional": _MODELS,
+    "keras.src.models.sequential": _MODELS,
+    "keras.src.models.model": _MODELS,
+    "keras.models": _MODELS,
+    "keras": _MODELS | {"DTypePolicy"},
+    "nuclei_utils.models": _COURSE_MODELS,
 }
 
 
@@ -94,15 +73,6 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     No class of the course needs to be imported before. The network is not compiled: call `training.compile_model`, or
     `compile`, before the network is trained or evaluated.
 
-    Parameters
-    ----------
-    path : path-like
-        File from `keras.Model.save` or `nuclei-utils train`.
-
-    Returns
-    -------
-    keras.Model
-
     Raises
     ------
     NucleiError
@@ -111,11 +81,8 @@ def load_model(path: str | os.PathLike) -> keras.Model:
 
     Examples
     --------
-    >>> import tempfile
-    >>> from nuclei_utils import models
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     models.unet(filters=2, depth=1).save(f"{folder}/small.keras")
-    ...     load_model(f"{folder}/small.keras").name
+    >>> models.unet(filters=2, depth=1).save("small.keras")
+    >>> load_model("small.keras").name
     'unet'
     """
     path = Path(path)
@@ -134,8 +101,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         hint = ""
         if saved_by and saved_by != keras.__version__:
             hint = (
-                f". Keras {saved_by} saved the file and this is Keras {keras.__version__}: an older Keras may not read "
-                "files of a newer one. Save the file with this version, or update Keras"
+                f". Keras {saved_by} saved it, this is {keras.__version__}: save it with this version, or update Keras"
             )
         raise NucleiError(f"{path} cannot be loaded as a Keras model: {reason}{hint}") from error
 
@@ -153,8 +119,7 @@ def _check_file(path):
         config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
             raise NucleiError(f"{path}: found no network in its config.json")
-        # Keras ignores the settings of the training because the network is not compiled.
-        config.pop("compile_config", None)
+        config.pop("compile_config", None)  # Keras ignores it because the network is not compiled
         _check_config(config, path)
         with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
             _check_weights(file, path)
@@ -172,7 +137,7 @@ def _check_config(value, path, key=""):
         for name, item in value.items():
             _check_config(item, path, name)
     elif isinstance(value, str):
-        if key == "activation" and value not in ACTIVATIONS:
+        if key == "activation" and value not in _ACTIVATIONS:
             raise _refusal(path, f"the activation {value!r}")
         for ending, names in _SLOTS.items():
             if key.endswith(ending) and value not in names:
@@ -183,13 +148,13 @@ def _check_object(value, path, key):
     name, module = value["class_name"], value.get("module")
     registered = value.get("registered_name")
     if name == "function":
-        known = key == "activation" and module == "builtins" and value.get("config") in ACTIVATIONS
+        known = key == "activation" and module == "builtins" and value.get("config") in _ACTIVATIONS
         known = known and registered in ("function", None, value["config"])
     elif name in _MARKERS:
         known = module is None
     else:
         known = isinstance(module, str) and isinstance(name, str) and name in _MODULES.get(module, ())
-        known = known and registered in (name, None, f"nuclei_utils>{name}" if name in COURSE_MODELS else name)
+        known = known and registered in (name, None, f"nuclei_utils>{name}" if name in _COURSE_MODELS else name)
     if not known:
         raise _refusal(path, f"{module}.{name}" if module else str(name))
 
@@ -209,12 +174,10 @@ def _check_weights(file, path):
         nonlocal total, entries
         for name in group:
             entries += 1
-            if entries > MAX_ENTRIES:
-                raise NucleiError(f"{path}: its weights have more than {MAX_ENTRIES:,} entries, the largest number")
+            if entries > _MAX_ENTRIES:
+                raise NucleiError(f"{path}: its weights have more than {_MAX_ENTRIES:,} entries, the largest number")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise NucleiError(
-                    f"{path}: its weights hold a link, {group.name}/{name}, that can point to another file"
-                )
+                raise NucleiError(f"{path}: its weights hold a link, {group.name}/{name}, to another file or group")
             item = group[name]
             if isinstance(item, h5py.Group):
                 check(item)

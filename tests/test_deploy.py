@@ -155,7 +155,7 @@ def largest_difference(outputs, network, batch):
 # 8 bits are steps of 1/256 in every layer; swapped outputs differ by more
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("int8_weights", 0.05), ("int8", 0.05)])
 def test_litert_gives_the_named_maps_of_keras(network, images, litert, precision, tolerance):
-    batch = deploy.network_input(images[0], SIZE)
+    batch = preprocess.normalize(images[0])[None]
     outputs = [values.numpy() for values in network(batch, training=False).values()]
     assert all(np.abs(outputs[i] - outputs[j]).max() > 0.1 for i, j in [(0, 1), (0, 2), (1, 2)])
     assert largest_difference(deploy.load_exported(litert[precision])(batch), network, batch) < tolerance

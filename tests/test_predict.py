@@ -122,8 +122,8 @@ def test_an_array_that_is_no_rgb_image_is_refused(red, image, function):
 @pytest.mark.parametrize("overlap", [0, 32])
 def test_tiles_give_the_maps_of_the_whole_image(red, size, overlap):
     inputs = keras.Input((None, None, 3))
-    mean = layers.AveragePooling2D(predict.MULTIPLE)(inputs[..., :1])  # depends on the place where a tile starts
-    for model in (red, keras.Model(inputs, layers.UpSampling2D(predict.MULTIPLE)(mean))):
+    mean = layers.AveragePooling2D(32)(inputs[..., :1])  # depends on the place where a tile starts
+    for model in (red, keras.Model(inputs, layers.UpSampling2D(32)(mean))):
         tiled = predict.predict_maps(model, noise(*size), tile=64, overlap=overlap)["mask"]
         np.testing.assert_allclose(tiled, predict.predict_maps(model, noise(*size))["mask"], atol=1e-6)
 
@@ -309,7 +309,7 @@ def test_consistency_without_nuclei_is_nan(three_maps):
 
 
 def test_consistency_of_a_large_image_is_that_of_its_middle(three_maps):
-    side = predict.CHECKED_SIZE
+    side = 1024
     image = np.tile(discs(96, 96), (side // 96 + 2, side // 96 + 2, 1))
     start = (len(image) - side) // 2
     middle = image[start : start + side, start : start + side]

@@ -16,18 +16,7 @@ COMMANDS = {"data": data, "train": train, "predict": predict, "evaluate": evalua
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Words of the command line, by default those of this process.
-
-    Returns
-    -------
-    int
-        Exit status: 0 for success, 1 for a failure with a message on stderr. Wrong usage raises `SystemExit(2)`.
-    """
+    """Run the command of `argv`, by default of this process. Return the exit status, or exit after wrong usage."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # the streams of notebooks have no such method
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show

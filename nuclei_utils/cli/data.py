@@ -32,42 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "unpack them: 670 training images with 29,461 nuclei, and 65 test images."
     )
     parser.epilog = EXAMPLES
-    parser.add_argument(
-        "--source",
-        metavar="FOLDER_OR_URL",
-        help="folder or address of stage1_train.zip and stage1_test.zip (default: the Broad Bioimage Benchmark "
-        "Collection)",
+    text = (
+        "folder or address of stage1_train.zip and stage1_test.zip (default: the Broad Bioimage Benchmark Collection)"
     )
-    parser.add_argument(
-        "--dest", type=_folder, metavar="DIR", help="folder for the images (default: dsb2018 in NUCLEI_HOME, see below)"
+    parser.add_argument("--source", metavar="FOLDER_OR_URL", help=text)
+    text = "folder for the images (default: dsb2018 in NUCLEI_HOME, see below)"
+    parser.add_argument("--dest", type=_folder, metavar="DIR", help=text)
+    text = (
+        "download the corrected labels too (664 images, 28,986 nuclei): stage1_train_fixes.zip from the source, 3 MB, "
+        "or the community's repository on GitHub, which is a copy of the whole training set"
     )
-    parser.add_argument(
-        "--fixes",
-        action="store_true",
-        help="download the corrected labels too (664 images, 28,986 nuclei): stage1_train_fixes.zip from the source, "
-        "3 MB, or the community's repository on GitHub, which is a copy of the whole training set",
-    )
+    parser.add_argument("--fixes", action="store_true", help=text)
     parser.set_defaults(interrupted="finished folders are kept; the same command downloads the others")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download the images, and print a line for each folder.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        Options of `add_arguments`.
-
-    Returns
-    -------
-    int
-        0.
-
-    Raises
-    ------
-    errors.NucleiError, OSError
-        As for `download.fetch`.
-    """
+    """Download the images, and print a line for each folder. Return the exit status 0."""
     for report in nu.download.fetch(args.source or nu.download.BROAD, args.dest, args.fixes):
         state = f"{report.seconds:.1f} s" if report.is_new else "already there"
         counts = f"{report.images:>4,} images  {report.masks:>6,} masks  {report.size / 1e6:>5.1f} MB"

@@ -28,14 +28,8 @@ Only images with a prediction and a truth are scored. The other images are named
 the exit status is 1.
 """
 
-SUFFIXES = (".png", ".tif", ".tiff")
-"""Suffixes of label maps."""
-
-PIXEL_SCORES = ("dice", "iou", "precision", "recall")
-"""Scores of pixels in the report."""
-
-MAX_NAMES = 10
-"""Maximum number of names in a message."""
+_PIXEL_SCORES = ("dice", "iou", "precision", "recall")  # in the report
+_MAX_NAMES = 10  # in a message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,31 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Score label maps against the truth, pixel by pixel and nucleus by nucleus."
     parser.epilog = EXAMPLES
     parser.add_argument("predicted", type=Path, metavar="PREDICTED_DIR", help="folder of label maps")
-    parser.add_argument(
-        "--truth", type=Path, required=True, metavar="DIR_OR_CSV", help="label maps, masks, or a solution CSV"
-    )
+    text = "label maps, masks, or a solution CSV"
+    parser.add_argument("--truth", type=Path, required=True, metavar="DIR_OR_CSV", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON, with the scores of each image")
     parser.set_defaults(interrupted="nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score label maps, and print a table or JSON.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        Options of `add_arguments`.
-
-    Returns
-    -------
-    int
-        0, or 1 if the prediction of an image is missing.
-
-    Raises
-    ------
-    errors.NucleiError
-        If there are no label maps, no name is on both sides, or the sizes of a pair differ.
-    """
+    """Score label maps, and print a table or JSON. Return 1 if the prediction of an image is missing, otherwise 0."""
     truth, predictions = _find_label_maps(args.truth), _find_label_maps(args.predicted)
     names = sorted(truth.keys() & predictions.keys())
     missing, extra = sorted(truth.keys() - predictions.keys()), sorted(predictions.keys() - truth.keys())
@@ -101,7 +78,7 @@ def _find_label_maps(path):
     if not path.is_dir():
         raise NucleiError(f"{path} is missing: expected a folder of label maps or masks, or a solution CSV")
     folder = path / "labels" if (path / "labels").is_dir() else path
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in nu.io.LOSSLESS and file.name[0] != ".")
     label_maps = {}
     for file in _named_labels(folder, files) or files:
         other = label_maps.setdefault(file.stem.removesuffix("_labels"), file)
@@ -110,7 +87,7 @@ def _find_label_maps(path):
     label_maps = label_maps or {masks.parent.name: masks for masks in sorted(path.glob("*/masks")) if masks.is_dir()}
     if not label_maps:
         raise NucleiError(
-            f"{path} holds no label maps: expected NAME_labels.png, NAME.png (or .tif), or NAME/masks/*.png"
+            f"{path} holds no label maps: expected NAME_labels.png, NAME.png or .tif, or NAME/masks/*.png"
         )
     return label_maps
 
@@ -143,7 +120,7 @@ def _read(source):
 
 def _score(names, true, predicted):
     """Return the scores of pairs of label maps as values that JSON can hold."""
-    pixels = nu.metrics.pixel_scores(true, predicted, threshold=0)[list(PIXEL_SCORES)]
+    pixels = nu.metrics.pixel_scores(true, predicted, threshold=0)[list(_PIXEL_SCORES)]
     nuclei = nu.matching.image_scores(true, predicted)
     pooled = nu.matching.average_precision(true, predicted).reset_index()
     rows = zip(names, pixels.to_dict("records"), nuclei.to_dict("records"), strict=True)
@@ -173,7 +150,7 @@ def _format(report):
         f"others, {instances['splits']:,} are split",
         "",
         "pixels, mean over images",
-        *(f"  {name:<10} {report['semantic'][name]:.4f}" for name in PIXEL_SCORES),
+        *(f"  {name:<10} {report['semantic'][name]:.4f}" for name in _PIXEL_SCORES),
         "",
         "nuclei",
         f"  score      {instances['score']:.4f}  (the competition's: IoU 0.50 to 0.95, mean over images)",
@@ -192,7 +169,7 @@ def _format(report):
 def _list_names(names):
     if not names:
         return "nothing"
-    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 
 def _complain(message):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import nuclei_utils as nu
 from nuclei_utils.cli import results
+from nuclei_utils.cli.arguments import number, positive_integer
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import file_lock, printable_name
 
@@ -55,11 +56,12 @@ message also names each image whose nuclei change when the image is mirrored and
 result before you have seen the overlay.
 """
 
-LARGE = 2048
-"""Height or width above which an image has its own progress bar, pixels."""
+_length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
+_probability = number(float, lambda probability: 0 < probability < 1, "a number between 0 and 1, such as 0.6")
+_area = number(int, lambda area: area >= 0, "a whole number, 0 or more")
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-"""Error numbers of writing that every further image would meet too. The run stops."""
+# errors of writing that every further image would meet too
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,55 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)
     add("--min-size", type=_area, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
     text = "refuse images with more pixels, height times width (default: 1,000,000,000)"
-    add("--max-pixels", type=_count, metavar="N", help=text)
+    add("--max-pixels", type=positive_integer, metavar="N", help=text)
     add("--resume", action="store_true", help="skip finished images, and add the other images to the tables")
     add("--replace", action="store_true", help="overwrite the results of these images")
-    parser.set_defaults(
-        interrupted="the tables hold the finished images; the same command with --resume does the others"
-    )
-
-
-def _number(convert, is_valid, expected):
-    """Return an argument type for a number that meets a condition."""
-
-    def parse(text):
-        try:
-            number = convert(text)
-        except ValueError:
-            number = math.nan
-        if not is_valid(number):
-            raise argparse.ArgumentTypeError(f"{text!r} must be {expected}")
-        return number
-
-    return parse
-
-
-_length = _number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
-_probability = _number(float, lambda probability: 0 < probability < 1, "a number between 0 and 1, such as 0.6")
-_area = _number(int, lambda area: area >= 0, "a whole number, 0 or more")
-_count = _number(int, lambda count: count >= 1, "a whole number, 1 or more")
+    text = "the tables hold the finished images; the same command with --resume does the others"
+    parser.set_defaults(interrupted=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Find the nuclei in images, and write the results.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        Options of `add_arguments`.
-
-    Returns
-    -------
-    int
-        0, or 1 if an image cannot be read or its results cannot be written.
-
-    Raises
-    ------
-    errors.NucleiError
-        If two images have the same name, a file would be overwritten, or the network cannot be loaded or used.
-    OSError
-        If no results can be written at all. The error names the file.
-    """
+    """Find the nuclei in images, and write the results. Return 1 if an image fails, otherwise 0."""
     paths, empty = _find_images(args.images)
     _check_names(paths, args)
     for folder in empty:
@@ -171,10 +133,13 @@ def _settings(args):
 
 
 def _find_images(inputs):
-    """Return the image files of the command line, each file once, and the folders without images."""
+    """Return the image files, each file once, and the folders without images."""
     paths, empty = {}, []
     for path in inputs:
-        images = _images_in_folder(path) if path.is_dir() else [path]
+        images = nu.datasets.list_images(path) if path.is_dir() else [path]
+        if not images:  # the layout of the competition
+            folders = [folder for folder in sorted(path.glob("*/images")) if folder.is_dir()]
+            images = [image for folder in folders for image in nu.datasets.list_images(folder)]
         if not images:
             empty.append(path)
         for image in images:
@@ -183,22 +148,13 @@ def _find_images(inputs):
     return list(paths.values()), empty
 
 
-def _images_in_folder(folder):
-    """Return the images of a folder, or of the competition's layout in it."""
-    if images := nu.datasets.list_images(folder):
-        return images
-    subfolders = [path for path in sorted(folder.glob("*/images")) if path.is_dir()]
-    return [image for subfolder in subfolders for image in nu.datasets.list_images(subfolder)]
-
-
 def _check_names(paths, args):
     """Refuse images whose results would have the same names, or would overwrite an image."""
     out = os.path.realpath(args.out)
     for path in args.images:
         if path.is_dir() and os.path.realpath(path) == out:
             raise NucleiError(
-                f"{path} would be read and written: use another folder with --out, so that the next run does not take "
-                "results for images"
+                f"{path} would be read and written: use another folder with --out, or results are taken for images"
             )
     names = {}
     inputs = {os.path.realpath(path) for path in paths}
@@ -207,35 +163,34 @@ def _check_names(paths, args):
         other = names.setdefault(path.stem.casefold(), path)
         if other is not path:
             raise NucleiError(
-                f"{other} and {path} would give results with the same name: rename one image, or predict the images "
-                "one at a time"
+                f"{other} and {path} would give results of the same name: rename one, or predict one at a time"
             )
         for file in results.result_files(args.out, path.stem).values():
             if os.path.realpath(file) in inputs:
-                raise NucleiError(
-                    f"{file} is one of the images, and would be overwritten: use another folder with --out"
-                )
+                raise NucleiError(f"{file} is one of the images, and would be overwritten: use another --out")
 
 
-def load_model(path: Path):
-    """Load a network that finds nuclei from an untrusted file.
+def _load_network(path):
+    """Load a network and try it, so that a network of another kind is refused before any image is read."""
+    import keras
+    import numpy as np
 
-    Parameters
-    ----------
-    path : path-like
-        A `.keras` file, checked by `saving.load_model`.
+    model = nu.saving.load_model(path) if path else nu.models.included_network()
+    if path:
+        _check_network(model, path)
+    if keras.backend.backend() == "tensorflow":
+        model = nu.deploy.freeze(model)
+    try:
+        nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    except Exception as error:  # the layers of an unknown network can fail in any way
+        if not path:
+            raise
+        raise NucleiError(f"{path} cannot be used: {_first_line(error)}") from error
+    return model
 
-    Returns
-    -------
-    keras.Model
-        The network, which is not compiled.
 
-    Raises
-    ------
-    errors.NucleiError
-        If the file cannot be loaded, or the network has other inputs or outputs.
-    """
-    model = nu.saving.load_model(path)
+def _check_network(model, path):
+    """Refuse a network with other inputs or outputs than those of a network that finds nuclei."""
     inputs = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
     outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
     is_network = len(inputs) == 1 and all(len(shape) == 4 for shape in (*inputs, *outputs))
@@ -246,24 +201,6 @@ def load_model(path: Path):
         )
     if isinstance(model.output, dict) and "mask" not in model.output:
         raise NucleiError(f'{path}: found outputs with the names {sorted(model.output)}, expected "mask" among them')
-    return model
-
-
-def _load_network(path):
-    """Load a network and try it, so that a network of another kind is refused before any image is read."""
-    import keras
-    import numpy as np
-
-    model = load_model(path) if path else nu.models.included_network()
-    if keras.backend.backend() == "tensorflow":
-        model = nu.deploy.freeze(model)
-    try:
-        nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    except Exception as error:  # the layers of an unknown network can fail in any way
-        if not path:
-            raise
-        raise NucleiError(f"{path} cannot be used: {_first_line(error)}") from error
-    return model
 
 
 def _predict_all(paths, model, tables, plan, args):
@@ -285,7 +222,7 @@ def _predict_all(paths, model, tables, plan, args):
             failures += 1
             _complain(f"{path} does not fit into memory ({_first_line(error)}): cut the image into pieces")
         except (NucleiError, OSError) as error:
-            if getattr(error, "errno", None) in DISK_ERRORS:
+            if getattr(error, "errno", None) in _DISK_ERRORS:
                 raise NucleiError(
                     f"{error}: the results of {path} could not be written. The tables hold the {done} finished of "
                     f"{len(paths)} images. Free disk space, or allow writing in the folder; then resume with the same "
@@ -311,7 +248,7 @@ def _predict_image(path, model, tables, is_measured, args):
             f"is {nu.export.WIDEST_FOR_IMAGEJ} pixels: use --format geojson, or cut the image"
         )
     options = {"n_tta": args.tta, "prob_thresh": args.prob_thresh, "min_size": args.min_size}
-    progress = sys.stderr.isatty() and max(image.shape) > LARGE
+    progress = sys.stderr.isatty() and max(image.shape) > 2048  # a large image has its own progress bar
     try:
         label_map = nu.predict.predict_labels(model, image, progress=progress, **options)
         consistency = nu.predict.tta_consistency(model, image, label_map, **options)

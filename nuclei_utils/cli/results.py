@@ -14,11 +14,8 @@ import nuclei_utils as nu
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, printable_name, remove_partial_files
 
-SETTINGS = "predict_settings.json"
-"""Name of the file with the options that the results depend on."""
-
-MAX_FILES = 5
-"""Maximum number of files in a message."""
+SETTINGS = "predict_settings.json"  # the options that the results depend on
+_MAX_FILES = 5  # in a message
 
 
 class Tables:
@@ -26,14 +23,8 @@ class Tables:
 
     The rows of an image are added at the end, first to `nuclei.csv`, then to `submission.csv`. A killed process may
     leave incomplete rows, which `repair` removes. `submission.csv` has one row for each nucleus, or one row without a
-    code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        Folder of results.
-    columns : sequence of str
-        Columns of `nuclei.csv`. The first column has the name of the image.
+    code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first column of
+    both has the name of the image.
     """
 
     def __init__(self, folder: Path, columns: Sequence[str]):
@@ -41,14 +32,14 @@ class Tables:
 
     @property
     def existing(self) -> list[Path]:
-        """Paths of the tables that exist."""
+        """Return the paths of the tables that exist."""
         return [path for path in self.columns if os.path.lexists(path)]
 
     def repair(self, replaced: Iterable[str] = ()) -> dict[str, int]:
         """Remove the incomplete rows of the last image. Return the number of nuclei of each complete image.
 
         The images in `replaced` may be incomplete too, because a process was killed while it replaced them. If rows of
-        other images are missing, or a file has other columns, the files do not change and `NucleiError` is raised.
+        other images are missing, `NucleiError` is raised and the files do not change.
         """
         for path in self.columns:
             remove_partial_files(path)
@@ -115,9 +106,7 @@ class Tables:
             row = next(reader, None)
             for next_row in reader:
                 if len(row) != len(columns):
-                    raise NucleiError(
-                        f"{path}, line {reader.line_num}: found {len(row)} cells, expected {len(columns)}"
-                    )
+                    raise NucleiError(f"{path}, line {reader.line_num}: found {len(row)} cells, not {len(columns)}")
                 yield row
                 row = next_row
         if row is not None:
@@ -160,24 +149,12 @@ def _ends_with_newline(path):
 
 
 class Plan(NamedTuple):
-    """What a folder of results holds before a run.
+    """What a folder of results holds before a run."""
 
-    Attributes
-    ----------
-    measured : dict of str to int
-        Number of nuclei of each image of the run whose rows stay.
-    finished : set of str
-        Measured images that have all files. The run skips them.
-    outdated : set of str
-        Names in the tables of images whose rows are replaced.
-    others : set of str
-        Names in the tables of images whose rows stay.
-    """
-
-    measured: dict[str, int]
-    finished: set[str]
-    outdated: set[str]
-    others: set[str]
+    measured: dict[str, int]  # number of nuclei of each image of the run whose rows stay
+    finished: set[str]  # measured images that have all files; the run skips them
+    outdated: set[str]  # names in the tables of images whose rows are replaced
+    others: set[str]  # names in the tables of images whose rows stay
 
 
 def make_plan(
@@ -185,8 +162,7 @@ def make_plan(
 ) -> Plan:
     """Look at a folder of results before any work, and repair its tables.
 
-    `names` are the images of the run, and `formats` the formats of their outlines. `NucleiError` is raised if a file
-    would be overwritten, or would stay beside new results of its image.
+    `NucleiError` is raised if a file would be overwritten, or would stay beside new results of its image.
     """
     existing = {
         name: {kind for kind, path in result_files(folder, name).items() if os.path.lexists(path)} for name in names
@@ -224,9 +200,9 @@ def result_files(folder: Path, name: str) -> dict[str, Path]:
 def _refuse_existing(folder, existing, tables=()):
     paths = [*tables, *(result_files(folder, name)[kind] for name, kinds in existing.items() for kind in sorted(kinds))]
     if paths:
-        more = f" and {len(paths) - MAX_FILES:,} more" if len(paths) > MAX_FILES else ""
+        more = f" and {len(paths) - _MAX_FILES:,} more" if len(paths) > _MAX_FILES else ""
         raise NucleiError(
-            f"{', '.join(map(str, paths[:MAX_FILES]))}{more} would be overwritten: use another folder with --out, "
+            f"{', '.join(map(str, paths[:_MAX_FILES]))}{more} would be overwritten: use another folder with --out, "
             "resume an interrupted run or add images with --resume, or replace the results with --replace"
         )
 
@@ -236,8 +212,7 @@ def _refuse_stale(folder, existing, written):
     for name, kinds in existing.items():
         for kind in sorted(kinds - written):
             raise NucleiError(
-                f"{result_files(folder, name)[kind]} would stay beside the new results of its image: move or delete "
-                "the file"
+                f"{result_files(folder, name)[kind]} would stay beside its new results: move or delete the file"
             )
 
 

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import nuclei_utils as nu
+from nuclei_utils.cli.arguments import number, positive_integer
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, file_lock, remove_partial_files
 
@@ -87,14 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--epochs",
-        type=_positive_integer,
+        type=positive_integer,
         default=20,
         metavar="N",
         help="number of passes through the images (default: 20); the best epoch is saved",
     )
     parser.add_argument(
         "--seed",
-        type=_seed,
+        type=number(int, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
         default=0,
         metavar="N",
         help="random seed for weights, crops and validation images, 0 to 4294967295 (default: 0)",
@@ -114,18 +115,6 @@ def _model_file(text):
     if path.suffix != ".keras":
         raise argparse.ArgumentTypeError(f"{text!r} must end in .keras")
     return path
-
-
-def _positive_integer(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
-    return int(text)
-
-
-def _seed(text):
-    if not text.isdecimal() or int(text) >= 2**32:  # the range of NumPy's seeds
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to {2**32 - 1}")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
