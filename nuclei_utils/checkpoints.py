@@ -14,18 +14,19 @@ import pandas as pd
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, remove_partial_files
 
-BEST, HISTORY, FINISHED, BACKUP = "best.keras", "history.csv", "finished", "backup"
-"""Files of a training: best model, history, copy of the history of a finished training; folder of checkpoints."""
+# Files of a training: best model, history, copy of the history of a finished training
+BEST, _HISTORY, _FINISHED = "best.keras", "history.csv", "finished"
+# Folders of a training: checkpoints, and first phase of a training, in which the pretrained encoder is frozen
+_BACKUP, FROZEN = "backup", "frozen"
 
 
 class Checkpoint(keras.callbacks.Callback):
     """Save the history, the best model and the last model after each epoch.
 
-    Each file is complete or absent, even if the process is killed while the file is written. Keras has
-    `BackupAndRestore(double_checkpoint=True)` for this purpose, which is not enough: it writes the weights and the
-    number of the epoch one after the other. A kill between these two files repeats an epoch, and a kill inside the
-    second file makes the training unreadable (tested with Keras 3.10 and 3.15). It also saves neither the history nor
-    the best model.
+    Each file is complete or absent, even if the process is killed. Keras' `BackupAndRestore(double_checkpoint=True)`
+    writes the weights and the number of the epoch one after the other. A kill between these two files repeats an epoch,
+    and a kill inside the second file makes the training unreadable (tested with Keras 3.10 and 3.15). It also saves
+    neither the history nor the best model.
 
     Parameters
     ----------
@@ -47,8 +48,8 @@ class Checkpoint(keras.callbacks.Callback):
         """Write the history, the best model and the checkpoint; then remove the previous checkpoint."""
         self.rows.append({"epoch": epoch, **logs})
         history = pd.DataFrame(self.rows)
-        _write_histories(self.folder, history)
-        checkpoint = self.folder / BACKUP / f"epoch_{epoch + 1:04}.keras"
+        _write_history(history, self.folder / _BACKUP / _HISTORY, self.folder / _HISTORY)
+        checkpoint = self.folder / _BACKUP / f"epoch_{epoch + 1:04}.keras"
         with atomic_write(checkpoint) as temporary:
             self.model.save(temporary)
             if history[self.monitor].notna().any() and best_epoch(history, self.monitor) == len(history) - 1:
@@ -60,23 +61,9 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def resume(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.DataFrame | None:
-    """Load the last checkpoint of an interrupted training into a model.
+    """Load the last checkpoint of an interrupted training into a compiled model, or the best model if it is damaged.
 
-    If the last checkpoint is damaged, the best model is loaded. A finished training is removed.
-
-    Parameters
-    ----------
-    model : keras.Model
-        A compiled model.
-    folder : path-like
-        Folder of the training.
-    monitor : str
-        Column of the history that defines the best epoch.
-
-    Returns
-    -------
-    pandas.DataFrame or None
-        History up to the checkpoint; None for a new training.
+    Returns the history up to the checkpoint, or None for a new training. A finished training is removed.
 
     Raises
     ------
@@ -84,7 +71,7 @@ def resume(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.Da
         If the checkpoint belongs to another network, or if all files are damaged.
     """
     folder, problems = Path(folder), []
-    for name in (BEST, HISTORY, FINISHED):
+    for name in (BEST, _HISTORY, _FINISHED):
         remove_partial_files(folder / name)
     if is_finished(folder):
         clear(folder)
@@ -120,7 +107,7 @@ def _history_until(path, monitor):
         return history.iloc[: best_epoch(history, monitor) + 1].copy()
     history, epochs = read_history(path.parent.parent), _epoch(path)
     if len(history) < epochs:
-        raise NucleiError(f"{path} is the model of epoch {epochs}, but {HISTORY} has only {len(history)} epochs")
+        raise NucleiError(f"{path} is the model of epoch {epochs}, but {_HISTORY} has only {len(history)} epochs")
     return history.iloc[:epochs].copy()  # an epoch in the history without a checkpoint is trained again
 
 
@@ -135,7 +122,7 @@ def _repair(model, folder, history, monitor):
         if best_is_lost and (best := best_epoch(history, monitor) + 1) < epochs:
             print(f"{error}. The model of epoch {best} is lost: the best epoch is now chosen from epoch {epochs} on")
             history.loc[: epochs - 2, monitor] = float("nan")
-    _write_histories(folder, history)
+    _write_history(history, folder / _BACKUP / _HISTORY, folder / _HISTORY)
     if best_is_lost:
         with atomic_write(folder / BEST) as temporary:
             model.save(temporary)
@@ -143,22 +130,14 @@ def _repair(model, folder, history, monitor):
 
 
 def finish(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.DataFrame:
-    """Load the best weights into a model, mark its training as finished, and return the history.
-
-    The parameters are those of `resume`.
-
-    Raises
-    ------
-    errors.NucleiError
-        If the training diverged: `monitor` is not a number in any epoch.
-    """
+    """Load the best weights into a model, mark its training as finished, and return the history."""
     folder = Path(folder)
     history = read_history(folder)
     best_epoch(history, monitor)  # raises an error if the training diverged
     model.load_weights(folder / BEST)
-    _write_history(folder / FINISHED, history)
+    _write_history(history, folder / _FINISHED)
     # last, because a training that is killed before this line is resumed
-    shutil.rmtree(folder / BACKUP, ignore_errors=True)
+    shutil.rmtree(folder / _BACKUP, ignore_errors=True)
     return history
 
 
@@ -167,32 +146,28 @@ def clear(folder: str | os.PathLike) -> None:
     folder = Path(folder)
     # the model first: if the process is killed here, the remaining files are not taken for an interrupted training
     (folder / BEST).unlink(missing_ok=True)
-    for name in (BACKUP, "tensorboard", "predictions"):
+    for name in (_BACKUP, "tensorboard", "predictions"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (HISTORY, FINISHED):
+    for name in (_HISTORY, _FINISHED):
         (folder / name).unlink(missing_ok=True)
 
 
 def is_finished(folder: str | os.PathLike) -> bool:
     """Return True if the training in a folder has finished and its best model exists."""
-    return all((Path(folder) / name).is_file() for name in (FINISHED, BEST))
+    return all((Path(folder) / name).is_file() for name in (_FINISHED, BEST))
 
 
-def is_started(folder: str | os.PathLike) -> bool:
-    """Return True if the training in a folder has completed an epoch, even if its files are damaged."""
-    return bool(_checkpoints(Path(folder))) or any((Path(folder) / name).exists() for name in (BEST, FINISHED))
+def phases(folder: str | os.PathLike) -> list[Path]:
+    """Return the folders of a training's phases that have completed an epoch, even if files are damaged, in order."""
+    return [phase for phase in (Path(folder) / FROZEN, Path(folder)) if _is_started(phase)]
+
+
+def _is_started(folder):
+    return bool(_checkpoints(folder)) or any((folder / name).exists() for name in (BEST, _FINISHED))
 
 
 def check_model_file(path: str | os.PathLike) -> None:
-    """Check the checksums of a `.keras` file.
-
-    Raises
-    ------
-    errors.NucleiError
-        If the file is damaged.
-    FileNotFoundError
-        If the file is missing.
-    """
+    """Check the checksums of a `.keras` file; raise `NucleiError` (damaged) or FileNotFoundError."""
     try:
         with zipfile.ZipFile(path) as archive:
             problem = archive.testzip() and "its checksums are wrong"
@@ -204,25 +179,13 @@ def check_model_file(path: str | os.PathLike) -> None:
 
 
 def best_epoch(history: pd.DataFrame, monitor: str | None = None) -> int:
-    """Return the row of the best epoch in a history.
+    """Return the row of the best epoch in a history, from 0; raise `NucleiError` if the training diverged.
 
     Parameters
     ----------
-    history : pandas.DataFrame
-        One row per epoch.
     monitor : str, optional
         Column that defines the best epoch: the minimum of a loss, the maximum of any other column. Default: `val_dice`
         if the history has this column, otherwise `val_loss`.
-
-    Returns
-    -------
-    int
-        Row number, from 0.
-
-    Raises
-    ------
-    errors.NucleiError
-        If the training diverged: the column has no number.
 
     Examples
     --------
@@ -238,17 +201,9 @@ def best_epoch(history: pd.DataFrame, monitor: str | None = None) -> int:
 
 
 def read_history(folder: str | os.PathLike) -> pd.DataFrame:
-    """Read the history of a training; if `history.csv` is damaged, read its copy.
+    """Read the history of a training, or its copy if `history.csv` is damaged.
 
-    Parameters
-    ----------
-    folder : path-like
-        Folder of the training.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per epoch: `epoch`, the training metrics, and the validation metrics (`val_...`).
+    The history has one row per epoch: `epoch`, the training metrics, and the validation metrics (`val_...`).
 
     Raises
     ------
@@ -258,7 +213,7 @@ def read_history(folder: str | os.PathLike) -> pd.DataFrame:
         If the history and its copies are damaged.
     """
     folder, histories, problems = Path(folder), [], []
-    for path in filter(Path.is_file, (folder / HISTORY, folder / BACKUP / HISTORY, folder / FINISHED)):
+    for path in filter(Path.is_file, (folder / _HISTORY, folder / _BACKUP / _HISTORY, folder / _FINISHED)):
         try:
             histories.append(_read_complete_rows(path))
         except NucleiError as error:
@@ -267,7 +222,7 @@ def read_history(folder: str | os.PathLike) -> pd.DataFrame:
         return max(histories, key=len)
     if problems:
         raise NucleiError(". ".join(problems))
-    raise FileNotFoundError(f"no training has completed an epoch in {folder}: {folder / HISTORY} is missing")
+    raise FileNotFoundError(f"no training has completed an epoch in {folder}: {folder / _HISTORY} is missing")
 
 
 def _read_complete_rows(path):
@@ -285,18 +240,14 @@ def _read_complete_rows(path):
     return history
 
 
-def _write_histories(folder, history):
-    for path in (folder / BACKUP / HISTORY, folder / HISTORY):
-        _write_history(path, history)
-
-
-def _write_history(path, history):
-    with atomic_write(path) as temporary:
-        history.to_csv(temporary, index=False)
+def _write_history(history, *paths):
+    for path in paths:
+        with atomic_write(path) as temporary:
+            history.to_csv(temporary, index=False)
 
 
 def _checkpoints(folder):
-    return sorted((folder / BACKUP).glob("epoch_*.keras"), key=_epoch)
+    return sorted((folder / _BACKUP).glob("epoch_*.keras"), key=_epoch)
 
 
 def _epoch(path):

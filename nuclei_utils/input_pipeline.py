@@ -1,7 +1,7 @@
 """From records to batches with `tf.data`: read, normalise, cache, shuffle, crop, augment, batch, prefetch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import cv2
@@ -12,50 +12,25 @@ from skimage.segmentation import relabel_sequential
 from nuclei_utils import datasets, labels, preprocess
 from nuclei_utils.errors import NucleiError
 
-CLAHE_FRACTION = 0.2
-"""Fraction of the crops for masks whose local contrast is equalised."""
 
-INVERTED_FRACTION = 0.1
-"""Fraction of the crops for instances that are inverted."""
+def read(name: str | None = None, split: str = "train", ids: Collection[str] | None = None) -> tf.data.Dataset:
+    """Read one split of a data set as a `tf.data.Dataset` of examples, as from `from_records`.
 
-MAX_ZOOM = 2.0
-"""Largest factor by which a crop for instances is enlarged or reduced."""
-
-
-def read(name: str | None = None, split: str = "train") -> tf.data.Dataset:
-    """Read one split of a data set as a `tf.data.Dataset`.
-
-    The order of the images is pseudo-random and always the same. TensorFlow Datasets uses the same order
-    (`tfds.load("dsb2018/sample")`).
+    The order is pseudo-random and always the same, as in TensorFlow Datasets (`tfds.load("dsb2018/sample")`).
 
     Parameters
     ----------
-    name : str, optional
-        Name from `datasets.DATASETS`. The default is `datasets.current()`.
-    split : str
-        Name from `datasets.SPLITS`.
-
-    Returns
-    -------
-    tf.data.Dataset
-        Examples as from `from_records`.
-
-    Raises
-    ------
-    NucleiError
-        If the data set or the split is unknown, or the images have not been fetched yet.
+    name, split : str
+        Names from `datasets.DATASETS` and `datasets.SPLITS`. The default data set is `datasets.current()`.
+    ids : collection of str, optional
+        Images that are read. The default is all images.
     """
-    records = datasets.load(name, split)
+    records = [record for record in datasets.load(name, split) if ids is None or record.id in ids]
     return from_records(sorted(records, key=lambda record: hashlib.md5(f"{split}{record.id}".encode()).digest()))
 
 
 def from_records(records: Sequence[datasets.Record]) -> tf.data.Dataset:
-    """Turn records into a `tf.data.Dataset` of examples, in the same order.
-
-    Parameters
-    ----------
-    records : sequence of datasets.Record
-        At least one record. The arrays stay in memory.
+    """Turn records into a `tf.data.Dataset` of examples, in the same order. The arrays stay in memory.
 
     Returns
     -------
@@ -65,8 +40,6 @@ def from_records(records: Sequence[datasets.Record]) -> tf.data.Dataset:
 
     Raises
     ------
-    ValueError
-        If `records` is empty.
     NucleiError
         If an image has more than 65,535 nuclei, the largest number of 16 bits.
     """
@@ -85,22 +58,14 @@ def from_records(records: Sequence[datasets.Record]) -> tf.data.Dataset:
 
 def _example(record):
     label_map = relabel_sequential(record.label_map)[0]
-    count = label_map.max(initial=0)
-    if count > np.iinfo(np.uint16).max:
-        raise NucleiError(
-            f"{record.id}: found {count} nuclei, expected at most 65535: cut the image into smaller images"
-        )
+    if (count := label_map.max(initial=0)) > 65535:
+        raise NucleiError(f"{record.id}: found {count} nuclei, expected at most 65535: cut the image into tiles")
     return {
         "id": record.id,
         "image": record.image,
         "image_type": (*datasets.IMAGE_TYPES, "").index(record.image_type),
         "label_map": label_map.astype(np.uint16)[..., None],
     }
-
-
-def select(examples: tf.data.Dataset, ids: Sequence[str]) -> tf.data.Dataset:
-    """Select the examples with the given ids."""
-    return examples.filter(lambda example: tf.reduce_any(example["id"] == tf.constant(ids)))
 
 
 def training_batches(
@@ -117,15 +82,15 @@ def training_batches(
     Parameters
     ----------
     examples : tf.data.Dataset
-        Examples as from `read`. Each image gives at least one crop in an epoch.
+        Examples as from `read`, without `repeat()`. Each image gives at least one crop in an epoch.
     size : int
         Height and width of the crops, in pixels. Smaller images are padded by reflection.
     batch_size : int
         Number of crops in a batch. The last batch of an epoch is dropped if it is smaller and not the only one.
     augment : "all", "flips" or None
-        Random changes of the crops. "all" is CLAHE of some crops and `augment_pair`; "flips" is `random_flip`. With
-        `targets="instances"`, "all" is the only choice: rotation and zoom by up to `MAX_ZOOM` of all crops, inversion
-        of some crops, and `random_colours`.
+        Random changes of the crops. "all" is CLAHE of some crops and `augment_pair`; "flips" flips half of the crops.
+        With `targets="instances"`, "all" is the only choice: rotation, zoom by up to 2, `random_colours`, and
+        inversion of some crops.
     seed : int
         Random seed. The same seed gives the same sequence of epochs.
     min_crops : int
@@ -139,11 +104,6 @@ def training_batches(
     tf.data.Dataset
         Pairs of images float32 (batch, size, size, 3) in [0, 1] and targets. The targets are masks float32
         (batch, size, size, 1) of 0 and 1, or a dictionary of such arrays: `mask`, `boundary` and `distance` in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If the examples never end, or `augment` or `targets` has another value.
     """
     _check_choice("targets", targets, ("mask", "instances"))
     _check_choice("augment", augment, ("all", "flips", None) if targets == "mask" else ("all",))
@@ -165,10 +125,7 @@ def training_batches(
 def validation_batches(
     examples: tf.data.Dataset, size: int = 256, batch_size: int = 8, targets: str = "mask"
 ) -> tf.data.Dataset:
-    """Return batches of center crops for validation.
-
-    The parameters and batches are those of `training_batches`. No image is dropped, shuffled or augmented.
-    """
+    """Return batches of center crops; parameters and batches as in `training_batches`, all images in a fixed order."""
     _check_choice("targets", targets, ("mask", "instances"))
     crop = partial(_center_crop, size=size, targets=targets)
     return examples.map(crop, tf.data.AUTOTUNE).batch(batch_size).cache().prefetch(tf.data.AUTOTUNE)
@@ -191,19 +148,8 @@ def _repeat_rare_types(examples, min_crops):
     return repeated.apply(tf.data.experimental.assert_cardinality(count)), count
 
 
-def random_flip(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Flip an image and its mask along both axes, with probability 1/2.
-
-    `keras.layers.RandomFlip("horizontal_and_vertical")` does the same. The parameters and return values are those of
-    `augment_pair`.
-
-    Examples
-    --------
-    >>> image = tf.constant([[[0.0], [1.0]]])
-    >>> flipped, mask = random_flip(image, image, seed=(0, 0))
-    >>> flipped.numpy().ravel().tolist(), mask.numpy().ravel().tolist()
-    ([1.0, 0.0], [1.0, 0.0])
-    """
+def _random_flip(image, mask, seed):
+    """Flip along both axes with probability 1/2, as `keras.layers.RandomFlip("horizontal_and_vertical")` does."""
     pair = tf.concat([image, mask], axis=-1)
     flip = tf.random.stateless_uniform((), seed) < 0.5
     flipped = tf.cond(flip, lambda: tf.reverse(pair, (0, 1)), lambda: pair)
@@ -211,10 +157,9 @@ def random_flip(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.
 
 
 def random_rotation(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rotate an image and its mask by a random angle around their center.
+    """Rotate an image and its mask by a random angle around their center; parameters as in `augment_pair`.
 
-    The corners are filled by reflection. The mask keeps its values because it is rotated by nearest neighbour. The
-    parameters and return values are those of `augment_pair`.
+    The corners are filled by reflection. The mask keeps its values because it is rotated by nearest neighbour.
 
     Examples
     --------
@@ -243,17 +188,7 @@ def random_rotation(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple
 
 
 def random_colours(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Change hue, saturation, contrast, brightness, gamma and noise of an image at random.
-
-    Parameters
-    ----------
-    image : float32 tensor (H, W, 3) in [0, 1]
-    seed : int tensor (2,)
-        Random seed. The same seed gives the same change.
-
-    Returns
-    -------
-    float32 tensor (H, W, 3) in [0, 1]
+    """Change hue, saturation, contrast, brightness, gamma and noise at random; parameters as in `augment_pair`.
 
     Examples
     --------
@@ -279,21 +214,16 @@ def random_colours(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def augment_pair(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Augment an image and its mask at random.
+    """Flip and rotate an image and its mask, and change the colours of the image, at random.
 
-    `random_flip` and `random_rotation` change both. `random_colours` changes the image alone. CLAHE needs images of
-    8 bits and takes place before (`training_batches`).
+    CLAHE is not included, because it needs images of 8 bits (`training_batches`).
 
     Parameters
     ----------
-    image : float32 tensor (H, W, 3) in [0, 1]
-    mask : float32 tensor (H, W, 1) of 0 and 1
+    image, mask : float32 tensors (H, W, 3) in [0, 1] and (H, W, 1) of 0 and 1
+        The results have the same shapes and ranges.
     seed : int tensor (2,)
         Random seed. The same seed gives the same change.
-
-    Returns
-    -------
-    image, mask : tensors like the arguments
 
     Examples
     --------
@@ -302,7 +232,7 @@ def augment_pair(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf
     (TensorShape([32, 32, 3]), TensorShape([32, 32, 1]))
     """
     flip, rotation, colours = tf.unstack(tf.random.split(seed, 3))
-    image, mask = random_rotation(*random_flip(image, mask, flip), rotation)
+    image, mask = random_rotation(*_random_flip(image, mask, flip), rotation)
     return random_colours(image, colours), mask
 
 
@@ -327,14 +257,11 @@ def _random_crop(pair, seed, size, augment):
     pair = tf.image.stateless_random_crop(pair, (size, size, 4), seeds[0])
     image, mask = pair[..., :3], tf.cast(pair[..., 3:], tf.float32)
     if augment == "all":
-        equalise = tf.random.stateless_uniform((), seeds[1]) < CLAHE_FRACTION
-        image = tf.cond(
-            equalise,
-            lambda: tf.numpy_function(preprocess.clahe, [image], tf.uint8, stateful=False),
-            lambda: image,
-        )
+        equalise = tf.random.stateless_uniform((), seeds[1]) < 0.2
+        clahe = partial(tf.numpy_function, preprocess.clahe, [image], tf.uint8, stateful=False)
+        image = tf.cond(equalise, clahe, lambda: image)
     image = tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 255
-    change = {"all": augment_pair, "flips": random_flip, None: lambda image, mask, seed: (image, mask)}[augment]
+    change = {"all": augment_pair, "flips": _random_flip, None: lambda image, mask, seed: (image, mask)}[augment]
     return change(image, mask, seeds[2])
 
 
@@ -360,7 +287,7 @@ def _random_warp(image, maps, seed, size):
 
 def _warp(image, maps, seed, size):
     random = np.random.default_rng(seed)
-    zoom = MAX_ZOOM ** random.uniform(-1, 1)
+    zoom = 2.0 ** random.uniform(-1, 1)
     angle = random.uniform(0, 2 * np.pi)
     mirror = random.choice([-1, 1])
     radius = size / zoom / 2  # half the width of the crop, in pixels of the image
@@ -378,7 +305,7 @@ def _warp(image, maps, seed, size):
         )
         for array, method in ((image, cv2.INTER_LINEAR), (maps, cv2.INTER_NEAREST))
     )
-    if random.random() < INVERTED_FRACTION:
+    if random.random() < 0.1:
         image = 255 - image
     return image, _stack_targets(maps[..., 0], maps[..., 1] / np.float32(255))
 

@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-import time
+import timeit
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +13,19 @@ import numpy as np
 from keras import KerasTensor, layers, ops
 
 from nuclei_utils import datasets
+from nuclei_utils.errors import NucleiError
 
+# Layers of MobileNetV2 for the skip connections, as in TensorFlow's segmentation tutorial, and for the decoder's start
 SKIP_LAYERS = (
     "block_1_expand_relu",  # 1/2 of the image's height and width
     "block_3_expand_relu",  # 1/4
     "block_6_expand_relu",  # 1/8
     "block_13_expand_relu",  # 1/16
 )
-"""Layers of MobileNetV2 whose feature maps are skip connections, as in TensorFlow's segmentation tutorial."""
+BOTTLENECK_LAYER = "block_16_project_BN"  # 1/32
 
-BOTTLENECK_LAYER = "block_16_project_BN"
-"""Layer of MobileNetV2 where the decoder starts, at 1/32 of the image's height and width."""
-
-BLOCKS = 16
-"""Number of numbered blocks of MobileNetV2."""
-
+# Environment variable with the path of a file of ImageNet weights, for machines without internet
 WEIGHTS_VARIABLE = "NUCLEI_MOBILENET_WEIGHTS"
-"""Environment variable with the path of a file of ImageNet weights, for machines without internet."""
 
 
 def conv_block(x: KerasTensor, filters: int, dropout: float = 0.0, residual: bool = False) -> KerasTensor:
@@ -38,16 +34,13 @@ def conv_block(x: KerasTensor, filters: int, dropout: float = 0.0, residual: boo
     Parameters
     ----------
     x : KerasTensor (batch, H, W, C)
+        Feature maps. The result has the shape (batch, H, W, filters).
     filters : int
         Number of output feature maps.
     dropout : float
         Fraction of feature maps that are dropped between the convolutions in training, `0 <= dropout < 1`.
     residual : bool
         Add the input to the output through a 1x1 convolution, as in ResNet (arXiv 1512.03385).
-
-    Returns
-    -------
-    KerasTensor (batch, H, W, filters)
     """
     shortcut = x
     x = _convolution(x, filters)
@@ -78,32 +71,20 @@ def unet(
     dropout: float = 0.0,
     residual: bool = False,
 ) -> keras.Model:
-    """Build a U-Net with same-size convolutions and batch normalisation.
+    """Build a U-Net with same-size convolutions and batch normalisation (arXiv 1505.04597).
 
-    Source: Ronneberger et al. 2015, arXiv 1505.04597.
+    The network maps images (batch, H, W, channels) in [0, 1] to probabilities of nucleus (batch, H, W, 1), float32.
 
     Parameters
     ----------
     input_shape : tuple of int or None
-        (H, W, channels) of the images. H and W are multiples of `2**depth`, or None for any such size.
+        (H, W, channels). H and W are multiples of `2**depth` (otherwise ValueError), or None for any such size.
     filters : int
-        Number of feature maps at full size. The number doubles at each level, up to `filters * 2**depth`.
+        Feature maps at full size. The number doubles at each level, up to `filters * 2**depth`.
     depth : int
         Number of times that the image is halved.
-    dropout : float
-        Fraction of feature maps that are dropped inside each block in training, `0 <= dropout < 1`.
-    residual : bool
-        Use residual blocks (`conv_block`).
-
-    Returns
-    -------
-    keras.Model
-        Maps images (batch, H, W, channels) in [0, 1] to probabilities of nucleus (batch, H, W, 1), float32 in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If H or W is not a multiple of `2**depth`.
+    dropout, residual
+        As in `conv_block`.
     """
     _check_size(input_shape, 2**depth)
     x = inputs = keras.Input(input_shape, name="image")
@@ -126,35 +107,24 @@ def mobilenet_unet(
     trainable: bool | int = True,
     filters: int = 16,
 ) -> keras.Model:
-    """Build a U-Net whose encoder is a MobileNetV2 (arXiv 1801.04381).
-
-    The batch normalisation of a pretrained encoder always runs in inference mode (`FixedStatistics`).
+    """Build a U-Net whose encoder is a MobileNetV2 (arXiv 1801.04381); inputs and outputs as in `unet`.
 
     Parameters
     ----------
     input_shape : tuple of int or None
-        (H, W, 3) of the images. H and W are multiples of 32, or None for any such size.
+        (H, W, 3). H and W are multiples of 32 (otherwise ValueError), or None for any such size.
     weights : "imagenet", path-like or None
         Weights of the encoder. "imagenet" is the file that the environment variable `NUCLEI_MOBILENET_WEIGHTS` names,
         or else a download. A path is a file of `keras.applications.MobileNetV2(include_top=False)`. None is random.
     trainable : bool or int
         Part of the encoder that is trained (`unfreeze_encoder`).
     filters : int
-        Number of feature maps of the decoder at full size. The number doubles at each level.
-
-    Returns
-    -------
-    keras.Model
-        Maps images (batch, H, W, 3) in [0, 1] to probabilities of nucleus (batch, H, W, 1), float32 in [0, 1].
+        Feature maps of the decoder at full size. The number doubles at each level.
 
     Raises
     ------
-    ValueError
-        If H or W is not a multiple of 32, or the file holds the weights of another network.
-    FileNotFoundError
-        If the file of weights is missing.
-    ConnectionError
-        If the weights cannot be downloaded.
+    errors.NucleiError, FileNotFoundError, ConnectionError
+        If the file has the weights of another network, is missing, or cannot be downloaded.
     """
     _check_size(input_shape, 2 ** (len(SKIP_LAYERS) + 1))
     inputs = keras.Input(input_shape, name="image")
@@ -176,23 +146,16 @@ def mobilenet_encoder(
     outputs: Sequence[str] = (*SKIP_LAYERS, BOTTLENECK_LAYER),
     fixed_statistics: bool | None = None,
 ) -> keras.Model:
-    """Build the MobileNetV2 encoder that returns several feature maps.
+    """Build the MobileNetV2 encoder: images (batch, H, W, 3) in [-1, 1] to a list of feature maps.
 
     Parameters
     ----------
     weights
-        As in `mobilenet_unet`.
+        As in `mobilenet_unet`, with the same errors.
     outputs : sequence of str
         Names of the layers whose feature maps are returned. Layers after the last name are left out.
     fixed_statistics : bool, optional
-        Run batch normalisation in inference mode (`FixedStatistics`). The default is True for a pretrained encoder.
-
-    Returns
-    -------
-    keras.Model
-        Maps images (batch, H, W, 3) in [-1, 1] to a list with one array for each name in `outputs`.
-
-    The errors are those of `mobilenet_unet`.
+        Use `FixedStatistics`. The default is True for a pretrained encoder.
     """
     source = os.environ.get(WEIGHTS_VARIABLE) or weights if weights == "imagenet" else weights
     if source not in ("imagenet", None) and not Path(source).is_file():
@@ -206,12 +169,18 @@ def mobilenet_encoder(
             base = keras.applications.MobileNetV2(
                 (None, None, 3), include_top=False, weights=source and os.fspath(source)
             )
-    except Exception as error:  # keras.utils.get_file raises a plain Exception
-        if "URL fetch failure" not in str(error):
+    except Exception as error:  # keras.utils.get_file raises a plain Exception, a file of other weights any error
+        if "URL fetch failure" in str(error):
+            raise ConnectionError(
+                f"MobileNetV2's ImageNet weights could not be downloaded ({error}). Without internet, copy the file to "
+                f"this machine and set {WEIGHTS_VARIABLE} to its path, or start from random weights with weights=None"
+            ) from error
+        if source in ("imagenet", None):
             raise
-        raise ConnectionError(
-            f"MobileNetV2's ImageNet weights could not be downloaded ({error}). Without internet, copy the file to "
-            f"this machine and set {WEIGHTS_VARIABLE} to its path, or start from random weights with weights=None"
+        reason, *_ = str(error).split("\n")
+        raise NucleiError(
+            f"{source} (argument `weights` or ${WEIGHTS_VARIABLE}) does not have the weights of "
+            f"keras.applications.MobileNetV2(include_top=False): {reason}"
         ) from error
     if fixed_statistics is None:
         fixed_statistics = source is not None
@@ -226,11 +195,11 @@ def mobilenet_encoder(
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class FixedStatistics(keras.Model):
-    """A model whose batch normalisation always runs in inference mode, so that its statistics never change.
+    """A model whose batch normalisation always runs in inference mode, but whose scale and offset are trained.
 
-    The statistics of a few small batches would overwrite those of a million images. The scale and offset of the
-    normalisation are still trained. Neither way without a class does both: Keras passes `training=True` on to a model
-    that was called with `training=False`, and `layer.trainable = False` freezes scale and offset as well.
+    The statistics of a few small batches would overwrite those of a million images. Keras has no option for this: it
+    passes `training=True` on to a model that was called with `training=False`, and `layer.trainable = False` freezes
+    scale and offset as well.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -239,30 +208,23 @@ class FixedStatistics(keras.Model):
 
 
 def unfreeze_encoder(model: keras.Model, trainable: bool | int) -> None:
-    """Unfreeze the MobileNetV2 encoder of a model, wholly or partly, or freeze it.
-
-    Compile the model afterwards: the optimizer trains the weights that are trainable at that time.
+    """Unfreeze the MobileNetV2 encoder of a model, wholly or partly, or freeze it; compile the model afterwards.
 
     Parameters
     ----------
     model : keras.Model
         Network from `mobilenet_unet`.
     trainable : bool or int
-        True unfreezes the encoder, False freezes the encoder, and a number unfreezes that many of its last blocks.
-
-    Raises
-    ------
-    ValueError
-        If `trainable` is a number outside of 0..16.
+        True unfreezes the encoder, False freezes it, and a number from 0 to 16 unfreezes that many of its last blocks.
     """
     encoder = model.get_layer("mobilenet_v2")
     names = [layer.name for layer in encoder.layers]
     if isinstance(trainable, bool):
         first = 0 if trainable else len(names)
-    elif 0 <= trainable <= BLOCKS:
-        first = names.index(f"block_{BLOCKS + 1 - trainable}_expand") if trainable else len(names)
+    elif 0 <= trainable <= 16:
+        first = names.index(f"block_{17 - trainable}_expand") if trainable else len(names)
     else:
-        raise ValueError(f"found trainable={trainable}, expected True, False or a number of blocks, 0 to {BLOCKS}")
+        raise ValueError(f"found trainable={trainable}, expected True, False or a number of blocks, 0 to 16")
     encoder.trainable = bool(trainable)
     for index, layer in enumerate(encoder.layers):
         # Set each layer: if the encoder's value does not change, TensorFlow does not pass it on to the layers.
@@ -275,28 +237,21 @@ def instance_unet(
     filters: int = 16,
     fixed_statistics: bool | None = None,
 ) -> keras.Model:
-    """Build the three-output U-Net that separates touching nuclei.
+    """Build the three-output U-Net that separates touching nuclei, a light `mobilenet_unet` of less than 5 MB.
 
-    The network is a light `mobilenet_unet` of less than 5 MB. The encoder ends at 1/16 of the image's size, the number
-    of decoder maps grows slowly, and interpolation enlarges the feature maps.
+    The encoder ends at 1/16 of the image's size, the number of decoder maps grows slowly, and interpolation enlarges
+    the feature maps. The network maps images (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1),
+    float32 in [0, 1]: the probabilities `mask` and `boundary` (`labels.boundary_map`), and the depth inside of a
+    nucleus `distance` (`labels.distance_map`).
 
     Parameters
     ----------
     input_shape : tuple of int or None
-        (H, W, 3) of the images. H and W are multiples of 16, or None for any such size.
+        (H, W, 3). H and W are multiples of 16 (otherwise ValueError), or None for any such size.
     weights, fixed_statistics
-        As in `mobilenet_encoder`.
+        As in `mobilenet_encoder`, with the same errors.
     filters : int
-        Number of feature maps of the decoder at full size. Each level adds as many.
-
-    Returns
-    -------
-    keras.Model
-        Maps images (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1), float32 in [0, 1]. `mask` and
-        `boundary` are probabilities (`labels.boundary_map`). `distance` is the depth inside of a nucleus
-        (`labels.distance_map`).
-
-    The errors are those of `mobilenet_unet`.
+        Feature maps of the decoder at full size. Each level adds as many.
     """
     _check_size(input_shape, 2 ** len(SKIP_LAYERS))
     inputs = keras.Input(input_shape, name="image")
@@ -317,7 +272,7 @@ def instance_unet(
 def included_network() -> keras.Model:
     """Load the network that comes with the package: an `instance_unet` that was trained on the real images.
 
-    Each call returns the same model. A missing file raises `NucleiError`.
+    Each call returns the same model.
     """
     # A file of weights can be read by every supported Keras. A whole model cannot.
     model = instance_unet(weights=None, fixed_statistics=True)
@@ -328,30 +283,18 @@ def included_network() -> keras.Model:
 def unet_plus_plus(
     input_shape: tuple = (None, None, 3), filters: int = 32, depth: int = 4, deep_supervision: bool = True
 ) -> keras.Model:
-    """Build a U-Net++: a U-Net with nested blocks between encoder and decoder.
+    """Build a U-Net++: a U-Net with nested blocks between encoder and decoder (arXiv 1807.10165, eq. 1).
 
     Block X(i, j) is at level i, where the image has been halved i times, and at step j of the skip pathway. The block
     reads all earlier blocks of its level and the enlarged block X(i + 1, j - 1) of the level below.
-    Source: Zhou et al. 2018, arXiv 1807.10165, eq. 1.
 
     Parameters
     ----------
     input_shape, filters, depth
         As in `unet`.
     deep_supervision : bool
-        Return one output for each depth 1..`depth`. The loss is the mean over the outputs (`DeepSupervision`).
-
-    Returns
-    -------
-    keras.Model
-        Maps images (batch, H, W, channels) in [0, 1] to a list of `depth` arrays of probabilities (batch, H, W, 1), the
-        shallowest first. Without deep supervision, or at depth 1, the model has one output. `accurate_mode` and
-        `fast_mode` turn the model into a model with one output.
-
-    Raises
-    ------
-    ValueError
-        If H or W is not a multiple of `2**depth`.
+        Return a list with one output for each depth 1..`depth`, shaped as in `unet`, the shallowest first
+        (`DeepSupervision`). Otherwise, or at depth 1, the model has one output.
     """
     _check_size(input_shape, 2**depth)
     inputs = keras.Input(input_shape, name="image")
@@ -372,17 +315,14 @@ def unet_plus_plus(
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class DeepSupervision(keras.Model):
-    """A model with several outputs for one mask.
+    """A model with several outputs for one mask; `accurate_mode` and `fast_mode` turn it into a model with one output.
 
-    The loss is the mean of the losses of the outputs. The metrics are computed on the mean of the outputs.
-    Source: U-Net++, arXiv 1807.10165, section 3.2, where the weights of all outputs are equal.
+    The loss is the mean of the losses of the outputs, with equal weights (arXiv 1807.10165, section 3.2). The metrics
+    are computed on the mean of the outputs.
     """
 
     def compile(self, *args, metrics=(), **kwargs):
-        """Compile the model. Each metric is computed on the mean of the outputs.
-
-        The model keeps the metrics in an attribute of its own: Keras up to 3.13 copies them for each output.
-        """
+        """Compile the model, which keeps the metrics itself: Keras up to 3.13 copies them for each output."""
         super().compile(*args, **kwargs)
         self.mean_metrics = [keras.metrics.get(metric) for metric in metrics or ()]
 
@@ -413,19 +353,13 @@ class DeepSupervision(keras.Model):
 
 
 def accurate_mode(model: keras.Model) -> keras.Model:
-    """Return a model that predicts the mean of all outputs of a U-Net++ with deep supervision.
-
-    The weights are shared, not copied. Source of the name: arXiv 1807.10165, section 3.2.
-    """
+    """Return a model of the mean of all outputs of a U-Net++, with the same weights (arXiv 1807.10165, section 3.2)."""
     mean = layers.Average(name="probability")(model.outputs)
     return keras.Model(model.input, mean, name=f"{model.name}_accurate")
 
 
 def fast_mode(model: keras.Model, depth: int) -> keras.Model:
-    """Prune a U-Net++ with deep supervision to a depth: a smaller network without the deeper blocks.
-
-    The weights are shared, not copied. A depth without an output raises `ValueError`.
-    """
+    """Prune a U-Net++ with deep supervision to a smaller depth, with the same weights."""
     if not 1 <= depth <= len(model.outputs):
         raise ValueError(f"found depth {depth}, expected 1 to {len(model.outputs)}, the outputs of {model.name}")
     return keras.Model(model.input, model.outputs[depth - 1], name=f"{model.name}_depth_{depth}")
@@ -448,31 +382,15 @@ def count_multiplications(model: keras.Model) -> int:
 
 
 def model_cost(model: keras.Model, size: int = 256, repeats: int = 7) -> dict[str, float]:
-    """Measure the parameters, the memory and the prediction time of a model.
+    """Measure the parameters, the memory and the prediction time of a model for images (1, size, size, 3).
 
-    Parameters
-    ----------
-    model : keras.Model
-        Network that takes images (1, size, size, 3).
-    size : int
-        Height and width of the image, in pixels.
-    repeats : int
-        Number of timed predictions.
-
-    Returns
-    -------
-    dict
-        `parameters` is the number of weights, `megabytes` is the memory of the weights (10**6 bytes), and
-        `milliseconds` is the median time of a compiled prediction of one image, from array to array.
+    The keys are `parameters` (number of weights), `megabytes` (memory of the weights, 10**6 bytes) and `milliseconds`
+    (median time of `repeats` compiled predictions of one image, from array to array).
     """
     image = np.random.default_rng(0).random((1, size, size, 3), dtype=np.float32)
     compiled = keras.Model(model.inputs, model.outputs)  # a function for this size alone, apart from the model's own
     compiled.predict_on_batch(image)  # the first call compiles the function
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        compiled.predict_on_batch(image)
-        seconds.append(time.perf_counter() - start)
+    seconds = timeit.repeat(lambda: compiled.predict_on_batch(image), number=1, repeat=repeats)
     return {
         "parameters": model.count_params(),
         "megabytes": weight_megabytes(model),

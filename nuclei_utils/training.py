@@ -11,8 +11,7 @@ import pandas as pd
 from keras.callbacks import Callback
 
 from nuclei_utils import checkpoints, datasets, input_pipeline, losses, models, predict, preprocess, saving, splits
-from nuclei_utils.checkpoints import best_epoch, is_finished, is_started, read_history  # noqa: F401
-from nuclei_utils.errors import NucleiError
+from nuclei_utils.checkpoints import best_epoch, is_finished, phases, read_history  # noqa: F401
 from nuclei_utils.files import atomic_write, file_lock
 
 
@@ -33,39 +32,26 @@ PROFILES = {
 }
 
 
-class Network(NamedTuple):
-    """A network that `build` and `train` know: title, feature maps at full size for channel width 1, encoder."""
-
+class _Network(NamedTuple):
     title: str
-    filters: int
+    filters: int  # feature maps at full size for channel width 1
     has_encoder: bool = False
 
 
+# Networks by the name of their function in `models`
 NETWORKS = {
-    "unet": Network("U-Net", filters=32),
-    "mobilenet_unet": Network("U-Net on MobileNetV2", filters=16, has_encoder=True),
-    "unet_plus_plus": Network("U-Net++", filters=32),
-    "instance_unet": Network("U-Net with three outputs", filters=16, has_encoder=True),
+    "unet": _Network("U-Net", filters=32),
+    "mobilenet_unet": _Network("U-Net on MobileNetV2", filters=16, has_encoder=True),
+    "unet_plus_plus": _Network("U-Net++", filters=32),
+    "instance_unet": _Network("U-Net with three outputs", filters=16, has_encoder=True),
 }
-"""Networks by the name of their function in `models`."""
-
+# Titles of the networks for masks, which the course compares
 TITLES = {name: NETWORKS[name].title for name in ("unet", "mobilenet_unet", "unet_plus_plus")}
-"""Titles of the networks for masks, which the course compares."""
 
-CROP_SIZE, BATCH_SIZE, FILTERS = 128, 16, 16
-"""Settings of the course: size of the training crops (pixels), crops per batch, feature maps at full size."""
-
-VALIDATION_SIZE = 256
-"""Maximum size of the centre crop of a validation image, pixels."""
-
-LEARNING_RATE, INSTANCE_RATE, FINE_TUNING_RATE = 1e-3, 5e-4, 1e-4
-"""Peak learning rates: for masks, for three outputs, and for pretrained weights that should change only a little."""
-
-FINE_TUNED_BLOCKS = 10
-"""Number of MobileNetV2's 16 blocks that are fine-tuned: the blocks from 1/16 of the image size on."""
-
-FROZEN = "frozen"
-"""Folder of the first phase of a training, in which the pretrained encoder is frozen."""
+CROP_SIZE, BATCH_SIZE, FILTERS = 128, 16, 16  # pixels, crops per batch, feature maps at full size
+LEARNING_RATE = 1e-3  # peak of the schedule
+FINE_TUNING_RATE = 1e-4  # for pretrained weights, which should change only a little
+FINE_TUNED_BLOCKS = 10  # of MobileNetV2's 16 blocks: the blocks from 1/16 of the image size on
 
 
 def profile() -> Profile:
@@ -77,14 +63,12 @@ def profile() -> Profile:
 
 
 def warmup_cosine(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Return the learning-rate schedule of the course: linear warm-up, then cosine decay to 0.
+    """Return a learning-rate schedule: linear warm-up in 1/20 of the steps, then cosine decay to 0 (arXiv 1608.03983).
 
     Parameters
     ----------
-    learning_rate : float
-        Peak of the schedule, after 1/20 of the steps (SGDR, arXiv 1608.03983).
-    steps : int
-        Number of batches in the whole training.
+    learning_rate, steps : float, int
+        Peak of the schedule, and number of batches in the whole training.
 
     Examples
     --------
@@ -98,15 +82,14 @@ def warmup_cosine(learning_rate: float, steps: int) -> keras.optimizers.schedule
     )
 
 
-def has_named_outputs(model: keras.Model) -> bool:
-    """Return True if the outputs of a network are a dictionary, as those of `models.instance_unet`."""
+def _has_named_outputs(model):
     return len(model.outputs) > 1 and isinstance(model.output, dict)
 
 
 def compile_model(
     model: keras.Model, steps: int, learning_rate: float | None = None, amsgrad: bool = False
 ) -> keras.Model:
-    """Compile a network with Adam, the schedule `warmup_cosine`, and the losses of the course.
+    """Compile a network with Adam, the schedule `warmup_cosine`, and the losses of the course; return the network.
 
     The loss of a mask is cross-entropy + Dice. A network with a dictionary of outputs (`models.instance_unet`) has
     three losses with equal weights: cross-entropy + Dice for `mask` and `boundary`, mean absolute error for
@@ -114,18 +97,16 @@ def compile_model(
 
     Parameters
     ----------
-    model : keras.Model
-        Network for masks (one output, or several for deep supervision) or with three outputs. The same is returned.
     steps : int
         Number of batches in the whole training.
     learning_rate : float, optional
-        Peak learning rate. Default: `LEARNING_RATE`, or `INSTANCE_RATE` for three outputs.
+        Peak learning rate. Default: `LEARNING_RATE`, or 5e-4 for three outputs.
     amsgrad : bool
-        Use AMSGrad (arXiv 1904.09237), in which Adam never forgets its largest gradients.
+        Use AMSGrad (arXiv 1904.09237).
     """
     mask_loss = losses.BinaryCrossentropyDice()
-    if has_named_outputs(model):
-        learning_rate = learning_rate or INSTANCE_RATE
+    if _has_named_outputs(model):
+        learning_rate = learning_rate or 5e-4
         loss = {"mask": mask_loss, "boundary": mask_loss, "distance": keras.losses.MeanAbsoluteError()}
         metrics = {"mask": [losses.Dice()], "boundary": [losses.Dice()]}
     else:
@@ -143,22 +124,6 @@ def compile_model(
     return model
 
 
-def default_callbacks(
-    folder: str | os.PathLike, patience: int = 10, history: pd.DataFrame | None = None, monitor: str = "val_dice"
-) -> list[Callback]:
-    """Return the callbacks of `fit`: early stopping, TensorBoard, checkpoint.
-
-    The parameters are those of `fit`; `history` has the epochs before an interruption.
-    """
-    folder = Path(folder)
-    mode = "min" if monitor.endswith("loss") else "max"
-    return [
-        keras.callbacks.EarlyStopping(monitor, patience=patience, mode=mode),
-        keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-        checkpoints.Checkpoint(folder, history, monitor),
-    ]
-
-
 def fit(
     model: keras.Model,
     train,
@@ -170,46 +135,32 @@ def fit(
     verbose: str | int = "auto",
     monitor: str | None = None,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a compiled model; resume after the last complete epoch if the training was interrupted.
+    """Train a compiled model with early stopping, TensorBoard and checkpoints; resume an interrupted training.
 
-    A resumed training starts again with the first random crops. Its result is therefore similar, but not equal, to
-    the result of an uninterrupted training.
+    The model has the weights of the best epoch afterwards. The history has one row per epoch. A resumed training starts
+    again with the first random crops, so its result is similar to the result of an uninterrupted training, not equal.
 
     Parameters
     ----------
-    model : keras.Model
-        Compiled model. The same is returned, with the weights of the best epoch.
     train, validation : tf.data.Dataset
         Batches of (image, target).
     folder : path-like
         Folder for the files of the training. A finished training in this folder is replaced.
-    epochs : int
-        Maximum number of epochs, including the epochs before an interruption.
-    patience : int
-        Number of epochs without improvement before the training stops.
-    callbacks, verbose
-        As for `keras.Model.fit`; the callbacks are added to `default_callbacks`.
+    epochs, patience : int
+        Maximum number of epochs, including the epochs before an interruption, and number of epochs without improvement
+        before the training stops.
     monitor : str, optional
-        Column of the history that defines the best epoch. Default: the Dice of a mask (`val_dice`), or the loss of all
-        outputs of a network with a dictionary of outputs (`val_loss`).
-
-    Returns
-    -------
-    model : keras.Model
-    history : pandas.DataFrame
-        One row per epoch.
+        Column of the history that defines the best epoch. Default: `val_loss` for a dictionary of outputs, otherwise
+        `val_dice`.
 
     Raises
     ------
     errors.NucleiError
         If the training diverged, or the interrupted training is damaged or belongs to another network.
-    BlockingIOError
-        If another process trains in the folder.
-    OSError
-        If a file cannot be written. The training can be resumed later.
     """
     folder = Path(folder)
-    monitor = monitor or ("val_loss" if has_named_outputs(model) else "val_dice")
+    monitor = monitor or ("val_loss" if _has_named_outputs(model) else "val_dice")
+    mode = "min" if monitor.endswith("loss") else "max"
     message = f"another process trains in {folder}: wait until it has finished, or use another folder"
     with file_lock(folder / ".lock", message):
         history = checkpoints.resume(model, folder, monitor)
@@ -218,8 +169,13 @@ def fit(
             validation_data=validation,
             initial_epoch=0 if history is None else len(history),
             epochs=epochs,
-            # the checkpoint comes last, because an epoch with a checkpoint is not trained again
-            callbacks=[*callbacks, *default_callbacks(folder, patience, history, monitor)],
+            callbacks=[
+                *callbacks,
+                keras.callbacks.EarlyStopping(monitor, patience=patience, mode=mode),
+                keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+                # the checkpoint comes last, because an epoch with a checkpoint is not trained again
+                checkpoints.Checkpoint(folder, history, monitor),
+            ],
             shuffle=False,  # the input pipeline shuffles
             verbose=verbose,
         )
@@ -228,14 +184,9 @@ def fit(
 
 
 def some_ids(fraction: float, seed: int = 0) -> list[str]:
-    """Draw a random fraction of the training images, with at least one image of each image type.
+    """Draw a random fraction (0 to 1) of the training images, with at least one image of each image type.
 
-    Parameters
-    ----------
-    fraction : float
-        `0 <= fraction <= 1`. With the same seed, a larger fraction contains each smaller fraction.
-    seed : int
-        Random seed.
+    With the same seed, a larger fraction contains each smaller fraction.
     """
     table = datasets.split_table(datasets.current())
     table = table[table["split"] == "train"].sample(frac=1, random_state=seed)
@@ -257,84 +208,48 @@ def batches(
     min_crops: int | None = None,
     augment: str | None = None,
 ):
-    """Return the batches for training and for validation.
+    """Return the batches (image, target) for training and for validation, as from `input_pipeline`.
 
     Parameters
     ----------
-    seed : int
-        Random seed of the order, the crops, the augmentation, and the choice of images.
-    fraction : float
-        Fraction of the training images of the current data set, `0 <= fraction <= 1` (`some_ids`).
-    targets : "mask" or "instances"
-        Targets of a network for masks, or of `models.instance_unet`.
+    seed, fraction
+        Random seed of order, crops, augmentation and choice of images, and the fraction of the images (`some_ids`).
     records : (train, validation), optional
         Labelled images. Default: the current data set, with at most as many images as the profile allows.
     crop_size : int
-        Height and width of the training crops, pixels. Validation uses centre crops of twice this size, at most
-        `VALIDATION_SIZE`.
-    batch_size : int
-        Crops per batch.
-    min_crops : int, optional
-        Minimum number of crops of each image type in an epoch. Default: the value of the profile.
-    augment : "all" or "flips", optional
-        Augmentation for masks. Default: the value of the profile.
-
-    Returns
-    -------
-    train, validation : tf.data.Dataset
-        Batches of (image, target) as from `input_pipeline`.
+        Height and width of the training crops, pixels. Validation uses centre crops of twice this size, at most 256.
+    targets, batch_size, min_crops, augment
+        As for `input_pipeline.training_batches`. The profile has the defaults of `min_crops` and `augment`.
     """
     current = profile()
     if records is not None:
         train, validation = map(input_pipeline.from_records, records)
     else:
-        train = input_pipeline.read(split="train")
-        if fraction < 1:
-            train = input_pipeline.select(train, some_ids(fraction, seed))
-        train = train.take(current.images)
+        ids = some_ids(fraction, seed) if fraction < 1 else None
+        train = input_pipeline.read(split="train", ids=ids).take(current.images)
         validation = input_pipeline.read(split="validation").take(current.images)
     augment = "all" if targets == "instances" else augment or current.augment
     min_crops = min_crops or current.crops
-    validation_size = min(2 * crop_size, VALIDATION_SIZE)
     return (
         input_pipeline.training_batches(train, crop_size, batch_size, augment, seed, min_crops, targets),
-        input_pipeline.validation_batches(validation, validation_size, batch_size, targets),
+        input_pipeline.validation_batches(validation, min(2 * crop_size, 256), batch_size, targets),
     )
 
 
 def imagenet_weights() -> str | None:
-    """Return "imagenet" if ImageNet's weights of MobileNetV2 are available; otherwise print why, and return None.
-
-    A missing file in the environment variable `NUCLEI_MOBILENET_WEIGHTS` raises FileNotFoundError, a file of other
-    weights `errors.NucleiError`.
-    """
+    """Return "imagenet" if ImageNet's weights of MobileNetV2 are available; otherwise print why, and return None."""
     try:
         models.mobilenet_encoder("imagenet")
     except ConnectionError as error:
         print(f"{error}.\nThe encoder starts from random weights: this is not transfer learning.")
         return None
-    except Exception as error:  # a file of other weights can raise any error
-        if isinstance(error, FileNotFoundError) or models.WEIGHTS_VARIABLE not in os.environ:
-            raise
-        reason, *_ = str(error).split("\n")
-        raise NucleiError(
-            f"{os.environ[models.WEIGHTS_VARIABLE]} (from ${models.WEIGHTS_VARIABLE}) does not have the weights of "
-            f"keras.applications.MobileNetV2(include_top=False): {reason}"
-        ) from error
     return "imagenet"
 
 
 def build(name: str, weights: str | os.PathLike | None = "imagenet", filters: int = FILTERS) -> keras.Model:
-    """Build a network of the course.
+    """Build one of `NETWORKS` with a number of feature maps at full size, and weights as in `models.mobilenet_unet`.
 
-    Parameters
-    ----------
-    name : str
-        One of `NETWORKS`.
-    weights : "imagenet", path-like or None
-        Weights of a MobileNetV2 encoder; None for random weights. The pretrained encoder of `mobilenet_unet` is frozen.
-    filters : int
-        Feature maps at full size.
+    The pretrained encoder of `mobilenet_unet` is frozen.
     """
     if name not in NETWORKS:
         raise ValueError(f"no network {name!r} in the course: choose one of {', '.join(NETWORKS)}")
@@ -357,53 +272,39 @@ def train(
     verbose: str | int = "auto",
     **batch_options,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Build and train a network; resume if the training was interrupted.
+    """Build and train a network; resume if the training was interrupted; return as `load_run`.
 
     The pretrained encoder of `mobilenet_unet` is frozen for the first half of the epochs, while the decoder learns.
     In the second half, the upper blocks of the encoder are fine-tuned at a low learning rate.
 
     Parameters
     ----------
-    name : str
-        One of `NETWORKS`.
-    folder : path-like
-        Folder of the training, as for `fit`. The subfolder `frozen` belongs to the first phase.
-    epochs : int, optional
-        Maximum number of epochs of both phases together. Default: the value of the profile.
-    seed : int
-        Random seed of the weights and the batches.
+    name, filters, folder, verbose
+        As for `build` and `fit`. The subfolder `frozen` belongs to the first phase.
+    epochs, patience : int, optional
+        Maximum number of epochs of both phases together (default: the value of the profile), and patience of a phase
+        (default: 10 for masks; `epochs` for three outputs, because their best epoch is often near the end).
     weights : "auto", "imagenet", path-like or None
         Weights of the encoder. "auto": ImageNet's weights if they are available, otherwise random weights.
-    filters : int
-        Feature maps at full size.
-    patience : int, optional
-        Number of epochs without improvement before a phase stops. Default: 10 for masks, `epochs` for three outputs,
-        because their best epoch is often near the end of the schedule.
     previews : sequence of uint8 array (H, W, 3)
-        Images whose predictions are recorded before the training and after each epoch (`read_previews`).
-    verbose : "auto", 0, 1 or 2
-        As for `keras.Model.fit`.
+        Images whose predictions are recorded (`PreviewRecorder`).
     **batch_options
-        Options of `batches`: `records`, `fraction`, `crop_size`, `batch_size`, `min_crops`, `augment`.
-
-    Returns
-    -------
-    model, history : as from `load_run`
+        Options of `batches`.
     """
-    folder, frozen = Path(folder), Path(folder) / FROZEN
+    folder, frozen = Path(folder), Path(folder) / checkpoints.FROZEN
     if is_finished(folder):
-        for phase in (frozen, folder):
-            checkpoints.clear(phase)
+        checkpoints.clear(frozen)
+        checkpoints.clear(folder)
     keras.utils.set_random_seed(seed)
     targets = "instances" if name == "instance_unet" else "mask"
     crops, validation = batches(seed, targets=targets, **batch_options)
     if weights == "auto":
         weights = imagenet_weights() if NETWORKS[name].has_encoder else None
     model = build(name, weights, filters)
-    if weights is None and is_started(frozen):
+    if weights is None and frozen in phases(folder):
         raise FileNotFoundError(
-            f"the training in {folder} started with pretrained weights, which are not available now: name their file "
-            f"in ${models.WEIGHTS_VARIABLE}, or delete {folder} to train from scratch"
+            f"the training in {folder} started with pretrained weights, which are missing now: name their file in "
+            f"${models.WEIGHTS_VARIABLE}, or delete {folder} to train from scratch"
         )
     epochs = epochs or profile().epochs
     patience = patience or (10 if targets == "mask" else epochs)
@@ -411,13 +312,13 @@ def train(
     def fit_phase(folder, epochs, learning_rate=None, first_epoch=0):
         compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
         recorders = [PreviewRecorder(previews, folder, first_epoch)] if len(previews) else []
-        fit(model, crops, validation, folder, epochs, patience, recorders, verbose)
+        fit(model, crops, validation, folder, epochs, patience, callbacks=recorders, verbose=verbose)
 
     frozen_epochs = epochs // 2 if name == "mobilenet_unet" and weights else 0
     if not frozen_epochs:
         fit_phase(folder, epochs)
         return load_run(folder)
-    if not is_started(folder):  # the checkpoint of a second phase has all weights
+    if folder not in phases(folder):  # the checkpoint of a second phase has all weights
         if not is_finished(frozen):
             fit_phase(frozen, frozen_epochs)
         checkpoints.check_model_file(frozen / checkpoints.BEST)
@@ -437,23 +338,19 @@ def fine_tune(
     groups: Sequence[str] | None = None,
     verbose: str | int = "auto",
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Fine-tune a trained network on a few labelled images, at a low learning rate.
+    """Fine-tune a trained network on a few labelled images, at a low learning rate; return as `fit`.
 
     Parameters
     ----------
-    model : keras.Model
-        Trained network. The same is returned, with other weights.
     records, seed, groups
         At least two labelled images, for example from `datasets.read_folder`; `splits.hold_out` draws a fifth of them
         for validation.
     min_crops : int
         Minimum number of crops in an epoch.
-    folder, epochs, verbose
-        As for `fit`, with the same return values.
     """
     sides = splits.hold_out(records, seed, groups)
     keras.utils.set_random_seed(seed)
-    targets = "instances" if has_named_outputs(model) else "mask"
+    targets = "instances" if _has_named_outputs(model) else "mask"
     crops, validation = batches(seed, targets=targets, records=sides, min_crops=min_crops)
     compile_model(model, epochs * len(crops), FINE_TUNING_RATE)
     return fit(model, crops, validation, folder, epochs, patience=epochs, verbose=verbose)
@@ -465,29 +362,21 @@ def run_folder(name: str) -> Path:
 
 
 def load_run(folder: str | os.PathLike, finished: bool = True) -> tuple[keras.Model, pd.DataFrame]:
-    """Load the network and the history of a training.
+    """Load the network and the history of a training from its folder.
+
+    The network is not compiled. A U-Net++ predicts the mean of its outputs (`models.accurate_mode`). The history has
+    one row per epoch, of both phases if there are two.
 
     Parameters
     ----------
-    folder : path-like
-        Folder that was given to `train` or `fit`.
     finished : bool
         Expect a finished training, and load the best model of its last phase. If False, load the best model of all
         phases, even if the training is not finished.
-
-    Returns
-    -------
-    model : keras.Model
-        Network, not compiled; for U-Net++ the mean of its outputs (`models.accurate_mode`).
-    history : pandas.DataFrame
-        One row per epoch, of both phases if there are two.
 
     Raises
     ------
     FileNotFoundError
         If the folder has no finished training, or no model.
-    errors.NucleiError
-        If the model or the history is damaged.
     """
     folder = Path(folder)
     if finished and not is_finished(folder):
@@ -515,11 +404,6 @@ def load_or_train(name: str) -> tuple[keras.Model, pd.DataFrame]:
     return train(name, folder, previews=[record.image for record in preview_records()], verbose=2)
 
 
-def phases(folder: str | os.PathLike) -> list[Path]:
-    """Return the folders of the phases of a training that have completed an epoch, first phase first."""
-    return [phase for phase in (Path(folder) / FROZEN, Path(folder)) if is_started(phase)]
-
-
 def preview_records() -> list[datasets.Record]:
     """Return one validation image of each image type, cropped to the central 256 x 256 pixels."""
     records = {record.image_type: record for record in reversed(datasets.load(split="validation"))}
@@ -533,18 +417,10 @@ def preview_records() -> list[datasets.Record]:
 
 
 class PreviewRecorder(Callback):
-    """Save the predictions for preview images before the training and after each epoch.
+    """Save the predictions for preview images, uint8 (H, W, 3), before the training and after each epoch.
 
-    The files `predictions/epoch_000.npz` survive an interruption. `fit` removes them when a new training starts.
-
-    Parameters
-    ----------
-    images : sequence of uint8 array (H, W, 3)
-        Preview images.
-    folder : path-like
-        Folder of the training.
-    first_epoch : int
-        Number of epochs of an earlier phase.
+    The files `predictions/epoch_000.npz` in the folder of the training survive an interruption. `fit` removes them
+    when a new training starts. `first_epoch` is the number of epochs of an earlier phase.
     """
 
     def __init__(self, images: Sequence[np.ndarray], folder: str | os.PathLike, first_epoch: int = 0):
@@ -571,12 +447,9 @@ class PreviewRecorder(Callback):
 
 
 def read_previews(folder: str | os.PathLike) -> list[list[np.ndarray]]:
-    """Read the predictions that `PreviewRecorder` saved in the folder of a training.
+    """Read the predictions of `PreviewRecorder`: a list for each epoch of probability maps float32 (H, W) in [0, 1].
 
-    Returns
-    -------
-    list of list of float32 array (H, W) in [0, 1]
-        One list for the state before the training and for each epoch, with one probability map for each image.
+    The first list is the state before the training.
     """
     states = {}
     for phase in phases(folder):

@@ -141,7 +141,7 @@ def test_finished_training_is_replaced_and_other_files_stay(finished, tmp_path):
 
 
 def test_interrupted_training_resumes_with_the_same_result(folder, full_history, capsys):
-    assert training.is_started(folder)
+    assert training.phases(folder)
     assert not training.is_finished(folder)
     _, history = train(folder)
     assert f"after epoch {DONE} " in capsys.readouterr().out
@@ -255,7 +255,7 @@ def test_model_without_a_history_is_not_replaced(folder):
         (folder / name).unlink()
     with pytest.raises(NucleiError, match=r"history\.csv"):
         train(folder)
-    assert training.is_started(folder)
+    assert training.phases(folder)
 
 
 @pytest.mark.parametrize("how", DAMAGES)

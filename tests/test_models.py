@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from nuclei_utils import models, predict, preprocess
+from nuclei_utils.errors import NucleiError
 
 
 @pytest.fixture(autouse=True)
@@ -174,10 +175,14 @@ def test_a_missing_file_of_weights_is_named(tmp_path, monkeypatch, by_variable):
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
-def test_weights_of_another_network_are_refused(tmp_path):
-    models.unet((16, 16, 3), filters=2, depth=2).save_weights(tmp_path / "unet.weights.h5")
-    with pytest.raises(ValueError):
-        models.mobilenet_unet(weights=tmp_path / "unet.weights.h5")
+@pytest.mark.parametrize("content", [b"no HDF5", b"", None])
+def test_file_of_other_weights_is_named(tmp_path, content):
+    path = tmp_path / "unet.weights.h5"
+    models.unet((16, 16, 3), filters=2, depth=2).save_weights(path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(NucleiError, match=r"unet\.weights\.h5"):
+        models.mobilenet_unet(weights=path)
 
 
 def test_without_internet_the_error_names_the_environment_variable(monkeypatch):

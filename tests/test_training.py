@@ -196,17 +196,6 @@ def test_missing_pretrained_weights_are_reported(capsys):
     assert "not transfer learning" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:Skipping nested container")
-@pytest.mark.parametrize("content", [b"no HDF5", b"", None])
-def test_file_of_other_weights_is_named(tmp_path, monkeypatch, content):
-    keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]).save_weights(tmp_path / "other.weights.h5")
-    if content is not None:
-        (tmp_path / "other.weights.h5").write_bytes(content)
-    monkeypatch.setenv(models.WEIGHTS_VARIABLE, str(tmp_path / "other.weights.h5"))
-    with pytest.raises(NucleiError, match=r"other\.weights\.h5"):
-        training.imagenet_weights()
-
-
 def test_training_with_pretrained_weights_does_not_resume_without_them(tmp_path):
     train(tmp_path / "run" / "frozen", epochs=1)
     with pytest.raises(FileNotFoundError, match="pretrained weights"):
@@ -222,11 +211,11 @@ def two_phases(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "unfreeze_encoder", lambda *_: None)
     monkeypatch.setattr(training, "build", lambda *_: small_model())
     monkeypatch.setattr(training, "batches", lambda *_, **__: (batches(), batches()))
-    default_callbacks = training.default_callbacks
+    fit = training.fit
 
     def run(folder=tmp_path / "run", interrupt=None):
         added = [] if interrupt is None else [Interrupt(interrupt)]
-        monkeypatch.setattr(training, "default_callbacks", lambda *args: [*added, *default_callbacks(*args)])
+        monkeypatch.setattr(training, "fit", lambda *args, **options: fit(*args, **options | {"callbacks": added}))
         return training.train("mobilenet_unet", folder, epochs=4, weights="imagenet", verbose=0)[1]
 
     return run

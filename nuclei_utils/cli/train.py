@@ -44,14 +44,8 @@ finished. Ctrl-C saves the best epoch so far in the same three files; the exit s
 replaces an existing model. It continues an unfinished training only with --resume.
 """
 
-BATCH_SIZES = {64: 16, 128: 16, 256: 8}
-"""Crops per batch for each crop size, for 4 GB of memory."""
-
-MIN_CROPS = 48
-"""Minimum number of crops of each image type in an epoch, so that a few images are used several times."""
-
-SETTINGS = "settings.json"
-"""File in the folder of a training with the options that started the training."""
+_BATCH_SIZES = {64: 16, 128: 16, 256: 8}  # crops per batch for each crop size, for 4 GB of memory
+_SETTINGS = "settings.json"  # the options that started a training, in its folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--crop-size",
         type=int,
-        choices=tuple(BATCH_SIZES),
+        choices=tuple(_BATCH_SIZES),
         default=128,
         help="height and width of the training crops in pixels (default: 128); predictions work at any size",
     )
@@ -118,27 +112,12 @@ def _model_file(text):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train a network as the options say.
+    """Train a network as the options say; return 0 if the training has finished, 1 if it was interrupted.
 
     Parameters
     ----------
     args : argparse.Namespace
         Options of `add_arguments`, and `words`: the command line as a list of str.
-
-    Returns
-    -------
-    int
-        0 if the training has finished, 1 if it was interrupted.
-
-    Raises
-    ------
-    errors.NucleiError
-        If a model or an unfinished training exists, the options differ from those of the training to resume, the
-        images cannot be read or have no nucleus, or the memory is not sufficient.
-    BlockingIOError
-        If another process trains the same model.
-    OSError
-        If a file cannot be written.
     """
     folder = args.out.with_suffix(".training")
     message = f"another process is training {args.out}: wait until it has finished, or use another --out"
@@ -178,16 +157,16 @@ def _train(args, folder):
                     verbose=1 if sys.stderr.isatty() else 2,
                     records=(train, validation),
                     crop_size=args.crop_size,
-                    batch_size=BATCH_SIZES[args.crop_size],
-                    min_crops=MIN_CROPS,
+                    batch_size=_BATCH_SIZES[args.crop_size],
+                    min_crops=48,  # so that a few images are used several times
                     augment="all",
                 )
         except KeyboardInterrupt:
             return _stop(args, folder)
-    model, history = _write_results(args, folder)
+    history = _write_results(args, folder)
     _remove(folder)
     best = history.loc[nu.training.best_epoch(history)]
-    dice = best["val_mask_dice" if nu.training.has_named_outputs(model) else "val_dice"]
+    dice = best["val_mask_dice" if "val_mask_dice" in best else "val_dice"]
     print(f"trained on {len(train)} images for {len(history)} epochs, validated on {len(validation)} images")
     print(f"best epoch: {best['epoch'] + 1:.0f}, validation Dice {dice:.3f}")
     print(*_output_files(args.out), sep="\n")
@@ -206,7 +185,7 @@ def _check_output(out, folder, resume):
     if out.exists():
         reason = "its training has finished" if resume else "it would be replaced"
         raise NucleiError(f"{out} exists already, and {reason}: use another --out, or delete the file")
-    settings = folder / SETTINGS
+    settings = folder / _SETTINGS
     remove_partial_files(settings)
     if folder.exists() and not settings.is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise NucleiError(f"{folder} is in the way, because it is no training of this command: use another --out")
@@ -235,7 +214,7 @@ def _check_settings(args, folder, weights, train, validation):
         "images to train on": [record.id for record in train],
         "images to validate on": [record.id for record in validation],
     }
-    path = folder / SETTINGS
+    path = folder / _SETTINGS
     try:
         saved = json.loads(path.read_text())
     except (FileNotFoundError, ValueError) as error:
@@ -254,7 +233,7 @@ def _check_settings(args, folder, weights, train, validation):
 def _stop(args, folder):
     """Save the best model so far, and print how to resume."""
     if nu.training.phases(folder):
-        _, history = _write_results(args, folder)
+        history = _write_results(args, folder)
         words = [*args.words, *([] if args.resume else ["--resume"])]
         message = (
             f"interrupted after {len(history)} of {args.epochs} epochs; the best model so far is in {args.out}. "
@@ -268,7 +247,7 @@ def _stop(args, folder):
 
 
 def _write_results(args, folder):
-    """Write the best model so far, the history and the learning curves; return model and history."""
+    """Write the best model so far, the history and the learning curves; return the history."""
     import matplotlib.pyplot as plt
 
     model, history = nu.training.load_run(folder, finished=False)
@@ -277,12 +256,12 @@ def _write_results(args, folder):
         model.save(temporary)  # without the state of the optimizer, which is twice as large as the network
     with atomic_write(history_file) as temporary:
         history.to_csv(temporary, index=False)
-    names = ("loss", "mask_dice", "boundary_dice") if nu.training.has_named_outputs(model) else ("loss", "dice", "iou")
+    names = ("loss", "mask_dice", "boundary_dice") if "mask_dice" in history else ("loss", "dice", "iou")
     fig = nu.plots.learning_curves(history, names, title=args.out.stem)
     with atomic_write(curves_file) as temporary:
         fig.savefig(temporary, dpi=120)
     plt.close(fig)
-    return model, history
+    return history
 
 
 def _output_files(out):
