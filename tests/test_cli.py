@@ -90,6 +90,7 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
         run("data")
 
 
+@pytest.mark.filterwarnings("default")  # the command prints warnings, and the test reads them
 def test_a_warning_is_one_line_on_stderr(monkeypatch, capsys):
     def fetch(*_arguments):
         download.warnings.warn("another fingerprint", stacklevel=2)

@@ -195,6 +195,7 @@ def unfinished(tmp_path, words, callbacks, saved):
         ("history.csv", "cut"),
     ],
 )
+@pytest.mark.filterwarnings("default")  # missing settings are a warning
 def test_training_resumes_after_a_power_cut(tmp_path, words, unfinished, name, how, capsys):
     damage(unfinished / name, how)
     assert run(*words) == 1, "the intact files are not replaced"
