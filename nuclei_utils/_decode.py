@@ -46,13 +46,14 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # the error mes
 
 
 class _Refusal(Exception):
-    """The reason why a file is refused. The caller adds the name of the file."""
+    """Reason to refuse a file. The caller adds the file's name."""
 
 
 def read_pixels(path: Path, max_pixels: int, purpose: str) -> np.ndarray:
-    """Read the pixels of a file that holds one image that fits the purpose: (H, W, 1) or (H, W, 3), grey or RGB.
+    """Read the pixels of a file that holds one image.
 
-    An alpha channel is dropped. For a label map, the pixels have the shape of the file.
+    The pixels are grey, (H, W, 1), or RGB, (H, W, 3). An alpha channel is dropped. For a label map, the pixels have the
+    shape of the file.
     """
     try:
         content = _read_bytes(path, max_pixels)
@@ -154,7 +155,7 @@ def _decode_picture(picture, purpose):
 
 
 def _to_array(picture):
-    """Return the pixels of a loaded picture: grey or RGB, with or without alpha."""
+    """Return the pixels of a picture, with or without alpha."""
     if picture.mode not in ("L", "LA", "RGB", "RGBA", "F", "I", "I;16", "1"):
         picture = picture.convert("RGB")
     pixels = np.array(picture)
@@ -175,7 +176,7 @@ def _decode_by_opencv(content):
 
 
 def _orient(pixels, orientation):
-    """Rotate or mirror pixels as the orientation tag asks for (values 1 to 8 of EXIF and TIFF)."""
+    """Rotate or mirror pixels by the orientation tag, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         pixels = np.swapaxes(pixels, 0, 1)
     if orientation in (3, 4, 7, 8):
@@ -222,7 +223,7 @@ def _check_length(needed, available):
 
 
 def _check_png_data(content):
-    """Check that the chunks and the pixels of a PNG file are complete."""
+    """Check that a PNG file has all its chunks and pixels."""
     start, name, chunks = 8, b"", []
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", content, start)
@@ -239,7 +240,10 @@ def _check_png_data(content):
 
 
 def _png_size(content):
-    """Return the number of bytes of a PNG file's pixels when unpacked: rows with one byte each for the filter."""
+    """Return the unpacked size of a PNG file's pixels in bytes.
+
+    Each row has one more byte for the filter.
+    """
     width, height, bits, colour_type, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", content, 16)
     bits *= {2: 3, 4: 2, 6: 4}.get(colour_type, 1)
     total = 0
@@ -290,7 +294,7 @@ def _only_page(file, content):
 
 
 def _check_samples(page, purpose):
-    """Refuse a number, a size or a type of samples that would be misread."""
+    """Refuse samples whose number, size or type would be misread."""
     samples, photometric, bits = page.samplesperpixel, page.photometric, page.bitspersample
     is_grey = photometric in (_MINISWHITE, _MINISBLACK)
     if page.planarconfig not in (1, 2):
@@ -338,7 +342,7 @@ def _check_strips(page, size):
 
 
 def _decode_page(page, content):
-    """Decode the pixels as they are stored, with a decoder that reads this kind of page correctly."""
+    """Decode the pixels with a decoder that reads the page correctly."""
     is_planar = page.planarconfig == 2 and page.samplesperpixel > 1
     is_plain = page.dtype.itemsize * 8 == page.bitspersample and page.photometric in (_MINISWHITE, _MINISBLACK, _RGB)
     if is_plain and page.compression in (_NO_COMPRESSION, *_DEFLATE):
@@ -377,7 +381,7 @@ def _check_deflated(page, content):
 
 
 def _with_tag(content, page, number, value):
-    """Return the content of a TIFF file in which a tag with one number has another value."""
+    """Return a TIFF file's content with another value of one tag."""
     tag = page.tags.get(number)
     letter = tag and {1: "B", 3: "H", 4: "I"}.get(int(tag.dtype))
     if not letter or tag.count != 1:
@@ -389,7 +393,10 @@ def _with_tag(content, page, number, value):
 
 @contextmanager
 def _without_pillow_limit(n_pixels):
-    """Switch off Pillow's limit of pixels, which belongs to the whole process, while a large image is decoded."""
+    """Switch off Pillow's limit of pixels for one large image.
+
+    The limit belongs to the whole process.
+    """
     if n_pixels <= (Image.MAX_IMAGE_PIXELS or 0):
         yield
         return

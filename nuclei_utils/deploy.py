@@ -25,7 +25,7 @@ PRECISIONS = ("float32", "int8_weights", "int8")
 
 
 class Frozen(NamedTuple):
-    """A network that is compiled for images of any size with constant weights (`freeze`)."""
+    """Network with constant weights, compiled for images of any size (`freeze`)."""
 
     name: str
     input_shape: tuple
@@ -85,7 +85,10 @@ def _compile(model, frozen):
 
 
 def _with_open_sizes(model):
-    """Return a network that TensorFlow can compile for open sizes: the model, or a copy that shares its weights."""
+    """Return a network that TensorFlow can compile for open sizes.
+
+    The result is the model, or a copy that shares its weights.
+    """
     # Keras 3.15 cannot trace UpSampling2D with interpolation for open sizes, because it compares the sizes with zero
     # (keras-team/keras#22079): the copy has equivalent layers
     if not any(map(_is_bilinear_upsampling, model.layers)):
@@ -112,7 +115,9 @@ class _Upsample(layers.Layer):
 
 
 def export_onnx(model: keras.Model, path: str | os.PathLike) -> None:
-    """Write a network to an ONNX file, which other programs run without Keras (needs tf2onnx). Open sizes stay open.
+    """Write a network to an ONNX file.
+
+    Other programs run the file without Keras. Open sizes stay open. The function needs tf2onnx.
 
     Parameters
     ----------
@@ -173,7 +178,7 @@ def export_litert(
 
 
 def _network_input(image, size):
-    """Normalise an image, and cut out or pad its upper left corner: float32 (1, size, size, 3)."""
+    """Normalise and crop or pad an image: (1, size, size, 3)."""
     return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
 
 
@@ -250,7 +255,7 @@ def compare_exports(
     rounds: int = 3,
     threads: int | None = None,
 ) -> pd.DataFrame:
-    """Compare the size, speed and results of a network and its exported files.
+    """Compare a network with its exported files: size, speed and results.
 
     The networks take turns, so that a busy moment of the machine slows all of them. Only the upper left corner of each
     image is used.
@@ -302,7 +307,7 @@ def compare_exports(
 
 
 def _run_in_turns(functions, inputs, rounds):
-    """Run each function on all inputs. Return the outputs and the median milliseconds by the function's name."""
+    """Run all functions on all inputs; return outputs and median milliseconds."""
     outputs, milliseconds = {}, {name: [] for name in functions}
     for function in functions.values():
         function(inputs[0])  # the first prediction sets up the function

@@ -14,7 +14,9 @@ from nuclei_utils import metrics
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian of `sigma` pixels, about as a microscope out of focus does.
+    """Blur an image with a Gaussian of `sigma` pixels.
+
+    The result looks like an image out of focus.
 
     Examples
     --------
@@ -25,7 +27,9 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def noise(image: np.ndarray, deviation: float) -> np.ndarray:
-    """Add Gaussian noise with a standard deviation of `deviation` grey levels, as in a dim image.
+    """Add Gaussian noise to an image, as in dim light.
+
+    `deviation` is the standard deviation in grey levels.
 
     Examples
     --------

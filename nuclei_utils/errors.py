@@ -9,4 +9,7 @@ class NucleiError(ValueError):
 
 
 class LabelWarning(UserWarning):
-    """Warning that a label map differs from its mask files, because masks are empty or overlap."""
+    """Warning about masks that are empty or overlap.
+
+    The label map differs from such mask files.
+    """

@@ -9,10 +9,10 @@ import numpy as np
 
 
 class WrongAnswer(AssertionError):
-    """A wrong answer to an exercise, or an answer that raises an error."""
+    """Wrong answer to an exercise, or an error in the answer."""
 
     def _render_traceback_(self):
-        """Return the lines that IPython shows: one line, after the learner's own lines if the function raised."""
+        """Return the lines that IPython shows for the error."""
         lines = [f"{type(self).__name__}: {self}"]
         error = self.__cause__
         if error is None:
@@ -87,7 +87,7 @@ def _agree(result: Any, expected: Any, rtol: float, atol: float) -> bool:
 
 
 def _show(value: Any) -> str:
-    """Return a value as a line of text: a small array in full, a large array by its shape, dtype and range."""
+    """Return a value as text, a large array by its range."""
     if type(value) in (list, tuple):
         text = repr(type(value)(map(_Text, map(_show, value))))
     elif isinstance(value, np.generic):

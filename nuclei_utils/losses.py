@@ -6,9 +6,9 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class Dice(keras.metrics.Metric):
-    """Compute the Dice coefficient over all pixels of an epoch, for `model.compile(metrics=…)`.
+    """Compute the Dice coefficient over all pixels of an epoch.
 
-    Pixels with a probability above the threshold are predicted nucleus.
+    Pass the metric to `model.compile(metrics=…)`. Pixels with a probability above the threshold are predicted nucleus.
     """
 
     def __init__(self, threshold=0.5, name="dice", **kwargs):
@@ -35,10 +35,11 @@ class Dice(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class BinaryCrossentropyDice(keras.losses.Loss):
-    """Add binary cross-entropy and Dice loss, `BCE + (1 - Dice)`, as U-Net++ does (arXiv 1807.10165, eq. 2).
+    """Add binary cross-entropy and Dice loss, `BCE + (1 - Dice)`.
 
-    Cross-entropy gives every pixel a gradient from the first step. Dice (V-Net, arXiv 1606.04797) counts the nuclei
-    although the background is larger. Dice is taken over the whole batch, so a crop without a nucleus does no harm.
+    U-Net++ has the same loss (arXiv 1807.10165, eq. 2). Cross-entropy gives every pixel a gradient from the first step.
+    Dice (V-Net, arXiv 1606.04797) counts the nuclei although the background is larger. Dice is taken over the whole
+    batch, so a crop without a nucleus does no harm.
     """
 
     def __init__(self, name="binary_crossentropy_dice", **kwargs):

@@ -18,7 +18,7 @@ IOU_THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.50, 0.55, ..., 0.95, as in the
 
 
 class LabelOverlap(NamedTuple):
-    """Areas of the nuclei of two label maps, and the pixels that their pairs share.
+    """Areas and shared pixels of the nuclei of two label maps.
 
     Attributes
     ----------
@@ -42,18 +42,27 @@ class LabelOverlap(NamedTuple):
 
     @property
     def ious(self) -> np.ndarray:
-        """Intersection over union of each pair, float64 array (K,) in (0, 1]."""
+        """Return the intersection over union of each pair.
+
+        The values are float64 (K,) in (0, 1].
+        """
         return self.pixels / (self.true_areas[self.rows] + self.predicted_areas[self.columns] - self.pixels)
 
     @property
     def merges(self) -> np.ndarray:
-        """Labels of the predicted nuclei that hold more than half of two or more true nuclei."""
+        """Return the labels of predicted nuclei that merge true nuclei.
+
+        Each holds more than half of two or more true nuclei.
+        """
         held = self.columns[2 * self.pixels > self.true_areas[self.rows]]
         return self.predicted[np.bincount(held, minlength=len(self.predicted)) > 1]
 
     @property
     def splits(self) -> np.ndarray:
-        """Labels of the true nuclei that hold more than half of two or more predicted nuclei."""
+        """Return the labels of true nuclei that are split.
+
+        Each holds more than half of two or more predicted nuclei.
+        """
         held = self.rows[2 * self.pixels > self.predicted_areas[self.columns]]
         return self.true[np.bincount(held, minlength=len(self.true)) > 1]
 
@@ -295,10 +304,10 @@ def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Se
 
 
 def dsb2018_score(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]) -> float:
-    """Compute the score of the 2018 Data Science Bowl in [0, 1], the mean of `image_scores`.
+    """Compute the score of the 2018 Data Science Bowl.
 
-    Each image counts the same, whatever the number of its nuclei (Caicedo et al. 2019,
-    doi:10.1038/s41592-019-0612-7). Without images, there is no score but a `ValueError`.
+    The score is the mean of `image_scores`, in [0, 1]. Each image counts the same, whatever the number of its nuclei
+    (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7). Without images, there is no score but a `ValueError`.
 
     Examples
     --------

@@ -107,7 +107,9 @@ def mobilenet_unet(
     trainable: bool | int = True,
     filters: int = 16,
 ) -> keras.Model:
-    """Build a U-Net whose encoder is a MobileNetV2 (arXiv 1801.04381); inputs and outputs as in `unet`.
+    """Build a U-Net whose encoder is a MobileNetV2 (arXiv 1801.04381).
+
+    Inputs and outputs are as for `unet`.
 
     Parameters
     ----------
@@ -146,7 +148,9 @@ def mobilenet_encoder(
     outputs: Sequence[str] = (*SKIP_LAYERS, BOTTLENECK_LAYER),
     fixed_statistics: bool | None = None,
 ) -> keras.Model:
-    """Build the MobileNetV2 encoder: images (batch, H, W, 3) in [-1, 1] to a list of feature maps.
+    """Build the MobileNetV2 encoder.
+
+    The encoder maps images (batch, H, W, 3) in [-1, 1] to a list of feature maps.
 
     Parameters
     ----------
@@ -195,11 +199,11 @@ def mobilenet_encoder(
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class FixedStatistics(keras.Model):
-    """A model whose batch normalisation always runs in inference mode, but whose scale and offset are trained.
+    """Model whose batch normalisation always runs in inference mode.
 
-    The statistics of a few small batches would overwrite those of a million images. Keras has no option for this: it
-    passes `training=True` on to a model that was called with `training=False`, and `layer.trainable = False` freezes
-    scale and offset as well.
+    Scale and offset are trained. The statistics of a few small batches would overwrite those of a million images. Keras
+    has no option for this: it passes `training=True` on to a model that was called with `training=False`, and
+    `layer.trainable = False` freezes scale and offset as well.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -208,7 +212,9 @@ class FixedStatistics(keras.Model):
 
 
 def unfreeze_encoder(model: keras.Model, trainable: bool | int) -> None:
-    """Unfreeze the MobileNetV2 encoder of a model, wholly or partly, or freeze it; compile the model afterwards.
+    """Unfreeze or freeze the MobileNetV2 encoder of a model.
+
+    Compile the model afterwards.
 
     Parameters
     ----------
@@ -237,12 +243,12 @@ def instance_unet(
     filters: int = 16,
     fixed_statistics: bool | None = None,
 ) -> keras.Model:
-    """Build the three-output U-Net that separates touching nuclei, a light `mobilenet_unet` of less than 5 MB.
+    """Build the three-output U-Net that separates touching nuclei.
 
-    The encoder ends at 1/16 of the image's size, the number of decoder maps grows slowly, and interpolation enlarges
-    the feature maps. The network maps images (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1),
-    float32 in [0, 1]: the probabilities `mask` and `boundary` (`labels.boundary_map`), and the depth inside of a
-    nucleus `distance` (`labels.distance_map`).
+    The network is a light `mobilenet_unet` of less than 5 MB. The encoder ends at 1/16 of the image's size, the number
+    of decoder maps grows slowly, and interpolation enlarges the feature maps. The network maps images (batch, H, W, 3)
+    in [0, 1] to a dictionary of arrays (batch, H, W, 1), float32 in [0, 1]: the probabilities `mask` and `boundary`
+    (`labels.boundary_map`), and the depth inside of a nucleus `distance` (`labels.distance_map`).
 
     Parameters
     ----------
@@ -270,9 +276,9 @@ def instance_unet(
 
 @functools.cache
 def included_network() -> keras.Model:
-    """Load the network that comes with the package: an `instance_unet` that was trained on the real images.
+    """Load the network that comes with the package.
 
-    Each call returns the same model.
+    The network is an `instance_unet` that was trained on the real images. Each call returns the same model.
     """
     # A file of weights can be read by every supported Keras. A whole model cannot.
     model = instance_unet(weights=None, fixed_statistics=True)
@@ -283,10 +289,11 @@ def included_network() -> keras.Model:
 def unet_plus_plus(
     input_shape: tuple = (None, None, 3), filters: int = 32, depth: int = 4, deep_supervision: bool = True
 ) -> keras.Model:
-    """Build a U-Net++: a U-Net with nested blocks between encoder and decoder (arXiv 1807.10165, eq. 1).
+    """Build a U-Net++ (arXiv 1807.10165, eq. 1).
 
-    Block X(i, j) is at level i, where the image has been halved i times, and at step j of the skip pathway. The block
-    reads all earlier blocks of its level and the enlarged block X(i + 1, j - 1) of the level below.
+    A U-Net++ is a U-Net with nested blocks between encoder and decoder. Block X(i, j) is at level i, where the image
+    has been halved i times, and at step j of the skip pathway. The block reads all earlier blocks of its level and the
+    enlarged block X(i + 1, j - 1) of the level below.
 
     Parameters
     ----------
@@ -315,19 +322,23 @@ def unet_plus_plus(
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class DeepSupervision(keras.Model):
-    """A model with several outputs for one mask; `accurate_mode` and `fast_mode` turn it into a model with one output.
+    """Model with several outputs for one mask.
 
-    The loss is the mean of the losses of the outputs, with equal weights (arXiv 1807.10165, section 3.2). The metrics
-    are computed on the mean of the outputs.
+    `accurate_mode` and `fast_mode` turn the model into a model with one output. The loss is the mean of the losses of
+    the outputs, with equal weights (arXiv 1807.10165, section 3.2). The metrics are computed on the mean of the
+    outputs.
     """
 
     def compile(self, *args, metrics=(), **kwargs):
-        """Compile the model, which keeps the metrics itself: Keras up to 3.13 copies them for each output."""
+        """Compile the model.
+
+        The model keeps the metrics itself, because Keras up to 3.13 copies them for each output.
+        """
         super().compile(*args, **kwargs)
         self.mean_metrics = [keras.metrics.get(metric) for metric in metrics or ()]
 
     def get_compile_config(self):
-        """Return the configuration for `compile_from_config`, or None if the model is not compiled."""
+        """Return the configuration for `compile_from_config`, or None."""
         config = super().get_compile_config()
         if config:
             config["metrics"] = [keras.saving.serialize_keras_object(metric) for metric in self.mean_metrics]
@@ -353,25 +364,34 @@ class DeepSupervision(keras.Model):
 
 
 def accurate_mode(model: keras.Model) -> keras.Model:
-    """Return a model of the mean of all outputs of a U-Net++, with the same weights (arXiv 1807.10165, section 3.2)."""
+    """Return a model of the mean output of a U-Net++.
+
+    The weights are the same (arXiv 1807.10165, section 3.2).
+    """
     mean = layers.Average(name="probability")(model.outputs)
     return keras.Model(model.input, mean, name=f"{model.name}_accurate")
 
 
 def fast_mode(model: keras.Model, depth: int) -> keras.Model:
-    """Prune a U-Net++ with deep supervision to a smaller depth, with the same weights."""
+    """Prune a U-Net++ with deep supervision to a smaller depth.
+
+    The weights are the same.
+    """
     if not 1 <= depth <= len(model.outputs):
         raise ValueError(f"found depth {depth}, expected 1 to {len(model.outputs)}, the outputs of {model.name}")
     return keras.Model(model.input, model.outputs[depth - 1], name=f"{model.name}_depth_{depth}")
 
 
 def weight_megabytes(model: keras.Model) -> float:
-    """Return the memory that the weights of a model take, in units of 10**6 bytes."""
+    """Return the memory of a model's weights, in 10**6 bytes."""
     return sum(weight.nbytes for weight in model.get_weights()) / 1e6
 
 
 def count_multiplications(model: keras.Model) -> int:
-    """Count the multiplications in the convolutions of a network with a fixed input size, for one image."""
+    """Count the multiplications in the convolutions of a network.
+
+    The count is for one image. The network has a fixed input size.
+    """
     total = 0
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D | layers.Conv2DTranspose):
@@ -382,10 +402,11 @@ def count_multiplications(model: keras.Model) -> int:
 
 
 def model_cost(model: keras.Model, size: int = 256, repeats: int = 7) -> dict[str, float]:
-    """Measure the parameters, the memory and the prediction time of a model for images (1, size, size, 3).
+    """Measure the parameters, memory and prediction time of a model.
 
-    The keys are `parameters` (number of weights), `megabytes` (memory of the weights, 10**6 bytes) and `milliseconds`
-    (median time of `repeats` compiled predictions of one image, from array to array).
+    The model takes images (1, size, size, 3). The keys are `parameters` (number of weights), `megabytes` (memory of the
+    weights, 10**6 bytes) and `milliseconds` (median time of `repeats` compiled predictions of one image, from array to
+    array).
     """
     image = np.random.default_rng(0).random((1, size, size, 3), dtype=np.float32)
     compiled = keras.Model(model.inputs, model.outputs)  # a function for this size alone, apart from the model's own

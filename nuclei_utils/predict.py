@@ -34,9 +34,10 @@ _VIEWS = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (
 
 
 def predict_masks(model: keras.Model | Frozen, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Predict the probability of nucleus of several images as float32 arrays (H, W) in [0, 1].
+    """Predict the probability of nucleus for several images.
 
-    Network and images are as for `predict_maps`. The sizes of the images may differ.
+    The results are float32 arrays (H, W) in [0, 1]. Network and images are as for `predict_maps`. The sizes of the
+    images may differ.
 
     Examples
     --------
@@ -175,10 +176,11 @@ def predict_labels(
 def tta_consistency(
     model: keras.Model | Frozen, image: np.ndarray, label_map: np.ndarray | None = None, **options: float
 ) -> float:
-    """Measure how well the nuclei of an image and of its mirrored, smaller copy agree.
+    """Measure how well two predictions for an image agree.
 
-    The measure needs no true labels. On images unlike the training images, the two results often differ. A high value
-    is no proof, because a network can make the same error twice.
+    The second prediction is for the mirrored, smaller image. The measure needs no true labels. On images unlike the
+    training images, the two results often differ. A high value is no proof, because a network can make the same error
+    twice.
 
     Parameters
     ----------
@@ -241,7 +243,10 @@ def _place_tiles(side: int, size: int, overlap: int) -> list[tuple[slice, np.nda
 
 
 def _predict_tile(model: keras.Model | Frozen, tile: np.ndarray, n_tta: int) -> dict[str, np.ndarray]:
-    """Predict the maps of a normalised tile (H, W, 3): the mean over its views."""
+    """Predict the maps of a normalised tile (H, W, 3).
+
+    The maps are the mean over `n_tta` mirrored and turned copies.
+    """
     total = {}
     for turns, mirrored in _VIEWS[:n_tta]:
         view = np.rot90(tile, turns)
@@ -293,7 +298,10 @@ class _Block(NamedTuple):
 
 
 def _place_blocks(side: int, block: int, context: int) -> list[_Block]:
-    """Place blocks along one axis. A rest no wider than the context belongs to the last block."""
+    """Place blocks along one axis.
+
+    If the last block would be no wider than the context, it is joined to the block before.
+    """
     blocks, first = [], 0
     while first < side:
         stop = min(first + block + context, side)

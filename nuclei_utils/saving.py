@@ -68,7 +68,7 @@ _MODULES = {
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:
-    """Load a network from a `.keras` file after a check of its contents.
+    """Load a network from a `.keras` file after a check.
 
     No class of the course needs to be imported before. The network is not compiled: call `training.compile_model`, or
     `compile`, before the network is trained or evaluated.
@@ -107,7 +107,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
 
 
 def _check_file(path):
-    """Check the contents of a file, and return the version of Keras that saved the file."""
+    """Check a file, and return the Keras version that saved it."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.filename not in PARTS:
@@ -167,7 +167,7 @@ def _refusal(path, what):
 
 
 def _check_weights(file, path):
-    """Refuse weights that lie in another file, or are too many or too large."""
+    """Refuse weights that are too large or lie in another file."""
     total = entries = 0
 
     def check(group):

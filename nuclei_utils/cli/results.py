@@ -36,10 +36,11 @@ class Tables:
         return [path for path in self.columns if os.path.lexists(path)]
 
     def repair(self, replaced: Iterable[str] = ()) -> dict[str, int]:
-        """Remove the incomplete rows of the last image. Return the number of nuclei of each complete image.
+        """Remove the incomplete rows of the last image.
 
-        The images in `replaced` may be incomplete too, because a process was killed while it replaced them. If rows of
-        other images are missing, `NucleiError` is raised and the files do not change.
+        The method returns the number of nuclei of each complete image. The images in `replaced` may be incomplete too,
+        because a process was killed while it replaced them. If rows of other images are missing, `NucleiError` is
+        raised and the files do not change.
         """
         for path in self.columns:
             remove_partial_files(path)
@@ -66,7 +67,7 @@ class Tables:
 
     @contextmanager
     def adding(self, nuclei, submission) -> Iterator[None]:
-        """Add the rows of an image (two DataFrames); remove them again if the block fails."""
+        """Add the rows of an image; remove them if the block fails."""
         sizes = {path: path.stat().st_size if path.exists() else None for path in self.columns}
         try:
             for (path, columns), table in zip(self.columns.items(), (nuclei, submission), strict=True):
@@ -90,7 +91,7 @@ class Tables:
                 writer.writerows(row for row in self._rows(path) if row and is_kept(row[0]))
 
     def _rows(self, path):
-        """Yield the rows of a table; yield [] in place of an incomplete last row."""
+        """Yield the rows of a table, and [] for an incomplete row."""
         if not path.exists():
             return
         columns = self.columns[path]
@@ -114,7 +115,10 @@ class Tables:
 
 
 def names_in_tables(names: Sequence[str]) -> list[str]:
-    """Return the names of files as the tables spell them, with escapes for some characters."""
+    """Return file names in the spelling of the tables.
+
+    Some characters are escaped.
+    """
     import pandas as pd
 
     table = pd.DataFrame({"image": [printable_name(name) for name in names]})
@@ -160,7 +164,7 @@ class Plan(NamedTuple):
 def make_plan(
     folder: Path, names: Sequence[str], formats: Iterable[str], tables: Tables, resume: bool, replace: bool
 ) -> Plan:
-    """Look at a folder of results before any work, and repair its tables.
+    """Examine a folder of results, and repair its tables.
 
     `NucleiError` is raised if a file would be overwritten, or would stay beside new results of its image.
     """
@@ -186,7 +190,7 @@ def make_plan(
 
 
 def result_files(folder: Path, name: str) -> dict[str, Path]:
-    """Return the paths of all possible results of an image by their kind."""
+    """Return the paths of all possible results of an image."""
     return {
         "png": folder / f"{name}_labels.png",
         "tif": folder / f"{name}_labels.tif",
@@ -208,7 +212,10 @@ def _refuse_existing(folder, existing, tables=()):
 
 
 def _refuse_stale(folder, existing, written):
-    """Refuse to leave an old file of an image beside its new results: `predict` deletes no files."""
+    """Refuse to leave old files of an image beside new results.
+
+    The command `predict` deletes no files.
+    """
     for name, kinds in existing.items():
         for kind in sorted(kinds - written):
             raise NucleiError(
@@ -225,7 +232,7 @@ def _remove_partial_results(folder, names):
 
 
 def check_settings(folder: Path, settings: dict) -> None:
-    """Refuse to add results to a folder whose results were made with other settings."""
+    """Refuse to add results to results with other settings."""
     path = folder / SETTINGS
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -249,7 +256,7 @@ def write_settings(folder: Path, settings: dict) -> None:
 
 
 def write_results(folder: Path, name: str, image, label_map, formats: Iterable[str], keep_existing: bool) -> None:
-    """Write all files of an image; if a file cannot be written, remove the others again.
+    """Write all files of an image, or none.
 
     `keep_existing` keeps the files that a killed process wrote after the rows of the image.
     """

@@ -21,7 +21,9 @@ Images = Sequence[np.ndarray]
 
 
 def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> np.ndarray:
-    """Return an image, uint8 (H, W, 3), with the border pixels of the nuclei of a label map or mask.
+    """Draw the borders of nuclei into an image.
+
+    `label_map` is a label map or mask. The result is uint8 (H, W, 3).
 
     Examples
     --------
@@ -35,7 +37,9 @@ def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> n
 
 
 def colour_labels(label_map: np.ndarray) -> np.ndarray:
-    """Colour each nucleus on black, uint8 (H, W, 3); touching nuclei get different colours.
+    """Colour each nucleus on black, uint8 (H, W, 3).
+
+    Touching nuclei get different colours.
 
     Examples
     --------
@@ -69,7 +73,9 @@ def _palette(*colours):
 
 
 def label_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
-    """Tint and outline each nucleus of an image: uint8 (H, W, 3); touching nuclei get different colours.
+    """Tint and outline each nucleus of an image.
+
+    Touching nuclei get different colours. The result is uint8 (H, W, 3).
 
     Examples
     --------
@@ -130,7 +136,10 @@ def show_images(
 
 
 def show_samples(records: Sequence, columns: int = 4, outlines: bool = False, size: float = 2.4) -> Figure:
-    """Show the images of records, with the image type and the number of nuclei above each image."""
+    """Show the images of records.
+
+    The title of an image has its image type and its number of nuclei.
+    """
     images = [overlay(record.image, record.label_map) if outlines else record.image for record in records]
     counts = [len(np.unique(record.label_map[record.label_map > 0])) for record in records]
     titles = [f"{style._readable(r.image_type)}\n{count} nuclei" for r, count in zip(records, counts, strict=True)]
@@ -195,14 +204,17 @@ def show_predictions(
 def show_pairs(
     images: Images, masks: Images, titles: Sequence[str] = (), size: float = 1.3, title: str | None = None
 ) -> Figure:
-    """Show images with outlined nuclei in one row, and the masks or label maps below."""
+    """Show images with outlined nuclei above their masks or label maps."""
     masks = [np.asarray(mask).reshape(np.shape(image)[:2]) > 0 for image, mask in zip(images, masks, strict=True)]
     overlays = [overlay(image, mask) for image, mask in zip(images, masks, strict=True)]
     return show_image_rows([overlays, masks], titles=[titles], size=size, title=title)
 
 
 def show_histograms(images: Images, titles: Sequence[str], title: str | None = None) -> Figure:
-    """Show images in one row and, below, the histograms of their values over the range of the data type."""
+    """Show images above the histograms of their values.
+
+    A histogram covers the range of the data type.
+    """
     fig, axes = style._new_figure(2, len(images), 2.9 * len(images), 4.4, title)
     for (above, below), image, name in zip(axes.T, images, titles, strict=True):
         style._draw_image(above, style._as_rgb(image), 1.9)
@@ -215,7 +227,7 @@ def show_histograms(images: Images, titles: Sequence[str], title: str | None = N
 
 
 def numbered_labels(label_maps: Images, titles: Sequence[str]) -> Figure:
-    """Show coloured label maps in one row, with its label on each nucleus."""
+    """Show coloured label maps with the label on each nucleus."""
     fig = show_images([colour_labels(label_map) for label_map in label_maps], titles, len(label_maps), size=4.2)
     for ax, label_map in zip(fig.axes, label_maps, strict=True):
         _write_labels(ax, label_map, 12, BLACK, "white")
