@@ -1,8 +1,8 @@
 """Decode the bytes of PNG, JPEG, BMP and TIFF files into arrays, or refuse them.
 
 Pillow decodes PNG, JPEG and BMP files, and OpenCV decodes the 16-bit PNG files that Pillow would reduce to 8 bits. The
-decoder of a TIFF file depends on its compression, because tifffile, Pillow and OpenCV each lack some kinds. Decoders
-fill missing pixels with zeros and allocate the memory that a header asks for: such files are refused before.
+decoder of a TIFF file depends on its compression, because neither tifffile nor Pillow nor OpenCV reads all compressions.
+Decoders fill missing pixels with zeros, and allocate all memory that a header asks for. Such files are refused first.
 """
 
 import logging
@@ -29,7 +29,7 @@ IMAGE, MASK, LABEL_MAP = "an image", "a mask", "a label map"  # the purpose that
 
 _MAX_HEADER_BYTES = 2**26  # allowed in a file besides its pixels
 
-_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # the first bytes; Pillow cannot read this kind
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # the first bytes; Pillow cannot read this format
 _ORIENTATION, _PHOTOMETRIC, _BITS = 274, 262, 258  # numbers of TIFF tags; EXIF has the first tag as well
 
 _MAX_SCANS = 100  # of a progressive JPEG; cameras and programs write about 10
@@ -83,8 +83,8 @@ def _read_bytes(path, max_pixels):
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-            raise _Refusal(f"found {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+            types = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+            raise _Refusal(f"found {types.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
         if status.st_size > 16 * max_pixels + _MAX_HEADER_BYTES:  # four channels of 32 bits
             raise _Refusal(f"found a file of {status.st_size:,} bytes, too many for {max_pixels:,} pixels")
         return path.read_bytes()
@@ -312,7 +312,7 @@ def _check_samples(page, purpose):
             "save each channel as a separate file"
         )
     if page.dtype is None or (bits > 8 and (bits % 8 or not (is_grey or photometric == _RGB))):
-        raise _Refusal(f"found {bits} bits of the kind {getattr(photometric, 'name', photometric)}, expected 8 or 16")
+        raise _Refusal(f"found {bits} bits of the type {getattr(photometric, 'name', photometric)}, expected 8 or 16")
     if purpose == IMAGE and page.dtype not in (np.uint8, np.uint16, bool):
         raise _Refusal(
             f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale them to 16 bits"
@@ -350,7 +350,7 @@ def _decode_page(page, content):
             _check_deflated(page, content)
         pixels = page.asarray(maxworkers=1)
         return np.moveaxis(pixels, 0, -1) if is_planar else pixels
-    # Pillow and OpenCV apply these tags to some kinds of pages only
+    # Pillow and OpenCV apply these tags to a few types of pages only
     if _ORIENTATION in page.tags:
         content = _with_tag(content, page, _ORIENTATION, 1)
     if page.photometric == _MINISWHITE:

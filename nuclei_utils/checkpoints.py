@@ -44,7 +44,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder, self.monitor = Path(folder), monitor
         self.rows = [] if history is None else history.to_dict("records")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write history, best model and checkpoint; remove the previous checkpoint."""
         self.rows.append({"epoch": epoch, **logs})
         history = pd.DataFrame(self.rows)
@@ -63,8 +63,8 @@ class Checkpoint(keras.callbacks.Callback):
 def resume(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.DataFrame | None:
     """Load the last checkpoint of an interrupted training into a model.
 
-    The model is compiled. If the checkpoint is damaged, the best model is loaded. Returns the history up to the
-    checkpoint, or None for a new training. A finished training is removed.
+    The model is compiled. If the checkpoint is damaged, the best model is loaded. The function returns the history
+    up to the checkpoint, or None for a new training. A finished training is removed.
 
     Raises
     ------

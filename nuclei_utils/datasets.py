@@ -101,9 +101,9 @@ def current() -> str:
     return "stage1_fixed" if fixes.is_dir() else "stage1"
 
 
-def _check_name(name, names=DATASETS, kind="data set"):
+def _check_name(name, names=DATASETS, noun="data set"):
     if name not in names:
-        raise NucleiError(f"found {kind} {name!r}: choose one of {', '.join(names)}")
+        raise NucleiError(f"found {noun} {name!r}: choose one of {', '.join(names)}")
     return name
 
 
@@ -217,6 +217,14 @@ def read_masks(folder: str | Path, shape: tuple[int, int] | None = None) -> np.n
     """Merge a folder of masks into a label map, int32 (H, W).
 
     The folder has one file per nucleus. The expected shape (H, W) is by default the shape of the first mask.
+
+    Examples
+    --------
+    >>> from nuclei_utils.io import write_mask
+    >>> write_mask("masks/a.png", np.array([[1, 0, 0]]))
+    >>> write_mask("masks/b.png", np.array([[0, 0, 1]]))
+    >>> read_masks("masks").tolist()
+    [[1, 0, 2]]
     """
     return _merge_folder(Path(folder), shape)[0]
 
@@ -342,7 +350,7 @@ def load(name: str | None = None, split: str | None = None) -> list[Record]:
 def label_problems(name: str | None = None) -> pd.DataFrame:
     """List the masks that are empty or overlap others.
 
-    The columns are `id`, `file`, `problem` (what was done) and `pixels` (number of pixels under smaller masks).
+    The columns are `id`, `file`, `problem` (with the solution) and `pixels` (number of pixels under smaller masks).
     """
     return _read_label_maps(name or current(), [])[1]
 

@@ -41,6 +41,11 @@ def freeze(model: keras.Model) -> Frozen:
 
     TensorFlow computes a frozen network faster, because it merges batch normalisation into the convolutions. The
     results are those of the model apart from rounding. Later changes of the weights do not reach the frozen network.
+
+    Examples
+    --------
+    >>> freeze(models.unet(filters=2, depth=1))(np.zeros((1, 8, 8, 3), np.float32)).shape
+    TensorShape([1, 8, 8, 1])
     """
     return Frozen(model.name, model.input_shape, _compile(model, frozen=True))
 
@@ -51,6 +56,11 @@ def compile_network(model: keras.Model) -> Callable:
 
     The function takes a float32 array (batch, H, W, 3). Changes of the weights reach the function. It raises
     `errors.NucleiError` for a size that the network cannot take, and `MemoryError`.
+
+    Examples
+    --------
+    >>> compile_network(models.unet(filters=2, depth=1))(np.zeros((1, 8, 8, 3), np.float32)).shape
+    TensorShape([1, 8, 8, 1])
     """
     return _compile(model, frozen=False)
 

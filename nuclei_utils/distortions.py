@@ -84,6 +84,15 @@ def robustness_table(
     pandas.DataFrame
         One row per `distortion` and `strength`: the scores of `metrics.pixel_scores` over all pixels, and `mean_dice`
         over images.
+
+    Examples
+    --------
+    >>> def predict(images):
+    ...     return [image[..., 0] / 255 for image in images]
+    >>> images, masks = [np.full((8, 8, 3), 200, np.uint8)], [np.ones((8, 8))]
+    >>> table = robustness_table(predict, images, masks, {"inversion": DISTORTIONS["inversion"]})
+    >>> table[["strength", "dice"]].to_numpy().tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
     """
     known, rows = {}, []
     for name, (distort, strengths) in distortions.items():

@@ -41,7 +41,7 @@ EXPECTED = {  # numbers of images and masks, and the fingerprint of the archive
 MAX_RATIO = 100
 MAX_TOTAL_BYTES = 2_000_000_000
 
-# Wanted members, below any outer folder. GitHub adds an outer folder to an archive.
+# Image files of an archive, below any outer folder. GitHub adds an outer folder to an archive.
 _MEMBER = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)")
 
 
@@ -74,7 +74,7 @@ def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: boo
     dest : str or Path, optional
         Parent of the new folders. Default: `datasets.home() / "dsb2018"`.
     fixes : bool
-        Also fetch the corrected masks, into a folder of their own. The original masks are kept.
+        Also fetch the corrected masks, into a separate folder. The original masks are kept.
 
     Raises
     ------

@@ -49,10 +49,10 @@ def check(answer: Callable, *cases: tuple[tuple, Any, str], rtol: float = 1e-5, 
     >>> check(double, ((1,), 2, "multiply by two"), ((0.5,), 1.0, "numbers need not be whole"))
     Right: double passes 2 checks.
     """
-    for number, (arguments, expected, hint) in enumerate(cases):
-        call = f"{answer.__name__}({', '.join(map(_show, arguments))})"
+    for number, (args, expected, hint) in enumerate(cases):
+        call = f"{answer.__name__}({', '.join(map(_show, args))})"
         try:
-            result = answer(*arguments)
+            result = answer(*args)
         except Exception as error:
             raise WrongAnswer(f"{call} raised {type(error).__name__}. Hint: {hint}") from error
         if number == 0 and (result is None or result is ...):

@@ -153,6 +153,12 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
 
     The image is uint8 (H, W, 3), and the label map is int (H, W). The file is PNG, JPEG or TIFF. The function raises
     `ValueError` if the shapes differ or the name has another ending.
+
+    Examples
+    --------
+    >>> write_overlay("overlay.png", np.zeros((3, 3, 3), np.uint8), np.eye(3, dtype=int))
+    >>> io.read_image("overlay.png")[0, 0].tolist()
+    [230, 159, 0]
     """
     path, image, label_map = Path(path), np.asarray(image), np.asarray(label_map)
     endings = (*io.LOSSLESS, ".jpg", ".jpeg")
@@ -230,6 +236,12 @@ def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
     Open the file with File > Import objects from file. Each nucleus is a detection of the class "Nucleus" with its
     label as name. A nucleus in several parts is a MultiPolygon, any other nucleus a Polygon. The outlines run along the
     edges of the pixels and enclose exactly the area of the nucleus. The name of the file usually ends in .geojson.
+
+    Examples
+    --------
+    >>> write_geojson("nuclei.geojson", np.array([[0, 7, 7]]))
+    >>> json.loads(Path("nuclei.geojson").read_text())["features"][0]["geometry"]["coordinates"]
+    [[[3, 0], [3, 1], [1, 1], [1, 0], [3, 0]]]
     """
     nucleus_class = {"name": "Nucleus", "color": list(OUTLINE_COLOUR)}
     features = []
@@ -253,6 +265,12 @@ def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
     draws it, with its label as name. Further parts of a nucleus are named "7-2", "7-3". Holes are filled, because a
     polygon of ImageJ has no holes. An image of more than `WIDEST_FOR_IMAGEJ` pixels in one direction raises
     `ValueError`.
+
+    Examples
+    --------
+    >>> write_imagej_rois("rois.zip", np.array([[0, 7, 7]]))
+    >>> [roi.name for roi in ImagejRoi.fromfile("rois.zip")]
+    ['7']
     """
     label_map = check_label_map(label_map)
     if max(label_map.shape) > WIDEST_FOR_IMAGEJ:
@@ -298,6 +316,12 @@ def read_submission(path: str | PathLike, shapes: Mapping[str, tuple[int, int]])
     ------
     NucleiError
         If the file is malformed, an image is not in `shapes`, or nuclei overlap, which the competition forbids.
+
+    Examples
+    --------
+    >>> write_table("submission.csv", submission_table({"a": np.array([[1, 0, 2]])}))
+    >>> read_submission("submission.csv", {"a": (1, 3)})["a"].tolist()
+    [[1, 0, 2]]
     """
     path, label_maps = Path(path), {}
     for name, rows in _read_codes(path, ["ImageId", "EncodedPixels"]).groupby("ImageId", sort=False):
@@ -323,6 +347,13 @@ def read_solution(path: str | PathLike) -> dict[str, np.ndarray]:
     ------
     NucleiError
         If the file is malformed, or a size is too large or differs within an image.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"ImageId": ["a"], "EncodedPixels": ["1 2"], "Height": [2], "Width": [2]})
+    >>> write_table("solution.csv", table)
+    >>> read_solution("solution.csv")["a"].tolist()
+    [[1, 0], [1, 0]]
     """
     path = Path(path)
     table = _read_codes(path, ["ImageId", "EncodedPixels", "Height", "Width"])

@@ -45,6 +45,12 @@ def from_records(records: Sequence[datasets.Record]) -> tf.data.Dataset:
     ------
     NucleiError
         If an image has more than 65,535 nuclei, the largest number of 16 bits.
+
+    Examples
+    --------
+    >>> record = datasets.Record("a", np.zeros((4, 4, 3), np.uint8), np.ones((4, 4), np.int32), "")
+    >>> [example["label_map"].shape for example in from_records([record])]
+    [TensorShape([4, 4, 1])]
     """
     examples = [_example(record) for record in records]
     if not examples:
@@ -97,7 +103,7 @@ def training_batches(
     seed : int
         Random seed. The same seed gives the same sequence of epochs.
     min_crops : int
-        Smallest number of crops of each image type in an epoch. Images of a rare type are used several times; otherwise
+        Minimum number of crops of each image type in an epoch. Images of a rare type are used several times; otherwise
         the network can ignore the type.
     targets : "mask" or "instances"
         Targets of a network with one output, or of `models.instance_unet`.
@@ -107,6 +113,13 @@ def training_batches(
     tf.data.Dataset
         Pairs of images float32 (batch, size, size, 3) in [0, 1] and targets. The targets are masks float32
         (batch, size, size, 1) of 0 and 1, or a dictionary of such arrays: `mask`, `boundary` and `distance` in [0, 1].
+
+    Examples
+    --------
+    >>> record = datasets.Record("a", np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.int32), "")
+    >>> images, masks = next(iter(training_batches(from_records([record]), size=16)))
+    >>> images.shape, masks.shape
+    (TensorShape([1, 16, 16, 3]), TensorShape([1, 16, 16, 1]))
     """
     _check_choice("targets", targets, ("mask", "instances"))
     _check_choice("augment", augment, ("all", "flips", None) if targets == "mask" else ("all",))
@@ -115,7 +128,7 @@ def training_batches(
     # The cache holds what is the same in every epoch, in 8 or 16 bits to save memory.
     cached = examples.map(prepare, tf.data.AUTOTUNE).cache()
     repeated, count = _repeat_rare_types(cached, min_crops)
-    # Each crop has random seeds of its own: the crops can be made in parallel, and an epoch can still be repeated.
+    # Each crop has its own random seeds, so that crops are made in parallel and an epoch can be repeated.
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
     return (
         tf.data.Dataset.zip(repeated.shuffle(count, seed=seed), seeds)
@@ -131,6 +144,13 @@ def validation_batches(
     """Return batches of center crops for validation.
 
     Parameters and batches are as for `training_batches`. All images are used, in a fixed order.
+
+    Examples
+    --------
+    >>> record = datasets.Record("a", np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.int32), "")
+    >>> images, masks = next(iter(validation_batches(from_records([record]), size=16)))
+    >>> images.shape, masks.shape
+    (TensorShape([1, 16, 16, 3]), TensorShape([1, 16, 16, 1]))
     """
     _check_choice("targets", targets, ("mask", "instances"))
     crop = partial(_center_crop, size=size, targets=targets)

@@ -1,5 +1,7 @@
 """Losses and metrics for masks, on every Keras backend."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -17,18 +19,18 @@ class Dice(keras.metrics.Metric):
         self.intersection = self.add_weight(name="intersection", initializer="zeros")
         self.total = self.add_weight(name="total", initializer="zeros")
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        """Add the pixels of a batch: masks and probabilities of the same shape."""
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Add the pixels of a batch, masks and probabilities."""
         y_true = ops.cast(y_true, "float32")
         y_pred = ops.cast(ops.cast(y_pred, "float32") > self.threshold, "float32")
         self.intersection.assign_add(ops.sum(y_true * y_pred))
         self.total.assign_add(ops.sum(y_true) + ops.sum(y_pred))
 
-    def result(self):
-        """Return the coefficient, a scalar in [0, 1]; 1 if both masks are empty."""
+    def result(self) -> Any:
+        """Return a scalar in [0, 1], which is 1 for empty masks."""
         return ops.where(self.total > 0, 2 * self.intersection / ops.maximum(self.total, 1), 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Return the arguments that build the metric again."""
         return {**super().get_config(), "threshold": self.threshold}
 
@@ -47,6 +49,6 @@ class BinaryCrossentropyDice(keras.losses.Loss):
         self._binary_crossentropy = keras.losses.BinaryCrossentropy()
         self._dice = keras.losses.Dice()
 
-    def call(self, y_true, y_pred):
-        """Return the loss, a scalar >= 0, of masks and probabilities (batch, H, W, 1)."""
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return the loss of masks and probabilities (batch, H, W, 1)."""
         return self._binary_crossentropy(y_true, y_pred) + self._dice(y_true, y_pred)

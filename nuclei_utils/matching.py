@@ -52,7 +52,7 @@ class LabelOverlap(NamedTuple):
     def merges(self) -> np.ndarray:
         """Return the labels of predicted nuclei that merge true nuclei.
 
-        Each holds more than half of two or more true nuclei.
+        Each of these nuclei holds more than half of two or more true nuclei.
         """
         held = self.columns[2 * self.pixels > self.true_areas[self.rows]]
         return self.predicted[np.bincount(held, minlength=len(self.predicted)) > 1]
@@ -61,7 +61,7 @@ class LabelOverlap(NamedTuple):
     def splits(self) -> np.ndarray:
         """Return the labels of true nuclei that are split.
 
-        Each holds more than half of two or more predicted nuclei.
+        Each of these nuclei holds more than half of two or more predicted nuclei.
         """
         held = self.rows[2 * self.pixels > self.predicted_areas[self.columns]]
         return self.true[np.bincount(held, minlength=len(self.true)) > 1]
@@ -188,7 +188,7 @@ def _matched(overlap: LabelOverlap, threshold: float) -> np.ndarray:
 def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Find the predicted nuclei that merge several true nuclei.
 
-    Each holds more than half of two or more true nuclei. Their labels are an int array (K,), ascending.
+    Each of these nuclei holds more than half of two or more true nuclei. Their labels are an int array (K,), ascending.
 
     Examples
     --------
@@ -201,7 +201,7 @@ def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> 
 def find_splits(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Find the true nuclei that are split into several predicted nuclei.
 
-    Each holds more than half of two or more predicted nuclei. Their labels are an int array (K,), ascending.
+    Each of these nuclei holds more than half of two or more predicted nuclei. Their labels are an int array (K,), ascending.
 
     Examples
     --------

@@ -158,6 +158,11 @@ def best_threshold(table: pd.DataFrame, column: str = "dice") -> float:
         From `threshold_scores`. If several thresholds reach the highest score, the middle one is chosen.
     column : str
         Score to maximise: "dice" over all pixels, "mean_dice" over images, or another column.
+
+    Examples
+    --------
+    >>> best_threshold(threshold_scores([[1, 1, 0, 0]], [[0.9, 0.7, 0.4, 0.1]], thresholds=[0.2, 0.5, 0.8]))
+    0.5
     """
     best = table.loc[table[column] >= table[column].max() - 1e-12, "threshold"]
     return float(best.iloc[(len(best) - 1) // 2])
@@ -214,6 +219,11 @@ def calibration_error(table: pd.DataFrame) -> float:
 
     The error is the mean gap between `predicted` and `observed` over the pixels, in [0, 1]. Easy background pixels make
     the error small.
+
+    Examples
+    --------
+    >>> round(calibration_error(calibration_table([[1, 1, 0, 0]], [[1.0, 0.8, 0.2, 0.0]])), 2)
+    0.1
     """
     gap = (table["predicted"] - table["observed"]).abs()
     return float((gap * table["pixels"]).sum() / table["pixels"].sum())
@@ -233,8 +243,8 @@ def summarise(masks: Arrays, probabilities: Arrays, image_types: Sequence[str], 
     -------
     pandas.DataFrame
         One row per image type and a last row "all": number of `images`; `dice`, `iou`, `accuracy`, `precision` and
-        `recall` over all pixels; `auc`, the area under the ROC curve over all pixels (0.5 is chance, and 0 means that
-        all pixels are nucleus, or none); the means over images `mean_dice` and `mean_iou`; and their standard
+        `recall` over all pixels; `auc`, the area under the ROC curve over all pixels (0.5 is a random guess, and 0
+        means that all pixels are nucleus, or none); the means over images `mean_dice` and `mean_iou`; and their standard
         deviations `std_dice` and `std_iou`.
 
     Examples

@@ -7,6 +7,7 @@ import timeit
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -41,6 +42,11 @@ def conv_block(x: KerasTensor, filters: int, dropout: float = 0.0, residual: boo
         Fraction of feature maps that are dropped between the convolutions in training, `0 <= dropout < 1`.
     residual : bool
         Add the input to the output through a 1x1 convolution, as in ResNet (arXiv 1512.03385).
+
+    Examples
+    --------
+    >>> conv_block(keras.Input((8, 8, 3)), filters=4).shape
+    (None, 8, 8, 4)
     """
     shortcut = x
     x = _convolution(x, filters)
@@ -85,6 +91,11 @@ def unet(
         Number of times that the image is halved.
     dropout, residual
         As in `conv_block`.
+
+    Examples
+    --------
+    >>> unet((64, 64, 3), filters=2, depth=2).output_shape
+    (None, 64, 64, 1)
     """
     _check_size(input_shape, 2**depth)
     x = inputs = keras.Input(input_shape, name="image")
@@ -127,6 +138,11 @@ def mobilenet_unet(
     ------
     errors.NucleiError, FileNotFoundError, ConnectionError
         If the file has the weights of another network, is missing, or cannot be downloaded.
+
+    Examples
+    --------
+    >>> mobilenet_unet((64, 64, 3), weights=None, filters=2).output_shape
+    (None, 64, 64, 1)
     """
     _check_size(input_shape, 2 ** (len(SKIP_LAYERS) + 1))
     inputs = keras.Input(input_shape, name="image")
@@ -206,7 +222,7 @@ class FixedStatistics(keras.Model):
     `layer.trainable = False` freezes scale and offset as well.
     """
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Compute the outputs as in prediction. The argument `training` has no effect."""
         return super().call(inputs, training=False, mask=mask)
 
@@ -258,6 +274,11 @@ def instance_unet(
         As in `mobilenet_encoder`, with the same errors.
     filters : int
         Feature maps of the decoder at full size. Each level adds as many.
+
+    Examples
+    --------
+    >>> sorted(instance_unet(weights=None, filters=2).output)
+    ['boundary', 'distance', 'mask']
     """
     _check_size(input_shape, 2 ** len(SKIP_LAYERS))
     inputs = keras.Input(input_shape, name="image")
@@ -302,6 +323,11 @@ def unet_plus_plus(
     deep_supervision : bool
         Return a list with one output for each depth 1..`depth`, shaped as in `unet`, the shallowest first
         (`DeepSupervision`). Otherwise, or at depth 1, the model has one output.
+
+    Examples
+    --------
+    >>> len(unet_plus_plus(filters=2, depth=3).outputs)
+    3
     """
     _check_size(input_shape, 2**depth)
     inputs = keras.Input(input_shape, name="image")
@@ -329,7 +355,7 @@ class DeepSupervision(keras.Model):
     outputs.
     """
 
-    def compile(self, *args, metrics=(), **kwargs):
+    def compile(self, *args, metrics: Sequence = (), **kwargs) -> None:
         """Compile the model.
 
         The model keeps the metrics itself, because Keras up to 3.13 copies them for each output.
@@ -337,25 +363,27 @@ class DeepSupervision(keras.Model):
         super().compile(*args, **kwargs)
         self.mean_metrics = [keras.metrics.get(metric) for metric in metrics or ()]
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict | None:
         """Return the configuration for `compile_from_config`, or None."""
         config = super().get_compile_config()
         if config:
             config["metrics"] = [keras.saving.serialize_keras_object(metric) for metric in self.mean_metrics]
         return config
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict) -> None:
         """Compile the model from the configuration of `get_compile_config`."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
         """Return the mean of the losses of the outputs."""
         losses = [super(DeepSupervision, self).compute_loss(x, y, output, sample_weight, training) for output in y_pred]
         return ops.mean(ops.stack(losses))
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict:
         """Return the metrics of the mean of the outputs."""
         mean = ops.mean(ops.stack(y_pred), axis=0)
         for metric in self.mean_metrics:
@@ -367,6 +395,11 @@ def accurate_mode(model: keras.Model) -> keras.Model:
     """Return a model of the mean output of a U-Net++.
 
     The weights are the same (arXiv 1807.10165, section 3.2).
+
+    Examples
+    --------
+    >>> len(accurate_mode(unet_plus_plus(filters=2, depth=3)).outputs)
+    1
     """
     mean = layers.Average(name="probability")(model.outputs)
     return keras.Model(model.input, mean, name=f"{model.name}_accurate")
@@ -376,6 +409,11 @@ def fast_mode(model: keras.Model, depth: int) -> keras.Model:
     """Prune a U-Net++ with deep supervision to a smaller depth.
 
     The weights are the same.
+
+    Examples
+    --------
+    >>> fast_mode(unet_plus_plus(filters=2, depth=3), depth=1).name
+    'unet_plus_plus_depth_1'
     """
     if not 1 <= depth <= len(model.outputs):
         raise ValueError(f"found depth {depth}, expected 1 to {len(model.outputs)}, the outputs of {model.name}")
@@ -391,6 +429,11 @@ def count_multiplications(model: keras.Model) -> int:
     """Count the multiplications in the convolutions of a network.
 
     The count is for one image. The network has a fixed input size.
+
+    Examples
+    --------
+    >>> count_multiplications(keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(2, 3)]))
+    72
     """
     total = 0
     for layer in model.layers:
@@ -409,7 +452,7 @@ def model_cost(model: keras.Model, size: int = 256, repeats: int = 7) -> dict[st
     array).
     """
     image = np.random.default_rng(0).random((1, size, size, 3), dtype=np.float32)
-    compiled = keras.Model(model.inputs, model.outputs)  # a function for this size alone, apart from the model's own
+    compiled = keras.Model(model.inputs, model.outputs)  # a separate function for this size
     compiled.predict_on_batch(image)  # the first call compiles the function
     seconds = timeit.repeat(lambda: compiled.predict_on_batch(image), number=1, repeat=repeats)
     return {

@@ -1,7 +1,7 @@
 """Prepare images and label maps for a network: intensities, contrast, sizes, padding and crops.
 
 Images are arrays `(H, W)` or `(H, W, C)`, label maps are integer arrays `(H, W)`, and a size is `(height, width)`.
-The type of the values stays the same where no other type is given.
+The dtype stays the same if no other dtype is given.
 """
 
 import math
@@ -169,6 +169,6 @@ def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.nd
     """
     bottom, right = top + size[0], left + size[1]
     if top < 0 or left < 0 or bottom > image.shape[0] or right > image.shape[1]:
-        window, advice = f"rows {top}..{bottom} and columns {left}..{right}", "pad the image first (preprocess.pad_to)"
-        raise ValueError(f"a window of {window} leaves the image of {image.shape[:2]} (height, width): {advice}")
+        extent, advice = f"rows {top}..{bottom} and columns {left}..{right}", "pad the image first (preprocess.pad_to)"
+        raise ValueError(f"a crop of {extent} leaves the image of {image.shape[:2]} (height, width): {advice}")
     return image[top:bottom, left:right]

@@ -1,11 +1,11 @@
-"""Load a network from a `.keras` file, also of unknown origin: the file is checked before anything is built from it.
+"""Load a network from a `.keras` file of any origin, after a check of the file.
 
 A `.keras` file names the classes and functions that Keras calls to build the network. Keras' safe mode refuses Python
 code in the file, but a file can still name any function of Keras, and some of these functions write files. `load_model`
 accepts only the layers and functions of the lists in this module.
 
-The links and sizes in its weights, and the names and sizes of its parts are checked too. Not checked: the quality of
-the network, the time and memory that the network needs, and errors in the libraries that read the file (Keras, HDF5).
+`load_model` also checks the links and sizes of the weights, and the names and sizes of the parts of the file. It does
+not check the quality of the network, its time and memory, and errors in the libraries that read the file (Keras, HDF5).
 """
 
 import io
@@ -159,9 +159,9 @@ def _check_object(value, path, key):
         raise _refusal(path, f"{module}.{name}" if module else str(name))
 
 
-def _refusal(path, what):
+def _refusal(path, item):
     return NucleiError(
-        f"{path}: found {what}, expected only the listed layers and functions (nuclei_utils.saving): build the network "
+        f"{path}: found {item}, expected only the listed layers and functions (nuclei_utils.saving): build the network "
         "in Python, and load its weights"
     )
 

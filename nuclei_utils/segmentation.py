@@ -29,7 +29,7 @@ def components(mask: np.ndarray, min_size: int = 0) -> np.ndarray:
     mask : array (H, W)
         Nonzero pixels are nucleus.
     min_size : int
-        Area of the smallest component that is kept, pixels.
+        Minimum area of a component, pixels. Smaller components are left out.
 
     Examples
     --------
@@ -158,7 +158,7 @@ def maps_to_labels(
     min_prominence : float
         As for `watershed_from_distance`. Without "distance", `watershed_from_mask` is called with its own default.
     min_size : int
-        Area of the smallest nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
+        Minimum area of a nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
         touches others loses its marker, and its neighbours grow into its pixels.
 
     Examples

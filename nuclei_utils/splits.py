@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from nuclei_utils.datasets import Record
 from nuclei_utils.errors import NucleiError
 
-THRESHOLDS = {"edge": 0.4, "overlap": 25.0}  # smallest similarity of near-duplicates, for each measure
+THRESHOLDS = {"edge": 0.4, "overlap": 25.0}  # minimum similarity of near-duplicates, for each measure
 
 
 # Image types
@@ -31,7 +31,7 @@ def colour_features(image: np.ndarray) -> np.ndarray:
     The image is uint8 RGB (H, W, 3). The colour space is CIE L*a*b*. The four features, float32, are the median
     lightness (0 black to 100 white); the mean a* (green to red) and b* (blue to yellow) of the lightest quarter of the
     pixels, the background of a stained tissue; and the 99th percentile of the colourfulness (distance from grey), at
-    most 20, which shows whether there is a stain.
+    most 20, which is high for a stain.
 
     Examples
     --------
@@ -50,6 +50,12 @@ def find_image_types(records: Sequence[Record], clusters: int = 4, seed: int = 0
     Fluorescence types differ in the size of the nuclei. The table has one row per record: `id`, the `colour_features`
     (`lightness`, `background_a`, `background_b`, `stain`), `diameter` (median of the nuclei, pixels), `cluster` and
     `image_type` (one of `datasets.IMAGE_TYPES`). Two clusters can get the same image type.
+
+    Examples
+    --------
+    >>> records = [Record("a", np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), np.int32), "")]
+    >>> find_image_types(records, clusters=1)["image_type"].tolist()
+    ['fluorescence_small']
     """
     features = np.array([colour_features(record.image) for record in records])
     kmeans = KMeans(clusters, n_init=10, random_state=seed).fit(features)
@@ -96,6 +102,12 @@ def similarities(images: Sequence[np.ndarray]) -> pd.DataFrame:
     - "overlap": how surely two images share pixels, with or without a shift. The similarity is the peak of the phase
       correlation (Kuglin and Hines, 1975) in standard deviations of unrelated images. In stage1_train, unrelated images
       stay below 24; crops of 256 x 256 pixels that share one half reach 28 to 70.
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    >>> similarities(images)[["i", "j", "how"]].to_numpy().tolist()
+    [[0, 1, 'edge'], [0, 1, 'overlap']]
     """
     sizes = defaultdict(list)
     for position, image in enumerate(images):
@@ -242,6 +254,13 @@ def hold_out(
     ------
     NucleiError
         If there is only one group, or no nucleus in the images for training or for validation.
+
+    Examples
+    --------
+    >>> image, label_map = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.int32)
+    >>> train, validation = hold_out([Record(name, image, label_map, "") for name in "abcde"])
+    >>> len(train), len(validation)
+    (4, 1)
     """
     groups = [record.id for record in records] if groups is None else list(groups)
     names = list(dict.fromkeys(groups))

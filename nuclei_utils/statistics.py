@@ -142,6 +142,13 @@ def score_table(
         One row per image type and model (index `image_type`, `model`), with the image type "all" last. The columns of
         `metrics.summarise`; the 95 % intervals `low_dice` to `high_dice` and `low_iou` to `high_iou` of the means over
         images; `f1`, which equals `dice`; and the columns of `costs`.
+
+    Examples
+    --------
+    >>> masks = [np.eye(2), np.eye(2)]
+    >>> table = score_table(masks, {"perfect": masks, "full": [np.ones((2, 2))] * 2}, ["a", "b"])
+    >>> table.loc["all", "dice"].round(2).to_dict()
+    {'perfect': 1.0, 'full': 0.67}
     """
     image_types = np.asarray(image_types)
     groups = np.arange(len(image_types)) if groups is None else np.asarray(groups)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -135,8 +135,8 @@ def compile_model(
 
 def fit(
     model: keras.Model,
-    train,
-    validation,
+    train: Any,
+    validation: Any,
     folder: str | os.PathLike,
     epochs: int,
     patience: int = 10,
@@ -218,10 +218,10 @@ def batches(
     batch_size: int = BATCH_SIZE,
     min_crops: int | None = None,
     augment: str | None = None,
-):
+) -> tuple[Any, Any]:
     """Return the batches (image, target) for training and validation.
 
-    The batches are made by `input_pipeline`.
+    The batches come from `input_pipeline`.
 
     Parameters
     ----------
@@ -457,12 +457,12 @@ class PreviewRecorder(Callback):
         super().__init__()
         self.images, self.folder, self.first_epoch = images, Path(folder) / "predictions", first_epoch
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         """Save the predictions before the training, unless they are saved."""
         if not self._path(0).exists():
             self._save(0)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Save the predictions after an epoch."""
         self._save(epoch + 1)
 

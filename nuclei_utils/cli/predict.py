@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pixel-size", type=_length, metavar="UM", help=text)
     text = "write outlines too: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice"
     add("--format", action="append", choices=("geojson", "rois"), default=[], help=text)
-    text = "number of mirrored and turned views that are averaged; more views are better and take longer (default: 1)"
+    text = "number of mirrored and turned copies of an image; more copies are better and take longer (default: 1)"
     add("--tta", type=int, choices=(1, 4, 8), default=1, help=text)
     text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.6)"
     add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)

@@ -1,5 +1,7 @@
 """Keep a folder of results: files of each image, tables that grow with each image, and settings."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -8,11 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import nuclei_utils as nu
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, printable_name, remove_partial_files
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 SETTINGS = "predict_settings.json"  # the options that the results depend on
 _MAX_FILES = 5  # in a message
@@ -24,7 +30,7 @@ class Tables:
     The rows of an image are added at the end, first to `nuclei.csv`, then to `submission.csv`. A killed process may
     leave incomplete rows, which `repair` removes. `submission.csv` has one row for each nucleus, or one row without a
     code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first column of
-    both has the name of the image.
+    each table has the name of the image.
     """
 
     def __init__(self, folder: Path, columns: Sequence[str]):
@@ -66,7 +72,7 @@ class Tables:
         self._keep(lambda name: name not in names)
 
     @contextmanager
-    def adding(self, nuclei, submission) -> Iterator[None]:
+    def adding(self, nuclei: pd.DataFrame, submission: pd.DataFrame) -> Iterator[None]:
         """Add the rows of an image; remove them if the block fails."""
         sizes = {path: path.stat().st_size if path.exists() else None for path in self.columns}
         try:
@@ -153,7 +159,7 @@ def _ends_with_newline(path):
 
 
 class Plan(NamedTuple):
-    """What a folder of results holds before a run."""
+    """Contents of a folder of results before a run."""
 
     measured: dict[str, int]  # number of nuclei of each image of the run whose rows stay
     finished: set[str]  # measured images that have all files; the run skips them
@@ -255,7 +261,9 @@ def write_settings(folder: Path, settings: dict) -> None:
         partial_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def write_results(folder: Path, name: str, image, label_map, formats: Iterable[str], keep_existing: bool) -> None:
+def write_results(
+    folder: Path, name: str, image: np.ndarray, label_map: np.ndarray, formats: Iterable[str], keep_existing: bool
+) -> None:
     """Write all files of an image, or none.
 
     `keep_existing` keeps the files that a killed process wrote after the rows of the image.

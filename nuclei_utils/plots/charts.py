@@ -132,8 +132,8 @@ def pr_roc_curves(tables: Tables, threshold: float = 0.5, zoom: float = 1.0, tit
         ax.grid(alpha=0.4)
     left.set(title="precision and recall", xlabel="recall: fraction of nucleus found", xlim=(low, high))
     right.set(title="ROC", xlabel="false positive rate: fraction of background", xlim=(-margin, zoom + margin))
-    (chance,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
-    right.legend(handles=[chance], loc="lower right")
+    (diagonal,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
+    right.legend(handles=[diagonal], loc="lower right")
     point = Line2D([], [], color="grey", marker="o", linestyle="", label=f"threshold {threshold:g}")
     style._legend_below(fig, [*left.lines, point])
     return fig

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY
 SKIP = Line2D([], [], color=PURPLE, linestyle="--", label="skip connection")
 
 
-def architecture(model) -> Figure:
+def architecture(model: Any) -> Figure:
     """Draw the feature maps and skip connections of a U-Net.
 
     The model is a `keras.Model` with a fixed image size. Each decoder level needs a `Conv2DTranspose` or `UpSampling2D`
