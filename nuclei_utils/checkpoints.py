@@ -24,9 +24,9 @@ class Checkpoint(keras.callbacks.Callback):
     """Save history, best model and last model after each epoch.
 
     Each file is complete or absent, even if the process is killed. Keras' `BackupAndRestore(double_checkpoint=True)`
-    writes the weights and the number of the epoch one after the other. A kill between these two files repeats an epoch,
-    and a kill inside the second file makes the training unreadable (tested with Keras 3.10 and 3.15). It also saves
-    neither the history nor the best model.
+    writes the weights and the number of the epoch one after the other. A kill between these two files repeats an epoch.
+    A kill inside the second file makes the training unreadable (tested with Keras 3.10 and 3.15).
+    `BackupAndRestore` also saves neither the history nor the best model.
 
     Parameters
     ----------

@@ -165,7 +165,7 @@ def export_litert(
     precision : {"float32", "int8_weights", "int8"}
         As trained, 8-bit weights, or 8-bit weights and feature maps.
     images : sequence of uint8 array (H, W, 3), optional
-        Some dozens of typical RGB images for "int8", from which the converter takes the range of each feature map.
+        Dozens of typical RGB images for "int8". The converter takes the range of each feature map from these images.
     """
     _check_suffix(path, ".tflite")
     if precision not in PRECISIONS:
@@ -211,8 +211,8 @@ def load_exported(path: str | os.PathLike, threads: int | None = None) -> Callab
     Returns
     -------
     callable
-        Function from a float32 array (batch, H, W, 3) in [0, 1] to a dictionary of float32 arrays (batch, H, W, 1) in
-        [0, 1]. The function of a LiteRT file raises `ValueError` for any shape but that of the file.
+        The input is a float32 array (batch, H, W, 3) in [0, 1]. The result is a dictionary of float32 arrays (batch, H,
+        W, 1) in [0, 1]. The function of a LiteRT file raises `ValueError` for any shape but that of the file.
     """
     loaders = {".onnx": _load_onnx, ".tflite": _load_litert}
     path = Path(path)

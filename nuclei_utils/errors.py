@@ -4,7 +4,7 @@
 class NucleiError(ValueError):
     """Base class of all errors that a user can put right.
 
-    The message names the file, and says what was found, what was expected and what to do.
+    The message names the file, the problem, the expected content and a solution.
     """
 
 

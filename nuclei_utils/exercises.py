@@ -1,4 +1,4 @@
-"""Check the answers to exercises, and explain what is wrong."""
+"""Check the answers to exercises, and explain errors."""
 
 import textwrap
 import traceback

@@ -76,12 +76,12 @@ def measure_nuclei(
     Returns
     -------
     pandas.DataFrame
-        One row per nucleus, in the order of the labels, with the columns `image`, `label`, `area`, `centroid_x`,
-        `centroid_y`, `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`, `major_axis` and `minor_axis` (of the
-        ellipse with the same second moments), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area,
-        0..1), `mean_red`, `mean_green`, `mean_blue` (in the units of `image`, equal if the image is grey) and `unit`.
-        With `pixel_size`, lengths are in micrometres, areas in square micrometres, and `unit` is "micrometre".
-        Otherwise `unit` is "pixel".
+        One row per nucleus, in the order of the labels. The columns are `image` and `label`; `area`, `centroid_x`,
+        `centroid_y`; `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`; `major_axis` and `minor_axis` of the ellipse
+        with the same second moments; `eccentricity` (0 circle, 1 line); `solidity` (area over convex area, 0..1);
+        `mean_red`, `mean_green`, `mean_blue` in the units of `image`, equal if the image is grey; and `unit`. With
+        `pixel_size`, lengths are in micrometres, areas in square micrometres, and `unit` is "micrometre". Otherwise
+        `unit` is "pixel".
 
     Examples
     --------
@@ -122,7 +122,7 @@ def write_table(path: str | PathLike, table: pd.DataFrame) -> None:
     """Write a table as CSV.
 
     The file has UTF-8, commas, a header, and numbers in full precision. Spreadsheets calculate a text that begins with
-    =, +, -, @, a tab or a new line, such as the name of a file. An apostrophe is written before such a text.
+    =, +, -, @, a tab or a new line. An apostrophe is written before such a text, for example the name of a file.
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(csv_bytes(table))

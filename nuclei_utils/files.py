@@ -1,4 +1,4 @@
-"""Write files whole or not at all, lock files, and remove what killed processes left behind."""
+"""Write files whole or not at all, lock files, and remove temporary files of killed processes."""
 
 import contextlib
 import errno

@@ -125,7 +125,7 @@ def training_batches(
     _check_choice("augment", augment, ("all", "flips", None) if targets == "mask" else ("all",))
     prepare = partial(_prepare_mask, size=size) if targets == "mask" else _prepare_instances
     crop = partial(_random_crop, size=size, augment=augment) if targets == "mask" else partial(_random_warp, size=size)
-    # The cache holds what is the same in every epoch, in 8 or 16 bits to save memory.
+    # The cache holds the arrays that are equal in every epoch, in 8 or 16 bits to save memory.
     cached = examples.map(prepare, tf.data.AUTOTUNE).cache()
     repeated, count = _repeat_rare_types(cached, min_crops)
     # Each crop has its own random seeds, so that crops are made in parallel and an epoch can be repeated.

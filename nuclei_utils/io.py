@@ -58,8 +58,8 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
 def read_raw(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an image as `read_image` does, with the intensities of the file.
 
-    The orientation tag is applied and an alpha channel is dropped. Grey values of 1 to 7 bits are spread over 0..255,
-    palettes become RGB, and TIFF files in which 0 is white are inverted.
+    The orientation tag is applied and an alpha channel is dropped. Grey values of 1 to 7 bits are spread over 0..255.
+    Palettes become RGB. TIFF files in which 0 is white are inverted.
 
     Returns
     -------
@@ -156,8 +156,8 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     Raises
     ------
     NucleiError
-        If the file is missing or damaged, is not a PNG or TIFF, has colours, a palette or several pages, was
-        compressed with losses, or holds fractions or negative numbers.
+        If the file is missing, damaged, or not a PNG or TIFF; if it has colours, a palette, several pages or lossy
+        compression; or if it holds fractions or negative numbers.
 
     Examples
     --------

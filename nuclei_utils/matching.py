@@ -201,7 +201,8 @@ def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> 
 def find_splits(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Find the true nuclei that are split into several predicted nuclei.
 
-    Each of these nuclei holds more than half of two or more predicted nuclei. Their labels are an int array (K,), ascending.
+    Each of these nuclei holds more than half of two or more predicted nuclei. The labels are an int array (K,),
+    ascending.
 
     Examples
     --------
@@ -284,9 +285,9 @@ def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Se
     Returns
     -------
     pandas.DataFrame
-        One row per image. The columns are `score`, the mean of TP / (TP + FP + FN) over `IOU_THRESHOLDS`, which is 1 if
-        both label maps are empty; `true` and `predicted`, the numbers of nuclei; `tp`, `fp` and `fn` at IoU 0.5;
-        `merges` and `splits`, the numbers that `find_merges` and `find_splits` find.
+        One row per image. The columns are `score`, the mean of TP / (TP + FP + FN) over `IOU_THRESHOLDS` (1 if both
+        label maps are empty); `true` and `predicted`, the numbers of nuclei; `tp`, `fp` and `fn` at IoU 0.5; `merges`
+        and `splits`, the numbers that `find_merges` and `find_splits` find.
 
     Examples
     --------

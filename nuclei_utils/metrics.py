@@ -243,9 +243,9 @@ def summarise(masks: Arrays, probabilities: Arrays, image_types: Sequence[str], 
     -------
     pandas.DataFrame
         One row per image type and a last row "all": number of `images`; `dice`, `iou`, `accuracy`, `precision` and
-        `recall` over all pixels; `auc`, the area under the ROC curve over all pixels (0.5 is a random guess, and 0
-        means that all pixels are nucleus, or none); the means over images `mean_dice` and `mean_iou`; and their standard
-        deviations `std_dice` and `std_iou`.
+        `recall` over all pixels; `auc`, the area under the ROC curve over all pixels; the means over images `mean_dice`
+        and `mean_iou`; and their standard deviations `std_dice` and `std_iou`. An `auc` of 0.5 is a random guess. An
+        `auc` of 0 means that all pixels are nucleus, or none.
 
     Examples
     --------
@@ -312,8 +312,8 @@ def nucleus_recall(label_maps: Arrays, probabilities: Arrays, threshold: float =
     Returns
     -------
     pandas.DataFrame
-        One row per nucleus: position of the `image` in the sequence, `label`, `area` in pixels, and `recall`, the
-        fraction of the nucleus that was predicted nucleus, in [0, 1].
+        One row per nucleus: position of the `image` in the sequence, `label`, `area` in pixels, and `recall`. The
+        recall is the fraction of the nucleus that was predicted nucleus, in [0, 1].
 
     Examples
     --------

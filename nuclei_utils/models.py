@@ -218,8 +218,8 @@ class FixedStatistics(keras.Model):
     """Model whose batch normalisation always runs in inference mode.
 
     Scale and offset are trained. The statistics of a few small batches would overwrite those of a million images. Keras
-    has no option for this: it passes `training=True` on to a model that was called with `training=False`, and
-    `layer.trainable = False` freezes scale and offset as well.
+    has no option for this. It passes `training=True` on to a model that was called with `training=False`. With
+    `layer.trainable = False`, scale and offset are frozen as well.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -237,7 +237,8 @@ def unfreeze_encoder(model: keras.Model, trainable: bool | int) -> None:
     model : keras.Model
         Network from `mobilenet_unet`.
     trainable : bool or int
-        True unfreezes the encoder, False freezes it, and a number from 0 to 16 unfreezes that many of its last blocks.
+        True unfreezes the encoder, and False freezes the encoder. A number from 0 to 16 unfreezes that many of the last
+        blocks.
     """
     encoder = model.get_layer("mobilenet_v2")
     names = [layer.name for layer in encoder.layers]
@@ -262,9 +263,9 @@ def instance_unet(
     """Build the three-output U-Net that separates touching nuclei.
 
     The network is a light `mobilenet_unet` of less than 5 MB. The encoder ends at 1/16 of the image's size, the number
-    of decoder maps grows slowly, and interpolation enlarges the feature maps. The network maps images (batch, H, W, 3)
-    in [0, 1] to a dictionary of arrays (batch, H, W, 1), float32 in [0, 1]: the probabilities `mask` and `boundary`
-    (`labels.boundary_map`), and the depth inside of a nucleus `distance` (`labels.distance_map`).
+    of decoder maps grows slowly, and interpolation enlarges the feature maps. The network takes images (batch, H, W, 3)
+    in [0, 1]. It returns a dictionary of arrays (batch, H, W, 1), float32 in [0, 1]: the probabilities `mask` and
+    `boundary` (`labels.boundary_map`), and `distance`, the depth inside a nucleus (`labels.distance_map`).
 
     Parameters
     ----------
@@ -447,9 +448,9 @@ def count_multiplications(model: keras.Model) -> int:
 def model_cost(model: keras.Model, size: int = 256, repeats: int = 7) -> dict[str, float]:
     """Measure the parameters, memory and prediction time of a model.
 
-    The model takes images (1, size, size, 3). The keys are `parameters` (number of weights), `megabytes` (memory of the
-    weights, 10**6 bytes) and `milliseconds` (median time of `repeats` compiled predictions of one image, from array to
-    array).
+    The model takes images (1, size, size, 3). The results are `parameters`, the number of weights; `megabytes`, the
+    memory of the weights (10**6 bytes); and `milliseconds`, the median time of `repeats` compiled predictions of one
+    image, from array to array.
     """
     image = np.random.default_rng(0).random((1, size, size, 3), dtype=np.float32)
     compiled = keras.Model(model.inputs, model.outputs)  # a separate function for this size

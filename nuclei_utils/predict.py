@@ -61,9 +61,9 @@ def predict_maps(
 ) -> dict[str, np.ndarray]:
     """Predict all maps of an image that fits into memory.
 
-    The image is normalised and padded by reflection. A side longer than one and a half tiles is cut into tiles, which
-    overlap and fade into each other along a raised cosine. With the default overlap, the maps of the included network
-    differ from those of the whole image by less than 0.001 on average and by less than 0.1 anywhere.
+    The image is normalised and padded by reflection. A side longer than one and a half tiles is cut into tiles. The
+    tiles overlap and fade into each other along a raised cosine. With the default overlap, tiles change the maps of the
+    included network by less than 0.001 on average and by less than 0.1 anywhere.
 
     Parameters
     ----------
@@ -195,8 +195,8 @@ def tta_consistency(
     Returns
     -------
     float
-        Mean over the nuclei of both label maps of the best IoU with a nucleus of the other label map, in [0, 1]. NaN
-        if both label maps are empty.
+        Mean of the best IoU of each nucleus with a nucleus of the other label map, in [0, 1]. The mean is over the
+        nuclei of both label maps, and NaN if both are empty.
 
     Examples
     --------

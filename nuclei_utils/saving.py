@@ -1,7 +1,7 @@
 """Load a network from a `.keras` file of any origin, after a check of the file.
 
 A `.keras` file names the classes and functions that Keras calls to build the network. Keras' safe mode refuses Python
-code in the file, but a file can still name any function of Keras, and some of these functions write files. `load_model`
+code in the file. But a file can name any function of Keras, and a few of these functions write files. `load_model`
 accepts only the layers and functions of the lists in this module.
 
 `load_model` also checks the links and sizes of the weights, and the names and sizes of the parts of the file. It does
@@ -76,8 +76,8 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     Raises
     ------
     NucleiError
-        If the file is missing or broken, names a class or function outside of the lists of this module, points to
-        other files, or was saved by a version of Keras that this version cannot read.
+        If the file is missing, broken, or from a version of Keras that this version cannot read; or if it points to
+        other files, or names a class or function outside of the lists of this module.
 
     Examples
     --------

@@ -28,10 +28,10 @@ THRESHOLDS = {"edge": 0.4, "overlap": 25.0}  # minimum similarity of near-duplic
 def colour_features(image: np.ndarray) -> np.ndarray:
     """Describe the colour and brightness of an image.
 
-    The image is uint8 RGB (H, W, 3). The colour space is CIE L*a*b*. The four features, float32, are the median
-    lightness (0 black to 100 white); the mean a* (green to red) and b* (blue to yellow) of the lightest quarter of the
-    pixels, the background of a stained tissue; and the 99th percentile of the colourfulness (distance from grey), at
-    most 20, which is high for a stain.
+    The image is uint8 RGB (H, W, 3). The colour space is CIE L*a*b*. There are four features, float32. The first is the
+    median lightness (0 black to 100 white). Two features are the mean a* (green to red) and b* (blue to yellow) of the
+    lightest quarter of the pixels, the background of a tissue. The last is the 99th percentile of the distance from
+    grey, at most 20, which is high for a stain.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def similarities(images: Sequence[np.ndarray]) -> pd.DataFrame:
 
     - "edge": how well one image continues the other, as neighbouring tiles of a mosaic do. The similarity is the
       correlation of two edges, reduced if their difference exceeds that of neighbouring columns. Range -1 to 1;
-      unrelated images stay below 0.4. The maximum over the four sides.
+      unrelated images stay below 0.4. The result is the maximum over the four sides.
     - "overlap": how surely two images share pixels, with or without a shift. The similarity is the peak of the phase
       correlation (Kuglin and Hines, 1975) in standard deviations of unrelated images. In stage1_train, unrelated images
       stay below 24; crops of 256 x 256 pixels that share one half reach 28 to 70.

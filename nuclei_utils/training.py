@@ -147,8 +147,8 @@ def fit(
     """Train a compiled model with early stopping, TensorBoard and checkpoints.
 
     An interrupted training is resumed. The model has the weights of the best epoch afterwards. The history has one row
-    per epoch. A resumed training starts again with the first random crops, so its result is similar to the result of an
-    uninterrupted training, not equal.
+    per epoch. A resumed training starts again with the first random crops. Its result is therefore similar to that of
+    an uninterrupted training, but not equal.
 
     Parameters
     ----------
