@@ -61,7 +61,7 @@ def read_pixels(path: Path, max_pixels: int, purpose: str) -> np.ndarray:
             if content.startswith(signature):
                 pixels = decode(content, max_pixels, purpose)
                 return pixels if purpose == LABEL_MAP else _without_alpha(pixels)
-        raise _Refusal("this is not a PNG, JPEG, TIFF or BMP file")
+        raise _Refusal("this is not a PNG, JPEG, TIFF or BMP file: convert the file")
     except _Refusal as refusal:
         raise NucleiError(f"{path}: {refusal}") from None
     except MemoryError as error:
@@ -119,7 +119,9 @@ def _decode_jpeg(content, max_pixels, purpose):
     with JpegImageFile(BytesIO(content)) as picture:
         _check_size(picture.height, picture.width, max_pixels)
         if content.count(b"\xff\xda") > _MAX_SCANS:
-            raise _Refusal(f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save it again")
+            raise _Refusal(
+                f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save the image again"
+            )
         _check_length(picture.height * picture.width, 600 * len(content))  # a block of 64 pixels takes a bit or more
         _refuse_lossy(purpose)
         return _decode_picture(picture, purpose)
@@ -135,9 +137,7 @@ def _decode_bmp(content, max_pixels, purpose):
         if compression not in (1, 2):
             _check_length((picture.width * bits + 7) // 8 * picture.height, len(content))
         elif picture.width * picture.height > 2**24:  # Pillow decodes run lengths in Python, which is slow
-            raise _Refusal(
-                f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it without compression"
-            )
+            raise _Refusal(f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it uncompressed")
         return _decode_picture(picture, purpose)
 
 
@@ -200,7 +200,7 @@ def _without_alpha(pixels):
 
 def _check_size(height, width, max_pixels):
     if not height * width:
-        raise _Refusal(f"found an image of {height} x {width} pixels, which is empty")
+        raise _Refusal(f"found an image of {height} x {width} pixels, which is empty: export the file again")
     if height * width > max_pixels:
         raise _Refusal(
             f"found {height} x {width} pixels, more than the limit of {max_pixels:,}: cut the image or raise the limit"
@@ -301,7 +301,7 @@ def _check_samples(page, purpose):
         raise _Refusal(f"found the planar configuration {page.planarconfig}, expected 1 or 2: export the file again")
     bits_of_channels = np.unique(page.tags.valueof(_BITS, bits))
     if bits_of_channels.size > 1:
-        raise _Refusal(f"found channels of {bits_of_channels} bits, expected the same number of bits in all channels")
+        raise _Refusal(f"found channels of {bits_of_channels} bits, expected equal bits: export the file again")
     if is_grey:
         is_valid = samples == 1 or (samples == 2 and page.extrasamples and page.extrasamples[0] in _ALPHA)
     else:
@@ -312,13 +312,15 @@ def _check_samples(page, purpose):
             "save each channel as a separate file"
         )
     if page.dtype is None or (bits > 8 and (bits % 8 or not (is_grey or photometric == _RGB))):
-        raise _Refusal(f"found {bits} bits of the type {getattr(photometric, 'name', photometric)}, expected 8 or 16")
+        raise _Refusal(
+            f"found {bits} bits of the type {getattr(photometric, 'name', photometric)}, expected 8 or 16: convert it"
+        )
     if purpose == IMAGE and page.dtype not in (np.uint8, np.uint16, bool):
         raise _Refusal(
             f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale them to 16 bits"
         )
     if purpose == LABEL_MAP and bits not in (1, 8, 16, 32, 64):
-        raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits")
+        raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits: convert the file")
     if photometric == _PALETTE:
         _refuse_palette(purpose)
         if page.colormap is None or page.colormap.shape != (3, 2**bits):
@@ -363,7 +365,9 @@ def _decode_page(page, content):
         pixels = _decode_by_opencv(content)
         if (pixels.dtype.itemsize, pixels.dtype.kind in "iu") == (page.dtype.itemsize, page.dtype.kind in "iu"):
             return pixels.view(page.dtype)
-    raise _Refusal(f"found {page.dtype} with the compression {page.compression.name}: save without compression")
+    raise _Refusal(
+        f"found {page.dtype} with the compression {page.compression.name}: save the file without compression"
+    )
 
 
 def _check_deflated(page, content):

@@ -228,7 +228,9 @@ def read_history(folder: str | os.PathLike) -> pd.DataFrame:
         return max(histories, key=len)
     if problems:
         raise NucleiError(". ".join(problems))
-    raise FileNotFoundError(f"no training has completed an epoch in {folder}: {folder / _HISTORY} is missing")
+    raise FileNotFoundError(
+        f"no training has completed an epoch in {folder}: {folder / _HISTORY} is missing; train the network first"
+    )
 
 
 def _read_complete_rows(path):

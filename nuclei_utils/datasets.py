@@ -233,7 +233,9 @@ def _find_image(folder):
     paths = list_images(folder / "images")
     if len(paths) != 1:
         names = f" ({', '.join(path.name for path in paths)})" if paths else ""
-        raise NucleiError(f"{folder / 'images'}: found {len(paths)} images{names}, expected exactly one")
+        raise NucleiError(
+            f"{folder / 'images'}: found {len(paths)} images{names}, expected exactly one: add or remove images"
+        )
     return paths[0]
 
 

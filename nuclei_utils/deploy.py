@@ -171,7 +171,7 @@ def export_litert(
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision == "int8" and not images:
-        raise ValueError("precision int8 needs dozens of images, from which it takes the range of each feature map")
+        raise ValueError("precision int8 needs dozens of images to find the range of each feature map: pass `images`")
     signature = [keras.InputSpec(shape=(1, size, size, 3), dtype="float32", name="image")]
     with tempfile.TemporaryDirectory() as folder:
         # Keras before 3.13 has no format="litert", which takes the same way

@@ -211,7 +211,7 @@ def _list_members(archive):
             if match:
                 members[match[1]] = info
             continue
-        raise NucleiError(f"{archive}: member {name!r} {risk}; nothing was unpacked")
+        raise NucleiError(f"{archive}: member {name!r} {risk}; nothing was unpacked, check where the archive is from")
     return members
 
 

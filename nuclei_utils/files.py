@@ -125,7 +125,9 @@ def _open_locked(path, message):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # the previous holder of the lock has removed this file
-    raise BlockingIOError(f"{path} cannot be locked: the file system changes the file's number each time")
+    raise BlockingIOError(
+        f"{path} cannot be locked: the file system changes the file's number each time; use another folder"
+    )
 
 
 def remove_partial_files(path: Path) -> None:

@@ -317,5 +317,5 @@ def dsb2018_score(true_label_maps: Sequence[np.ndarray], predicted_label_maps: S
     """
     scores = image_scores(true_label_maps, predicted_label_maps)["score"]
     if scores.empty:
-        raise ValueError("there is no image to average over")
+        raise ValueError("found no image, expected at least one")
     return float(scores.mean())

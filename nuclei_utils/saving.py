@@ -101,7 +101,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         hint = ""
         if saved_by and saved_by != keras.__version__:
             hint = (
-                f". Keras {saved_by} saved it, this is {keras.__version__}: save it with this version, or update Keras"
+                f". The file was saved by Keras {saved_by}, this is {keras.__version__}: save it again, or update Keras"
             )
         raise NucleiError(f"{path} cannot be loaded as a Keras model: {reason}{hint}") from error
 
@@ -118,7 +118,7 @@ def _check_file(path):
                 )
         config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
-            raise NucleiError(f"{path}: found no network in its config.json")
+            raise NucleiError(f"{path}: found no network in its config.json: save the model again")
         config.pop("compile_config", None)  # Keras ignores it because the network is not compiled
         _check_config(config, path)
         with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:

@@ -50,7 +50,7 @@ def bootstrap_interval(values: ArrayLike, groups: Sequence | None = None, resamp
 def _group_index(images: int, groups: Sequence | None) -> np.ndarray:
     """Return the number of the group of each image. Without groups, each image is a group."""
     if not images:
-        raise ValueError("there is no image to average over")
+        raise ValueError("found no image, expected at least one")
     if groups is None:
         return np.arange(images)
     if len(groups) != images:

@@ -64,7 +64,7 @@ def _folder(text):
     try:
         Path(text).expanduser()
     except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such user") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: this user does not exist: write the full path") from error
     return text
 
 

@@ -157,7 +157,8 @@ def _check_names(paths, args):
     for path in args.images:
         if path.is_dir() and os.path.realpath(path) == out:
             raise NucleiError(
-                f"{path} would be read and written: use another folder with --out, or results are taken for images"
+                f"{path} would be read and written: use another folder with --out, because results "
+                "would be taken for images"
             )
     names = {}
     inputs = {os.path.realpath(path) for path in paths}

@@ -113,7 +113,10 @@ class Tables:
             row = next(reader, None)
             for next_row in reader:
                 if len(row) != len(columns):
-                    raise NucleiError(f"{path}, line {reader.line_num}: found {len(row)} cells, not {len(columns)}")
+                    raise NucleiError(
+                        f"{path}, line {reader.line_num}: found {len(row)} cells, expected {len(columns)}: move the "
+                        "table, or use another folder with --out"
+                    )
                 yield row
                 row = next_row
         if row is not None:

@@ -183,8 +183,8 @@ def _check_output(out, folder, resume):
     if nu.training.phases(folder):
         if not resume:
             raise NucleiError(
-                f"{folder} has an interrupted training: continue it with --resume, or delete it (and {out}, its best "
-                "model so far) to train from scratch"
+                f"{folder} has an interrupted training: continue with --resume, or delete the folder (and {out}, its "
+                "best model so far) to train from scratch"
             )
         return
     if out.exists():
@@ -193,7 +193,7 @@ def _check_output(out, folder, resume):
     settings = folder / _SETTINGS
     remove_partial_files(settings)
     if folder.exists() and not settings.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise NucleiError(f"{folder} is in the way, because it is no training of this command: use another --out")
+        raise NucleiError(f"{folder} exists already, and is no training of this command: use another --out")
     _remove(folder)
     if resume:
         print(f"there is no training to resume in {folder}: a new training starts", file=sys.stderr)
@@ -235,7 +235,9 @@ def _check_settings(args, folder, weights, train, validation):
     for name, value in settings.items():
         if saved.get(name) != value:
             difference = f"{saved.get(name)}, not {value}" if name.startswith("--") else "they have changed since"
-            raise NucleiError(f"the training in {folder} started with other {name}: {difference}. Use the same")
+            raise NucleiError(
+                f"the training in {folder} started with other {name}: {difference}. Use the same, or another --out"
+            )
 
 
 def _stop(args, folder):
