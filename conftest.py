@@ -6,6 +6,7 @@ everywhere, with and without the real data.
 
 import os
 import shutil
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -65,6 +66,11 @@ def pytest_collectstart(collector):
 
 @pytest.fixture(autouse=True)
 def _doctest_in_an_empty_folder(request, tmp_path_factory, monkeypatch):
-    """Run a doctest in an empty folder, so that an example may write files."""
-    if isinstance(request.node, pytest.DoctestItem):
-        monkeypatch.chdir(tmp_path_factory.mktemp("doctest"))
+    """Run a doctest in an empty folder, so that an example may write files, and close its figures."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    monkeypatch.chdir(tmp_path_factory.mktemp("doctest"))
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

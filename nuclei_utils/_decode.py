@@ -1,8 +1,8 @@
 """Decode the bytes of PNG, JPEG, BMP and TIFF files into arrays, or refuse them.
 
 Pillow decodes PNG, JPEG and BMP files, and OpenCV decodes the 16-bit PNG files that Pillow would reduce to 8 bits. The
-decoder of a TIFF file depends on its compression, because tifffile, Pillow and OpenCV each lack some kinds. Decoders
-fill missing pixels with zeros and allocate the memory that a header asks for: such files are refused before.
+decoder of a TIFF file depends on its compression, because no library reads all compressions. Decoders fill missing
+pixels with zeros, and allocate all memory that a header asks for. Such files are refused first.
 """
 
 import logging
@@ -29,7 +29,7 @@ IMAGE, MASK, LABEL_MAP = "an image", "a mask", "a label map"  # the purpose that
 
 _MAX_HEADER_BYTES = 2**26  # allowed in a file besides its pixels
 
-_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # the first bytes; Pillow cannot read this kind
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # the first bytes; Pillow cannot read this format
 _ORIENTATION, _PHOTOMETRIC, _BITS = 274, 262, 258  # numbers of TIFF tags; EXIF has the first tag as well
 
 _MAX_SCANS = 100  # of a progressive JPEG; cameras and programs write about 10
@@ -46,13 +46,14 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # the error mes
 
 
 class _Refusal(Exception):
-    """The reason why a file is refused. The caller adds the name of the file."""
+    """Reason to refuse a file. The caller adds the file's name."""
 
 
 def read_pixels(path: Path, max_pixels: int, purpose: str) -> np.ndarray:
-    """Read the pixels of a file that holds one image that fits the purpose: (H, W, 1) or (H, W, 3), grey or RGB.
+    """Read the pixels of a file that holds one image.
 
-    An alpha channel is dropped. For a label map, the pixels have the shape of the file.
+    The pixels are grey, (H, W, 1), or RGB, (H, W, 3). An alpha channel is dropped. For a label map, the pixels have the
+    shape of the file.
     """
     try:
         content = _read_bytes(path, max_pixels)
@@ -60,7 +61,7 @@ def read_pixels(path: Path, max_pixels: int, purpose: str) -> np.ndarray:
             if content.startswith(signature):
                 pixels = decode(content, max_pixels, purpose)
                 return pixels if purpose == LABEL_MAP else _without_alpha(pixels)
-        raise _Refusal("this is not a PNG, JPEG, TIFF or BMP file")
+        raise _Refusal("this is not a PNG, JPEG, TIFF or BMP file: convert the file")
     except _Refusal as refusal:
         raise NucleiError(f"{path}: {refusal}") from None
     except MemoryError as error:
@@ -82,8 +83,8 @@ def _read_bytes(path, max_pixels):
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-            raise _Refusal(f"found {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+            types = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+            raise _Refusal(f"found {types.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
         if status.st_size > 16 * max_pixels + _MAX_HEADER_BYTES:  # four channels of 32 bits
             raise _Refusal(f"found a file of {status.st_size:,} bytes, too many for {max_pixels:,} pixels")
         return path.read_bytes()
@@ -118,7 +119,9 @@ def _decode_jpeg(content, max_pixels, purpose):
     with JpegImageFile(BytesIO(content)) as picture:
         _check_size(picture.height, picture.width, max_pixels)
         if content.count(b"\xff\xda") > _MAX_SCANS:
-            raise _Refusal(f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save it again")
+            raise _Refusal(
+                f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save the image again"
+            )
         _check_length(picture.height * picture.width, 600 * len(content))  # a block of 64 pixels takes a bit or more
         _refuse_lossy(purpose)
         return _decode_picture(picture, purpose)
@@ -134,9 +137,7 @@ def _decode_bmp(content, max_pixels, purpose):
         if compression not in (1, 2):
             _check_length((picture.width * bits + 7) // 8 * picture.height, len(content))
         elif picture.width * picture.height > 2**24:  # Pillow decodes run lengths in Python, which is slow
-            raise _Refusal(
-                f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it without compression"
-            )
+            raise _Refusal(f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it uncompressed")
         return _decode_picture(picture, purpose)
 
 
@@ -154,7 +155,7 @@ def _decode_picture(picture, purpose):
 
 
 def _to_array(picture):
-    """Return the pixels of a loaded picture: grey or RGB, with or without alpha."""
+    """Return the pixels of a picture, with or without alpha."""
     if picture.mode not in ("L", "LA", "RGB", "RGBA", "F", "I", "I;16", "1"):
         picture = picture.convert("RGB")
     pixels = np.array(picture)
@@ -175,7 +176,7 @@ def _decode_by_opencv(content):
 
 
 def _orient(pixels, orientation):
-    """Rotate or mirror pixels as the orientation tag asks for (values 1 to 8 of EXIF and TIFF)."""
+    """Rotate or mirror pixels by the orientation tag, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         pixels = np.swapaxes(pixels, 0, 1)
     if orientation in (3, 4, 7, 8):
@@ -199,7 +200,7 @@ def _without_alpha(pixels):
 
 def _check_size(height, width, max_pixels):
     if not height * width:
-        raise _Refusal(f"found an image of {height} x {width} pixels, which is empty")
+        raise _Refusal(f"found an image of {height} x {width} pixels, which is empty: export the file again")
     if height * width > max_pixels:
         raise _Refusal(
             f"found {height} x {width} pixels, more than the limit of {max_pixels:,}: cut the image or raise the limit"
@@ -222,7 +223,7 @@ def _check_length(needed, available):
 
 
 def _check_png_data(content):
-    """Check that the chunks and the pixels of a PNG file are complete."""
+    """Check that a PNG file has all its chunks and pixels."""
     start, name, chunks = 8, b"", []
     while name != b"IEND":
         length, name = struct.unpack_from(">I4s", content, start)
@@ -239,7 +240,10 @@ def _check_png_data(content):
 
 
 def _png_size(content):
-    """Return the number of bytes of a PNG file's pixels when unpacked: rows with one byte each for the filter."""
+    """Return the unpacked size of a PNG file's pixels in bytes.
+
+    Each row has one more byte for the filter.
+    """
     width, height, bits, colour_type, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", content, 16)
     bits *= {2: 3, 4: 2, 6: 4}.get(colour_type, 1)
     total = 0
@@ -290,14 +294,14 @@ def _only_page(file, content):
 
 
 def _check_samples(page, purpose):
-    """Refuse a number, a size or a type of samples that would be misread."""
+    """Refuse samples whose number, size or type would be misread."""
     samples, photometric, bits = page.samplesperpixel, page.photometric, page.bitspersample
     is_grey = photometric in (_MINISWHITE, _MINISBLACK)
     if page.planarconfig not in (1, 2):
         raise _Refusal(f"found the planar configuration {page.planarconfig}, expected 1 or 2: export the file again")
     bits_of_channels = np.unique(page.tags.valueof(_BITS, bits))
     if bits_of_channels.size > 1:
-        raise _Refusal(f"found channels of {bits_of_channels} bits, expected the same number of bits in all channels")
+        raise _Refusal(f"found channels of {bits_of_channels} bits, expected equal bits: export the file again")
     if is_grey:
         is_valid = samples == 1 or (samples == 2 and page.extrasamples and page.extrasamples[0] in _ALPHA)
     else:
@@ -308,13 +312,15 @@ def _check_samples(page, purpose):
             "save each channel as a separate file"
         )
     if page.dtype is None or (bits > 8 and (bits % 8 or not (is_grey or photometric == _RGB))):
-        raise _Refusal(f"found {bits} bits of the kind {getattr(photometric, 'name', photometric)}, expected 8 or 16")
+        raise _Refusal(
+            f"found {bits} bits of the type {getattr(photometric, 'name', photometric)}, expected 8 or 16: convert it"
+        )
     if purpose == IMAGE and page.dtype not in (np.uint8, np.uint16, bool):
         raise _Refusal(
             f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale them to 16 bits"
         )
     if purpose == LABEL_MAP and bits not in (1, 8, 16, 32, 64):
-        raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits")
+        raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits: convert the file")
     if photometric == _PALETTE:
         _refuse_palette(purpose)
         if page.colormap is None or page.colormap.shape != (3, 2**bits):
@@ -338,7 +344,7 @@ def _check_strips(page, size):
 
 
 def _decode_page(page, content):
-    """Decode the pixels as they are stored, with a decoder that reads this kind of page correctly."""
+    """Decode the pixels with a decoder that reads the page correctly."""
     is_planar = page.planarconfig == 2 and page.samplesperpixel > 1
     is_plain = page.dtype.itemsize * 8 == page.bitspersample and page.photometric in (_MINISWHITE, _MINISBLACK, _RGB)
     if is_plain and page.compression in (_NO_COMPRESSION, *_DEFLATE):
@@ -346,7 +352,7 @@ def _decode_page(page, content):
             _check_deflated(page, content)
         pixels = page.asarray(maxworkers=1)
         return np.moveaxis(pixels, 0, -1) if is_planar else pixels
-    # Pillow and OpenCV apply these tags to some kinds of pages only
+    # Pillow and OpenCV apply these tags to a few types of pages only
     if _ORIENTATION in page.tags:
         content = _with_tag(content, page, _ORIENTATION, 1)
     if page.photometric == _MINISWHITE:
@@ -359,7 +365,9 @@ def _decode_page(page, content):
         pixels = _decode_by_opencv(content)
         if (pixels.dtype.itemsize, pixels.dtype.kind in "iu") == (page.dtype.itemsize, page.dtype.kind in "iu"):
             return pixels.view(page.dtype)
-    raise _Refusal(f"found {page.dtype} with the compression {page.compression.name}: save without compression")
+    raise _Refusal(
+        f"found {page.dtype} with the compression {page.compression.name}: save the file without compression"
+    )
 
 
 def _check_deflated(page, content):
@@ -377,7 +385,7 @@ def _check_deflated(page, content):
 
 
 def _with_tag(content, page, number, value):
-    """Return the content of a TIFF file in which a tag with one number has another value."""
+    """Return a TIFF file's content with another value of one tag."""
     tag = page.tags.get(number)
     letter = tag and {1: "B", 3: "H", 4: "I"}.get(int(tag.dtype))
     if not letter or tag.count != 1:
@@ -389,7 +397,10 @@ def _with_tag(content, page, number, value):
 
 @contextmanager
 def _without_pillow_limit(n_pixels):
-    """Switch off Pillow's limit of pixels, which belongs to the whole process, while a large image is decoded."""
+    """Switch off Pillow's limit of pixels for one large image.
+
+    The limit belongs to the whole process.
+    """
     if n_pixels <= (Image.MAX_IMAGE_PIXELS or 0):
         yield
         return

@@ -21,12 +21,12 @@ _BACKUP, FROZEN = "backup", "frozen"
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Save the history, the best model and the last model after each epoch.
+    """Save history, best model and last model after each epoch.
 
     Each file is complete or absent, even if the process is killed. Keras' `BackupAndRestore(double_checkpoint=True)`
-    writes the weights and the number of the epoch one after the other. A kill between these two files repeats an epoch,
-    and a kill inside the second file makes the training unreadable (tested with Keras 3.10 and 3.15). It also saves
-    neither the history nor the best model.
+    writes the weights and the number of the epoch one after the other. A kill between these two files repeats an epoch.
+    A kill inside the second file makes the training unreadable (tested with Keras 3.10 and 3.15).
+    `BackupAndRestore` also saves neither the history nor the best model.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder, self.monitor = Path(folder), monitor
         self.rows = [] if history is None else history.to_dict("records")
 
-    def on_epoch_end(self, epoch, logs=None):
-        """Write the history, the best model and the checkpoint; then remove the previous checkpoint."""
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write history, best model and checkpoint; remove the previous checkpoint."""
         self.rows.append({"epoch": epoch, **logs})
         history = pd.DataFrame(self.rows)
         _write_history(history, self.folder / _BACKUP / _HISTORY, self.folder / _HISTORY)
@@ -61,9 +61,10 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def resume(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.DataFrame | None:
-    """Load the last checkpoint of an interrupted training into a compiled model, or the best model if it is damaged.
+    """Load the last checkpoint of an interrupted training into a model.
 
-    Returns the history up to the checkpoint, or None for a new training. A finished training is removed.
+    The model is compiled. If the checkpoint is damaged, the best model is loaded. The function returns the history
+    up to the checkpoint, or None for a new training. A finished training is removed.
 
     Raises
     ------
@@ -112,7 +113,7 @@ def _history_until(path, monitor):
 
 
 def _repair(model, folder, history, monitor):
-    """Write the history up to the checkpoint, and replace a damaged best model by the checkpoint."""
+    """Write the history, and replace a damaged best model by the checkpoint."""
     try:
         check_model_file(folder / BEST)
         best_is_lost = False
@@ -130,7 +131,7 @@ def _repair(model, folder, history, monitor):
 
 
 def finish(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.DataFrame:
-    """Load the best weights into a model, mark its training as finished, and return the history."""
+    """Load the best weights, mark a training as finished, return the history."""
     folder = Path(folder)
     history = read_history(folder)
     best_epoch(history, monitor)  # raises an error if the training diverged
@@ -142,7 +143,7 @@ def finish(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.Da
 
 
 def clear(folder: str | os.PathLike) -> None:
-    """Remove the files of the training in a folder, and no other files."""
+    """Remove the files of a training, and no other files."""
     folder = Path(folder)
     # the model first: if the process is killed here, the remaining files are not taken for an interrupted training
     (folder / BEST).unlink(missing_ok=True)
@@ -153,12 +154,15 @@ def clear(folder: str | os.PathLike) -> None:
 
 
 def is_finished(folder: str | os.PathLike) -> bool:
-    """Return True if the training in a folder has finished and its best model exists."""
+    """Return True if a training has finished and its model exists."""
     return all((Path(folder) / name).is_file() for name in (_FINISHED, BEST))
 
 
 def phases(folder: str | os.PathLike) -> list[Path]:
-    """Return the folders of a training's phases that have completed an epoch, even if files are damaged, in order."""
+    """Return the folders of the started phases of a training, in order.
+
+    A phase has started if an epoch is complete, even if its files are damaged.
+    """
     return [phase for phase in (Path(folder) / FROZEN, Path(folder)) if _is_started(phase)]
 
 
@@ -179,7 +183,9 @@ def check_model_file(path: str | os.PathLike) -> None:
 
 
 def best_epoch(history: pd.DataFrame, monitor: str | None = None) -> int:
-    """Return the row of the best epoch in a history, from 0; raise `NucleiError` if the training diverged.
+    """Find the best epoch in a history, counted from 0.
+
+    The function raises `NucleiError` if the training diverged.
 
     Parameters
     ----------
@@ -201,7 +207,7 @@ def best_epoch(history: pd.DataFrame, monitor: str | None = None) -> int:
 
 
 def read_history(folder: str | os.PathLike) -> pd.DataFrame:
-    """Read the history of a training, or its copy if `history.csv` is damaged.
+    """Read the history of a training, or an intact copy.
 
     The history has one row per epoch: `epoch`, the training metrics, and the validation metrics (`val_...`).
 
@@ -222,7 +228,9 @@ def read_history(folder: str | os.PathLike) -> pd.DataFrame:
         return max(histories, key=len)
     if problems:
         raise NucleiError(". ".join(problems))
-    raise FileNotFoundError(f"no training has completed an epoch in {folder}: {folder / _HISTORY} is missing")
+    raise FileNotFoundError(
+        f"no training has completed an epoch in {folder}: {folder / _HISTORY} is missing; train the network first"
+    )
 
 
 def _read_complete_rows(path):

@@ -1,9 +1,9 @@
 """Find and read data sets: images of nuclei with their label maps.
 
-The data sets of the course are "sample" (drawn images), "stage1" (training images of the 2018 Data Science Bowl) and
-"stage1_fixed" (the same images with corrected masks). In all functions, `name` is one of `DATASETS`, by default
-`current()`, and `split` is one of `SPLITS`, by default all images. Unknown names, missing files and damaged files
-raise `NucleiError`, which names the file and says what to do.
+The data set "sample" has drawn images. "stage1" has the training images of the 2018 Data Science Bowl, and
+"stage1_fixed" has the same images with corrected masks. In all functions, `name` is one of `DATASETS`, by default
+`current()`, and `split` is one of `SPLITS`, by default all images. Unknown names, missing files and damaged files raise
+`NucleiError`, which names the file and a solution.
 """
 
 import hashlib
@@ -37,9 +37,10 @@ _PROBLEM_COLUMNS = ("id", "file", "problem", "pixels")
 
 
 class Record(NamedTuple):
-    """Image, RGB uint8 (H, W, 3), with its label map, int32 (H, W): 0 is background, 1..N are one nucleus each.
+    """Image with its label map, id and image type.
 
-    The id is the name of the image's folder. The image type is one of `IMAGE_TYPES`, or "" if unknown.
+    The image is RGB, uint8 (H, W, 3). The label map is int32 (H, W): 0 is background, and each number 1..N is one
+    nucleus. The id is the name of the image's folder. The image type is one of `IMAGE_TYPES`, or "" if unknown.
     """
 
     id: str
@@ -71,7 +72,7 @@ def expand_user(path: str | Path) -> Path:
 
 
 def asset(name: str) -> Path:
-    """Return the path of a file that comes with the package, such as "sample.zip"."""
+    """Return the path of a file that comes with the package."""
     path = _PACKAGE / "assets" / name
     if not path.exists() and (clone := _clone_data()):
         path = clone / name
@@ -81,7 +82,7 @@ def asset(name: str) -> Path:
 
 
 def _clone_data():
-    """Return the folder `data` of the clone that holds the package, or None for an installed package."""
+    """Return the folder `data` of the clone, or None."""
     # The sample distinguishes a clone from another project with a folder `data` and a copy of the package.
     folder = _PACKAGE.parent / "data"
     return folder if (folder / "sample.zip").is_file() else None
@@ -100,9 +101,9 @@ def current() -> str:
     return "stage1_fixed" if fixes.is_dir() else "stage1"
 
 
-def _check_name(name, names=DATASETS, kind="data set"):
+def _check_name(name, names=DATASETS, noun="data set"):
     if name not in names:
-        raise NucleiError(f"found {kind} {name!r}: choose one of {', '.join(names)}")
+        raise NucleiError(f"found {noun} {name!r}: choose one of {', '.join(names)}")
     return name
 
 
@@ -111,7 +112,10 @@ def _real_folders():
 
 
 def folder(name: str) -> Path:
-    """Return the folder of a data set's images, `<id>/images/*.png`. The first call unpacks the sample."""
+    """Return the folder of a data set's images.
+
+    The images are `<id>/images/*.png`. The first call unpacks the sample.
+    """
     if _check_name(name) == "sample":
         return _unpacked_sample()
     train, fixes = _real_folders()
@@ -122,7 +126,10 @@ def folder(name: str) -> Path:
 
 
 def _unpacked_sample():
-    """Return the folder of the sample; the name has the hash of the archive, so that versions do not mix."""
+    """Unpack the sample, and return its folder.
+
+    The name has the hash of the archive, so that versions do not mix.
+    """
     archive = asset("sample.zip")
     target = home() / f"sample-{hashlib.sha256(archive.read_bytes()).hexdigest()[:8]}"
     if target.is_dir():
@@ -143,7 +150,10 @@ def _unpacked_sample():
 
 
 def masks_folders(name: str) -> dict[str, Path]:
-    """Return the folder of masks of each image by id. "stage1_fixed" takes corrected folders if there are any."""
+    """Return the folder of masks of each image by id.
+
+    The data set "stage1_fixed" uses corrected folders, if there are any.
+    """
     images, fixes = folder(name), _real_folders()[1]
     corrected = {path.name for path in fixes.iterdir()} if name == "stage1_fixed" else set()
     return {image_id: (fixes if image_id in corrected else images) / image_id / "masks" for image_id in ids(name)}
@@ -153,10 +163,10 @@ def masks_folders(name: str) -> dict[str, Path]:
 
 
 def split_table(name: str) -> pd.DataFrame:
-    """Return the table of a data set's images, without those that the corrections of "stage1_fixed" remove.
+    """Return the table of a data set's images.
 
-    The columns are `id`, `image_type` (one of `IMAGE_TYPES`), `group` (near-duplicates share a group) and `split` (one
-    of `SPLITS`).
+    The data set "stage1_fixed" lacks the images that the corrections remove. The columns are `id`, `image_type` (one of
+    `IMAGE_TYPES`), `group` (near-duplicates share a group) and `split` (one of `SPLITS`).
     """
     file = "sample.csv" if _check_name(name) == "sample" else "stage1_train.csv"
     table = pd.read_csv(asset(f"splits/{file}"), dtype=str)
@@ -175,7 +185,10 @@ def ids(name: str | None = None, split: str | None = None) -> list[str]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the files of a folder with one of the `IMAGE_ENDINGS`, sorted and without hidden files."""
+    """List the images of a folder, sorted and without hidden files.
+
+    The endings are those of `IMAGE_ENDINGS`.
+    """
     if not folder.is_dir():
         raise NucleiError(f"{folder} is missing: expected {_LAYOUT}")
     # macOS leaves a hidden file `._mask.png` beside each `mask.png`.
@@ -187,10 +200,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_record(folder: str | Path) -> Record:
-    """Read a record from a folder with one image in `images` and one mask file per nucleus in `masks`.
+    """Read an image with its masks from a folder.
 
-    The id is the name of the folder, the image type is "". A `LabelWarning` names each mask that is empty or overlaps
-    others.
+    The folder has one image in `images` and one mask file per nucleus in `masks`. The id is the name of the folder, the
+    image type is "". A `LabelWarning` names each mask that is empty or overlaps others.
     """
     folder = Path(folder)
     image = read_image(_find_image(folder))
@@ -201,9 +214,17 @@ def read_record(folder: str | Path) -> Record:
 
 
 def read_masks(folder: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Merge a folder of masks, one file per nucleus, into a label map, int32 (H, W).
+    """Merge a folder of masks into a label map, int32 (H, W).
 
-    The expected shape (H, W) is by default the shape of the first mask.
+    The folder has one file per nucleus. The expected shape (H, W) is by default the shape of the first mask.
+
+    Examples
+    --------
+    >>> from nuclei_utils.io import write_mask
+    >>> write_mask("masks/a.png", np.array([[1, 0, 0]]))
+    >>> write_mask("masks/b.png", np.array([[0, 0, 1]]))
+    >>> read_masks("masks").tolist()
+    [[1, 0, 2]]
     """
     return _merge_folder(Path(folder), shape)[0]
 
@@ -212,7 +233,9 @@ def _find_image(folder):
     paths = list_images(folder / "images")
     if len(paths) != 1:
         names = f" ({', '.join(path.name for path in paths)})" if paths else ""
-        raise NucleiError(f"{folder / 'images'}: found {len(paths)} images{names}, expected exactly one")
+        raise NucleiError(
+            f"{folder / 'images'}: found {len(paths)} images{names}, expected exactly one: add or remove images"
+        )
     return paths[0]
 
 
@@ -242,10 +265,10 @@ def _merge_folder(folder, shape):
 
 
 def read_folder(path: str | Path) -> list[Record]:
-    """Read a folder of labelled images as records without image type, sorted by id.
+    """Read a folder of labelled images as records, sorted by id.
 
-    The folder has one of two layouts. A `LabelWarning` says if masks are empty or overlap, or a label map looks like a
-    mask.
+    The records have no image type. The folder has one of two layouts. A `LabelWarning` says if masks are empty or
+    overlap, or a label map looks like a mask.
 
     - `images/` and `labels/`, with a label map for each image (`cell.png` or `cell_labels.png` for `cell.tif`). The id
       is the name of the image without its ending.
@@ -273,7 +296,7 @@ def read_folder(path: str | Path) -> list[Record]:
 
 
 def _find_pairs(images_folder, labels_folder):
-    """Return the paths of images and of their label maps, sorted by name."""
+    """Return the paths of images and their label maps, by name."""
     images, label_maps = _by_name(images_folder), _by_name(labels_folder, "_labels")
     if not images:
         raise NucleiError(f"{images_folder} has no image: expected PNG, JPEG, TIFF or BMP")
@@ -284,7 +307,7 @@ def _find_pairs(images_folder, labels_folder):
 
 
 def _by_name(folder, suffix=""):
-    """Return the images of a folder by their names without ending and suffix."""
+    """Return the images of a folder by name, without suffix."""
     paths = {}
     for path in list_images(folder):
         other = paths.setdefault(path.stem.removesuffix(suffix), path)
@@ -327,15 +350,18 @@ def load(name: str | None = None, split: str | None = None) -> list[Record]:
 
 
 def label_problems(name: str | None = None) -> pd.DataFrame:
-    """List the masks of a data set that are empty or overlap others.
+    """List the masks that are empty or overlap others.
 
-    The columns are `id`, `file`, `problem` (what was done) and `pixels` (number of pixels under smaller masks).
+    The columns are `id`, `file`, `problem` (with the solution) and `pixels` (number of pixels under smaller masks).
     """
     return _read_label_maps(name or current(), [])[1]
 
 
 def _read_label_maps(name, image_ids):
-    """Return {id: label map} and the table of problems, from a cache that is written if missing, stale or damaged."""
+    """Read {id: label map} and the table of problems from a cache.
+
+    The cache is written if it is missing, stale or damaged.
+    """
     cache, fingerprint = home() / "cache" / f"{name}.npz", _fingerprint(name)
     cached = _read_cache(cache, fingerprint, image_ids) if cache.is_file() else None
     if cached is None:
@@ -345,7 +371,7 @@ def _read_label_maps(name, image_ids):
 
 
 def _fingerprint(name):
-    """Hash the names, sizes and times of a data set's images and masks."""
+    """Hash names, sizes and times of a data set's files."""
     digest, images = hashlib.sha256(b"3"), folder(name)  # increase the number if masks are merged in another way
     for image_id, masks in masks_folders(name).items():
         for path in list_images(images / image_id / "images") + list_images(masks):
@@ -356,7 +382,10 @@ def _fingerprint(name):
 
 
 def _read_cache(cache, fingerprint, image_ids):
-    """Return {id: label map} and the table of problems, or None if the cache is stale or damaged."""
+    """Read {id: label map} and the table of problems, or None.
+
+    The result is None if the cache is stale or damaged.
+    """
     try:
         with cache.open("rb") as opened, np.load(opened) as file:
             if file["fingerprint"] != fingerprint:

@@ -25,7 +25,7 @@ PRECISIONS = ("float32", "int8_weights", "int8")
 
 
 class Frozen(NamedTuple):
-    """A network that is compiled for images of any size with constant weights (`freeze`)."""
+    """Network with constant weights, compiled for images of any size (`freeze`)."""
 
     name: str
     input_shape: tuple
@@ -41,6 +41,11 @@ def freeze(model: keras.Model) -> Frozen:
 
     TensorFlow computes a frozen network faster, because it merges batch normalisation into the convolutions. The
     results are those of the model apart from rounding. Later changes of the weights do not reach the frozen network.
+
+    Examples
+    --------
+    >>> freeze(models.unet(filters=2, depth=1))(np.zeros((1, 8, 8, 3), np.float32)).shape
+    TensorShape([1, 8, 8, 1])
     """
     return Frozen(model.name, model.input_shape, _compile(model, frozen=True))
 
@@ -51,6 +56,11 @@ def compile_network(model: keras.Model) -> Callable:
 
     The function takes a float32 array (batch, H, W, 3). Changes of the weights reach the function. It raises
     `errors.NucleiError` for a size that the network cannot take, and `MemoryError`.
+
+    Examples
+    --------
+    >>> compile_network(models.unet(filters=2, depth=1))(np.zeros((1, 8, 8, 3), np.float32)).shape
+    TensorShape([1, 8, 8, 1])
     """
     return _compile(model, frozen=False)
 
@@ -85,7 +95,10 @@ def _compile(model, frozen):
 
 
 def _with_open_sizes(model):
-    """Return a network that TensorFlow can compile for open sizes: the model, or a copy that shares its weights."""
+    """Return a network that TensorFlow can compile for open sizes.
+
+    The result is the model, or a copy that shares its weights.
+    """
     # Keras 3.15 cannot trace UpSampling2D with interpolation for open sizes, because it compares the sizes with zero
     # (keras-team/keras#22079): the copy has equivalent layers
     if not any(map(_is_bilinear_upsampling, model.layers)):
@@ -112,7 +125,9 @@ class _Upsample(layers.Layer):
 
 
 def export_onnx(model: keras.Model, path: str | os.PathLike) -> None:
-    """Write a network to an ONNX file, which other programs run without Keras (needs tf2onnx). Open sizes stay open.
+    """Write a network to an ONNX file.
+
+    Other programs run the file without Keras. Open sizes stay open. The function needs tf2onnx.
 
     Parameters
     ----------
@@ -150,13 +165,13 @@ def export_litert(
     precision : {"float32", "int8_weights", "int8"}
         As trained, 8-bit weights, or 8-bit weights and feature maps.
     images : sequence of uint8 array (H, W, 3), optional
-        Some dozens of typical RGB images for "int8", from which the converter takes the range of each feature map.
+        Dozens of typical RGB images for "int8". The converter takes the range of each feature map from these images.
     """
     _check_suffix(path, ".tflite")
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision == "int8" and not images:
-        raise ValueError("precision int8 needs dozens of images, from which it takes the range of each feature map")
+        raise ValueError("precision int8 needs dozens of images to find the range of each feature map: pass `images`")
     signature = [keras.InputSpec(shape=(1, size, size, 3), dtype="float32", name="image")]
     with tempfile.TemporaryDirectory() as folder:
         # Keras before 3.13 has no format="litert", which takes the same way
@@ -173,7 +188,7 @@ def export_litert(
 
 
 def _network_input(image, size):
-    """Normalise an image, and cut out or pad its upper left corner: float32 (1, size, size, 3)."""
+    """Normalise and crop or pad an image: (1, size, size, 3)."""
     return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
 
 
@@ -196,8 +211,8 @@ def load_exported(path: str | os.PathLike, threads: int | None = None) -> Callab
     Returns
     -------
     callable
-        Function from a float32 array (batch, H, W, 3) in [0, 1] to a dictionary of float32 arrays (batch, H, W, 1) in
-        [0, 1]. The function of a LiteRT file raises `ValueError` for any shape but that of the file.
+        The input is a float32 array (batch, H, W, 3) in [0, 1]. The result is a dictionary of float32 arrays (batch, H,
+        W, 1) in [0, 1]. The function of a LiteRT file raises `ValueError` for any shape but that of the file.
     """
     loaders = {".onnx": _load_onnx, ".tflite": _load_litert}
     path = Path(path)
@@ -250,7 +265,7 @@ def compare_exports(
     rounds: int = 3,
     threads: int | None = None,
 ) -> pd.DataFrame:
-    """Compare the size, speed and results of a network and its exported files.
+    """Compare a network with its exported files: size, speed and results.
 
     The networks take turns, so that a busy moment of the machine slows all of them. Only the upper left corner of each
     image is used.
@@ -302,7 +317,7 @@ def compare_exports(
 
 
 def _run_in_turns(functions, inputs, rounds):
-    """Run each function on all inputs. Return the outputs and the median milliseconds by the function's name."""
+    """Run all functions on all inputs; return outputs and median milliseconds."""
     outputs, milliseconds = {}, {name: [] for name in functions}
     for function in functions.values():
         function(inputs[0])  # the first prediction sets up the function

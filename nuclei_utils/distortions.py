@@ -14,7 +14,9 @@ from nuclei_utils import metrics
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian of `sigma` pixels, about as a microscope out of focus does.
+    """Blur an image with a Gaussian of `sigma` pixels.
+
+    The result looks like an image out of focus.
 
     Examples
     --------
@@ -25,7 +27,9 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def noise(image: np.ndarray, deviation: float) -> np.ndarray:
-    """Add Gaussian noise with a standard deviation of `deviation` grey levels, as in a dim image.
+    """Add Gaussian noise to an image, as in dim light.
+
+    `deviation` is the standard deviation in grey levels.
 
     Examples
     --------
@@ -80,6 +84,15 @@ def robustness_table(
     pandas.DataFrame
         One row per `distortion` and `strength`: the scores of `metrics.pixel_scores` over all pixels, and `mean_dice`
         over images.
+
+    Examples
+    --------
+    >>> def predict(images):
+    ...     return [image[..., 0] / 255 for image in images]
+    >>> images, masks = [np.full((8, 8, 3), 200, np.uint8)], [np.ones((8, 8))]
+    >>> table = robustness_table(predict, images, masks, {"inversion": DISTORTIONS["inversion"]})
+    >>> table[["strength", "dice"]].to_numpy().tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
     """
     known, rows = {}, []
     for name, (distort, strengths) in distortions.items():

@@ -41,14 +41,15 @@ EXPECTED = {  # numbers of images and masks, and the fingerprint of the archive
 MAX_RATIO = 100
 MAX_TOTAL_BYTES = 2_000_000_000
 
-# Wanted members, below any outer folder. GitHub adds an outer folder to an archive.
+# Image files of an archive, below any outer folder. GitHub adds an outer folder to an archive.
 _MEMBER = re.compile(r"(?:.*/)?([^/]+/(?:images|masks)/[^/]+\.png|REMOVED\.txt)")
 
 
 class Report(NamedTuple):
-    """Contents of one folder: numbers of images and masks, size in bytes, seconds, and whether `fetch` made the folder.
+    """Contents of a downloaded folder.
 
-    The numbers of the fixes are those of the training set with the fixes applied.
+    `images` and `masks` are numbers of files, and `size` is in bytes. `is_new` is True if `fetch` made the folder. The
+    numbers of the fixes are those of the training set with the fixes applied.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Report(NamedTuple):
 
 
 def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: bool = False) -> list[Report]:
-    """Download or copy the stage-1 images into a folder, and report each folder.
+    """Download or copy the stage-1 images, and report each folder.
 
     Folders that exist are kept. To fetch a folder again, delete the folder. An archive with another fingerprint than
     expected gives a `UserWarning`; all other checks still apply.
@@ -73,7 +74,7 @@ def fetch(source: str | Path = BROAD, dest: str | Path | None = None, fixes: boo
     dest : str or Path, optional
         Parent of the new folders. Default: `datasets.home() / "dsb2018"`.
     fixes : bool
-        Also fetch the corrected masks, into a folder of their own. The original masks are kept.
+        Also fetch the corrected masks, into a separate folder. The original masks are kept.
 
     Raises
     ------
@@ -177,13 +178,16 @@ def _unpack_and_verify(archive, folder, base, is_community=False):
 
 
 def _fingerprint(archive):
-    """Hash the names, sizes and CRCs of the wanted members in the order of their names."""
+    """Hash names, sizes and CRCs of the image files in an archive."""
     lines = sorted(f"{name}\0{info.file_size}\0{info.CRC:08x}\n" for name, info in _list_members(archive).items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _list_members(archive):
-    """Return the wanted members as {name below the outer folder: ZipInfo}, after checking that all members are safe."""
+    """Return {name: ZipInfo} of the image files in an archive.
+
+    A name starts below the outer folder. An unsafe member raises an error.
+    """
     try:
         with zipfile.ZipFile(archive) as file:
             infos = file.infolist()
@@ -207,7 +211,7 @@ def _list_members(archive):
             if match:
                 members[match[1]] = info
             continue
-        raise NucleiError(f"{archive}: member {name!r} {risk}; nothing was unpacked")
+        raise NucleiError(f"{archive}: member {name!r} {risk}; nothing was unpacked, check where the archive is from")
     return members
 
 
@@ -231,7 +235,10 @@ def _unpack(archive, folder, members):
 
 
 def _unpack_repository(archive, folder, train):
-    """Unpack the masks in which the repository of the community, a corrected training set, differs from `train`."""
+    """Unpack the masks that the community has corrected.
+
+    The repository is a corrected training set. Masks of images that do not differ from `train` are left out.
+    """
     before, after = defaultdict(dict), defaultdict(dict)  # {id: {name of a mask: (size, CRC)}}
     for image_id, (_, masks) in _list_files(train).items():
         for path in masks:
@@ -247,7 +254,10 @@ def _unpack_repository(archive, folder, train):
 
 
 def _list_files(folder, base=None):
-    """Return {id: (image paths, mask paths)} of a folder; with `base`, of `base` with the fixes in `folder` applied."""
+    """Return {id: (image paths, mask paths)} of a folder.
+
+    With `base`, the result is `base` with the fixes in `folder`.
+    """
     files = {
         path.name: (sorted(path.glob("images/*.png")), sorted(path.glob("masks/*.png")))
         for path in sorted(folder.iterdir())
@@ -273,7 +283,7 @@ def _find_mismatch(files, name):
 
 
 def _verify(folder, base, name):
-    """Count all files, decode the files of each new image, and compare the sizes of images and masks."""
+    """Count and decode the files of new images, and compare sizes."""
     files = _list_files(folder, base)
     problems = [f"{folder}: {problem}"] if (problem := _find_mismatch(files, name)) else []
     new = {folder / image_id: paths for image_id, paths in files.items() if (folder / image_id).is_dir()}

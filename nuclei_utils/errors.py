@@ -4,9 +4,12 @@
 class NucleiError(ValueError):
     """Base class of all errors that a user can put right.
 
-    The message names the file, and says what was found, what was expected and what to do.
+    The message names the file, the problem, the expected content and a solution.
     """
 
 
 class LabelWarning(UserWarning):
-    """Warning that a label map differs from its mask files, because masks are empty or overlap."""
+    """Warning about masks that are empty or overlap.
+
+    The label map differs from such mask files.
+    """

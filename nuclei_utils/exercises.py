@@ -1,4 +1,4 @@
-"""Check the answers to exercises, and explain what is wrong."""
+"""Check the answers to exercises, and explain errors."""
 
 import textwrap
 import traceback
@@ -9,10 +9,10 @@ import numpy as np
 
 
 class WrongAnswer(AssertionError):
-    """A wrong answer to an exercise, or an answer that raises an error."""
+    """Wrong answer to an exercise, or an error in the answer."""
 
     def _render_traceback_(self):
-        """Return the lines that IPython shows: one line, after the learner's own lines if the function raised."""
+        """Return the lines that IPython shows for the error."""
         lines = [f"{type(self).__name__}: {self}"]
         error = self.__cause__
         if error is None:
@@ -49,10 +49,10 @@ def check(answer: Callable, *cases: tuple[tuple, Any, str], rtol: float = 1e-5, 
     >>> check(double, ((1,), 2, "multiply by two"), ((0.5,), 1.0, "numbers need not be whole"))
     Right: double passes 2 checks.
     """
-    for number, (arguments, expected, hint) in enumerate(cases):
-        call = f"{answer.__name__}({', '.join(map(_show, arguments))})"
+    for number, (args, expected, hint) in enumerate(cases):
+        call = f"{answer.__name__}({', '.join(map(_show, args))})"
         try:
-            result = answer(*arguments)
+            result = answer(*args)
         except Exception as error:
             raise WrongAnswer(f"{call} raised {type(error).__name__}. Hint: {hint}") from error
         if number == 0 and (result is None or result is ...):
@@ -87,7 +87,7 @@ def _agree(result: Any, expected: Any, rtol: float, atol: float) -> bool:
 
 
 def _show(value: Any) -> str:
-    """Return a value as a line of text: a small array in full, a large array by its shape, dtype and range."""
+    """Return a value as text, a large array by its range."""
     if type(value) in (list, tuple):
         text = repr(type(value)(map(_Text, map(_show, value))))
     elif isinstance(value, np.generic):

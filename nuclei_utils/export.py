@@ -76,12 +76,12 @@ def measure_nuclei(
     Returns
     -------
     pandas.DataFrame
-        One row per nucleus, in the order of the labels, with the columns `image`, `label`, `area`, `centroid_x`,
-        `centroid_y`, `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`, `major_axis` and `minor_axis` (of the
-        ellipse with the same second moments), `eccentricity` (0 circle .. 1 line), `solidity` (area over convex area,
-        0..1), `mean_red`, `mean_green`, `mean_blue` (in the units of `image`, equal if the image is grey) and `unit`.
-        With `pixel_size`, lengths are in micrometres, areas in square micrometres, and `unit` is "micrometre".
-        Otherwise `unit` is "pixel".
+        One row per nucleus, in the order of the labels. The columns are `image` and `label`; `area`, `centroid_x`,
+        `centroid_y`; `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`; `major_axis` and `minor_axis` of the ellipse
+        with the same second moments; `eccentricity` (0 circle, 1 line); `solidity` (area over convex area, 0..1);
+        `mean_red`, `mean_green`, `mean_blue` in the units of `image`, equal if the image is grey; and `unit`. With
+        `pixel_size`, lengths are in micrometres, areas in square micrometres, and `unit` is "micrometre". Otherwise
+        `unit` is "pixel".
 
     Examples
     --------
@@ -119,17 +119,19 @@ def measure_nuclei(
 
 
 def write_table(path: str | PathLike, table: pd.DataFrame) -> None:
-    """Write a table as CSV: UTF-8, commas, a header, numbers in full precision.
+    """Write a table as CSV.
 
-    Spreadsheets calculate a text that begins with =, +, -, @, a tab or a new line, such as the name of a file. An
-    apostrophe is written before such a text.
+    The file has UTF-8, commas, a header, and numbers in full precision. Spreadsheets calculate a text that begins with
+    =, +, -, @, a tab or a new line. An apostrophe is written before such a text, for example the name of a file.
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(csv_bytes(table))
 
 
 def csv_bytes(table: pd.DataFrame, header: bool = True) -> bytes:
-    """Return the content of the CSV file that `write_table` writes, with or without the names of the columns.
+    """Return the content of the CSV file of `write_table`.
+
+    `header` adds the names of the columns.
 
     Examples
     --------
@@ -147,9 +149,16 @@ def _escape_formula(cell):
 
 
 def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray) -> None:
-    """Write an image, uint8 (H, W, 3), with the outlines of its nuclei as a PNG, JPEG or TIFF file.
+    """Write an image with the outlines of its nuclei.
 
-    The function raises `ValueError` if the shapes differ or the name has another ending.
+    The image is uint8 (H, W, 3), and the label map is int (H, W). The file is PNG, JPEG or TIFF. The function raises
+    `ValueError` if the shapes differ or the name has another ending.
+
+    Examples
+    --------
+    >>> write_overlay("overlay.png", np.zeros((3, 3, 3), np.uint8), np.eye(3, dtype=int))
+    >>> io.read_image("overlay.png")[0, 0].tolist()
+    [230, 159, 0]
     """
     path, image, label_map = Path(path), np.asarray(image), np.asarray(label_map)
     endings = (*io.LOSSLESS, ".jpg", ".jpeg")
@@ -171,10 +180,11 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
 
 
 def _outlines(label_map: np.ndarray) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
-    """Trace the outer edges of the pixels of each nucleus, as ImageJ and QuPath do.
+    """Trace the outer edges of the pixels of each nucleus.
 
-    The outlines enclose exactly the area of the nucleus. Contours of OpenCV run through the centres of the outermost
-    pixels, which makes a nucleus of 10 pixels across smaller by a fifth. Contours of scikit-image cut the corners.
+    ImageJ and QuPath trace outlines in the same way. The outlines enclose exactly the area of the nucleus. Contours of
+    OpenCV run through the centres of the outermost pixels, which makes a nucleus of 10 pixels across smaller by a
+    fifth. Contours of scikit-image cut the corners.
 
     Yields
     ------
@@ -211,18 +221,27 @@ def _rings(part: np.ndarray) -> list[np.ndarray]:
 
 
 def _corners(points: np.ndarray) -> np.ndarray:
-    """Remove repeated points and points on a straight edge, and reverse the ring."""
+    """Remove superfluous points of a ring, and reverse the ring.
+
+    Such points are repeated, or lie on a straight edge.
+    """
     points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)].astype(np.int64)
     is_vertical = points[:, 0] == np.roll(points[:, 0], 1)  # the edge that leads to the point
     return points[is_vertical != np.roll(is_vertical, -1)][::-1]
 
 
 def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
-    """Write the outlines of nuclei as GeoJSON for QuPath (File > Import objects from file).
+    """Write the outlines of nuclei as GeoJSON for QuPath.
 
-    Each nucleus is a detection of the class "Nucleus" with its label as name. A nucleus in several parts is a
-    MultiPolygon, any other nucleus a Polygon. The outlines run along the edges of the pixels and enclose exactly the
-    area of the nucleus. The name of the file usually ends in .geojson.
+    Open the file with File > Import objects from file. Each nucleus is a detection of the class "Nucleus" with its
+    label as name. A nucleus in several parts is a MultiPolygon, any other nucleus a Polygon. The outlines run along the
+    edges of the pixels and enclose exactly the area of the nucleus. The name of the file usually ends in .geojson.
+
+    Examples
+    --------
+    >>> write_geojson("nuclei.geojson", np.array([[0, 7, 7]]))
+    >>> json.loads(Path("nuclei.geojson").read_text())["features"][0]["geometry"]["coordinates"]
+    [[[3, 0], [3, 1], [1, 1], [1, 0], [3, 0]]]
     """
     nucleus_class = {"name": "Nucleus", "color": list(OUTLINE_COLOUR)}
     features = []
@@ -240,11 +259,18 @@ def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
 
 
 def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
-    """Write the outlines of nuclei as a zip of ROIs for ImageJ (ROI Manager, More > Open).
+    """Write the outlines of nuclei as ROIs for ImageJ.
 
-    Each nucleus is a traced polygon, as ImageJ's wand draws it, with its label as name. Further parts of a nucleus are
-    named "7-2", "7-3". Holes are filled, because a polygon of ImageJ has no holes. An image of more than
-    `WIDEST_FOR_IMAGEJ` pixels in one direction raises `ValueError`.
+    The file is a zip. Open the file with ROI Manager, More > Open. Each nucleus is a traced polygon, as ImageJ's wand
+    draws it, with its label as name. Further parts of a nucleus are named "7-2", "7-3". Holes are filled, because a
+    polygon of ImageJ has no holes. An image of more than `WIDEST_FOR_IMAGEJ` pixels in one direction raises
+    `ValueError`.
+
+    Examples
+    --------
+    >>> write_imagej_rois("rois.zip", np.array([[0, 7, 7]]))
+    >>> [roi.name for roi in ImagejRoi.fromfile("rois.zip")]
+    ['7']
     """
     label_map = check_label_map(label_map)
     if max(label_map.shape) > WIDEST_FOR_IMAGEJ:
@@ -261,10 +287,10 @@ def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
 
 
 def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Encode label maps {name: int array (H, W)} as the table that the Kaggle competition accepts.
+    """Encode label maps as a submission to the Kaggle competition.
 
-    The table, for `write_table`, has the columns `ImageId` and `EncodedPixels` and one row per nucleus. An image
-    without nuclei has one row with "".
+    `label_maps` gives the int array (H, W) of each image by name. The table, for `write_table`, has the columns
+    `ImageId` and `EncodedPixels` and one row per nucleus. An image without nuclei has one row with "".
 
     Examples
     --------
@@ -280,15 +306,22 @@ def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 
 def read_submission(path: str | PathLike, shapes: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Read the label maps, int32 (H, W), of a submission, a CSV file with the columns ImageId and EncodedPixels.
+    """Read the label maps of a submission to the competition.
 
-    The file does not hold the shapes {name: (height, width)} of the images. Other images may be included. Nuclei are
-    numbered from 1 in the order of the file.
+    The file is a CSV with the columns ImageId and EncodedPixels. The label maps are int32 (H, W). The file does not
+    hold the shapes {name: (height, width)} of the images. Other images may be included. Nuclei are numbered from 1 in
+    the order of the file.
 
     Raises
     ------
     NucleiError
         If the file is malformed, an image is not in `shapes`, or nuclei overlap, which the competition forbids.
+
+    Examples
+    --------
+    >>> write_table("submission.csv", submission_table({"a": np.array([[1, 0, 2]])}))
+    >>> read_submission("submission.csv", {"a": (1, 3)})["a"].tolist()
+    [[1, 0, 2]]
     """
     path, label_maps = Path(path), {}
     for name, rows in _read_codes(path, ["ImageId", "EncodedPixels"]).groupby("ImageId", sort=False):
@@ -303,16 +336,24 @@ def read_submission(path: str | PathLike, shapes: Mapping[str, tuple[int, int]])
 
 
 def read_solution(path: str | PathLike) -> dict[str, np.ndarray]:
-    """Read the true label maps, int32 (H, W) by ImageId, from the solution file that the competition published.
+    """Read the true label maps from the competition's solution file.
 
-    The file is a CSV with the columns ImageId, EncodedPixels, Height, Width and optionally Usage. Rows with the usage
-    "Ignored", which the competition did not score, are left out. Nuclei are numbered from 1 in the order of the file.
-    If nuclei overlap, the smaller nucleus stays on top. A nucleus that is wholly hidden leaves a gap in the numbers.
+    The label maps are int32 (H, W), by ImageId. The file is a CSV with the columns ImageId, EncodedPixels, Height,
+    Width and optionally Usage. Rows with the usage "Ignored", which the competition did not score, are left out. Nuclei
+    are numbered from 1 in the order of the file. If nuclei overlap, the smaller nucleus stays on top. A nucleus that is
+    wholly hidden leaves a gap in the numbers.
 
     Raises
     ------
     NucleiError
         If the file is malformed, or a size is too large or differs within an image.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"ImageId": ["a"], "EncodedPixels": ["1 2"], "Height": [2], "Width": [2]})
+    >>> write_table("solution.csv", table)
+    >>> read_solution("solution.csv")["a"].tolist()
+    [[1, 0], [1, 0]]
     """
     path = Path(path)
     table = _read_codes(path, ["ImageId", "EncodedPixels", "Height", "Width"])
@@ -341,7 +382,7 @@ def _read_shape(path: Path, rows: pd.DataFrame) -> tuple[int, int]:
 
 
 def _read_codes(path: Path, needed: list[str]) -> pd.DataFrame:
-    """Read a CSV file as text, indexed by the lines of the file."""
+    """Read a CSV file as text, indexed by its lines."""
     try:
         # an empty code stays "", lines count as in an editor, and a file that ends in .zip is not unpacked
         options = {"keep_default_na": False, "skip_blank_lines": False, "compression": None}

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, lock files, and remove what killed processes left behind."""
+"""Write files whole or not at all, lock files, and remove temporary files of killed processes."""
 
 import contextlib
 import errno
@@ -125,13 +125,15 @@ def _open_locked(path, message):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # the previous holder of the lock has removed this file
-    raise BlockingIOError(f"{path} cannot be locked: the file system changes the file's number each time")
+    raise BlockingIOError(
+        f"{path} cannot be locked: the file system changes the file's number each time; use another folder"
+    )
 
 
 def remove_partial_files(path: Path) -> None:
-    """Remove the temporary files that killed processes left when they wrote a file with `atomic_write`.
+    """Remove the temporary files of killed processes.
 
-    No process may be writing the file now.
+    The processes were writing a file with `atomic_write`. No process may be writing the file now.
     """
     stem, dot, extensions = (glob.escape(text) for text in path.name.partition("."))
     for partial in path.parent.glob(f".{stem}-*-{'[0-9a-f]' * 8}{dot}{extensions}"):
@@ -139,7 +141,7 @@ def remove_partial_files(path: Path) -> None:
 
 
 def printable_name(name: str) -> str:
-    r"""Return a file name in which bytes outside of UTF-8 are written as escapes.
+    r"""Return a file name with escapes for bytes outside of UTF-8.
 
     Examples
     --------

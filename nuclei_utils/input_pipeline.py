@@ -14,9 +14,10 @@ from nuclei_utils.errors import NucleiError
 
 
 def read(name: str | None = None, split: str = "train", ids: Collection[str] | None = None) -> tf.data.Dataset:
-    """Read one split of a data set as a `tf.data.Dataset` of examples, as from `from_records`.
+    """Read one split of a data set as a `tf.data.Dataset`.
 
-    The order is pseudo-random and always the same, as in TensorFlow Datasets (`tfds.load("dsb2018/sample")`).
+    The examples are those of `from_records`. The order is pseudo-random and always the same, as in TensorFlow Datasets
+    (`tfds.load("dsb2018/sample")`).
 
     Parameters
     ----------
@@ -30,7 +31,9 @@ def read(name: str | None = None, split: str = "train", ids: Collection[str] | N
 
 
 def from_records(records: Sequence[datasets.Record]) -> tf.data.Dataset:
-    """Turn records into a `tf.data.Dataset` of examples, in the same order. The arrays stay in memory.
+    """Turn records into a `tf.data.Dataset` of examples.
+
+    The order is that of the records. The arrays stay in memory.
 
     Returns
     -------
@@ -42,6 +45,12 @@ def from_records(records: Sequence[datasets.Record]) -> tf.data.Dataset:
     ------
     NucleiError
         If an image has more than 65,535 nuclei, the largest number of 16 bits.
+
+    Examples
+    --------
+    >>> record = datasets.Record("a", np.zeros((4, 4, 3), np.uint8), np.ones((4, 4), np.int32), "")
+    >>> [example["label_map"].shape for example in from_records([record])]
+    [TensorShape([4, 4, 1])]
     """
     examples = [_example(record) for record in records]
     if not examples:
@@ -94,7 +103,7 @@ def training_batches(
     seed : int
         Random seed. The same seed gives the same sequence of epochs.
     min_crops : int
-        Smallest number of crops of each image type in an epoch. Images of a rare type are used several times; otherwise
+        Minimum number of crops of each image type in an epoch. Images of a rare type are used several times; otherwise
         the network can ignore the type.
     targets : "mask" or "instances"
         Targets of a network with one output, or of `models.instance_unet`.
@@ -104,15 +113,22 @@ def training_batches(
     tf.data.Dataset
         Pairs of images float32 (batch, size, size, 3) in [0, 1] and targets. The targets are masks float32
         (batch, size, size, 1) of 0 and 1, or a dictionary of such arrays: `mask`, `boundary` and `distance` in [0, 1].
+
+    Examples
+    --------
+    >>> record = datasets.Record("a", np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.int32), "")
+    >>> images, masks = next(iter(training_batches(from_records([record]), size=16)))
+    >>> images.shape, masks.shape
+    (TensorShape([1, 16, 16, 3]), TensorShape([1, 16, 16, 1]))
     """
     _check_choice("targets", targets, ("mask", "instances"))
     _check_choice("augment", augment, ("all", "flips", None) if targets == "mask" else ("all",))
     prepare = partial(_prepare_mask, size=size) if targets == "mask" else _prepare_instances
     crop = partial(_random_crop, size=size, augment=augment) if targets == "mask" else partial(_random_warp, size=size)
-    # The cache holds what is the same in every epoch, in 8 or 16 bits to save memory.
+    # The cache holds the arrays that are equal in every epoch, in 8 or 16 bits to save memory.
     cached = examples.map(prepare, tf.data.AUTOTUNE).cache()
     repeated, count = _repeat_rare_types(cached, min_crops)
-    # Each crop has random seeds of its own: the crops can be made in parallel, and an epoch can still be repeated.
+    # Each crop has its own random seeds, so that crops are made in parallel and an epoch can be repeated.
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
     return (
         tf.data.Dataset.zip(repeated.shuffle(count, seed=seed), seeds)
@@ -125,7 +141,17 @@ def training_batches(
 def validation_batches(
     examples: tf.data.Dataset, size: int = 256, batch_size: int = 8, targets: str = "mask"
 ) -> tf.data.Dataset:
-    """Return batches of center crops; parameters and batches as in `training_batches`, all images in a fixed order."""
+    """Return batches of center crops for validation.
+
+    Parameters and batches are as for `training_batches`. All images are used, in a fixed order.
+
+    Examples
+    --------
+    >>> record = datasets.Record("a", np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), np.int32), "")
+    >>> images, masks = next(iter(validation_batches(from_records([record]), size=16)))
+    >>> images.shape, masks.shape
+    (TensorShape([1, 16, 16, 3]), TensorShape([1, 16, 16, 1]))
+    """
     _check_choice("targets", targets, ("mask", "instances"))
     crop = partial(_center_crop, size=size, targets=targets)
     return examples.map(crop, tf.data.AUTOTUNE).batch(batch_size).cache().prefetch(tf.data.AUTOTUNE)
@@ -137,7 +163,10 @@ def _check_choice(name, value, choices):
 
 
 def _repeat_rare_types(examples, min_crops):
-    """Repeat images of rare types until each type has `min_crops` examples; return the dataset and its length."""
+    """Repeat images until each type has `min_crops` examples.
+
+    The function returns the dataset and its length.
+    """
     if examples.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError("found examples that never end: remove .repeat(), or end the examples with .take(n)")
     images = np.bincount([int(image_type) for *_, image_type in examples])
@@ -157,9 +186,10 @@ def _random_flip(image, mask, seed):
 
 
 def random_rotation(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rotate an image and its mask by a random angle around their center; parameters as in `augment_pair`.
+    """Rotate an image and its mask by a random angle.
 
-    The corners are filled by reflection. The mask keeps its values because it is rotated by nearest neighbour.
+    The parameters are those of `augment_pair`. The corners are filled by reflection. The mask keeps its values because
+    it is rotated by nearest neighbour.
 
     Examples
     --------
@@ -188,7 +218,9 @@ def random_rotation(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple
 
 
 def random_colours(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Change hue, saturation, contrast, brightness, gamma and noise at random; parameters as in `augment_pair`.
+    """Change the colours of an image at random.
+
+    Hue, saturation, contrast, brightness, gamma and noise change. The parameters are those of `augment_pair`.
 
     Examples
     --------
@@ -214,9 +246,9 @@ def random_colours(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def augment_pair(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Flip and rotate an image and its mask, and change the colours of the image, at random.
+    """Flip and rotate an image with its mask, and change colours.
 
-    CLAHE is not included, because it needs images of 8 bits (`training_batches`).
+    All changes are random. CLAHE is not included, because it needs images of 8 bits (`training_batches`).
 
     Parameters
     ----------
@@ -241,7 +273,7 @@ def _eight_bits(image):
 
 
 def _prepare_mask(example, size):
-    """Normalise an image, append its mask as a fourth channel, and pad both to the size of a crop."""
+    """Normalise and pad an image with its mask as a fourth channel."""
 
     def prepare(image, label_map):
         pair = np.concatenate([_eight_bits(preprocess.normalize(image)), (label_map > 0).astype(np.uint8)], axis=-1)
@@ -252,7 +284,7 @@ def _prepare_mask(example, size):
 
 
 def _random_crop(pair, seed, size, augment):
-    """Crop image and mask as one array, so that they cannot move apart, and augment them."""
+    """Crop an image and its mask as one array; augment both."""
     seeds = tf.random.split(seed, 3)
     pair = tf.image.stateless_random_crop(pair, (size, size, 4), seeds[0])
     image, mask = pair[..., :3], tf.cast(pair[..., 3:], tf.float32)
@@ -266,7 +298,7 @@ def _random_crop(pair, seed, size, augment):
 
 
 def _prepare_instances(example):
-    """Normalise an image, and put its label map and its distance map (0..255) into one array."""
+    """Normalise an image, and stack its label map and distance (0..255)."""
 
     def prepare(image, label_map):
         distance = np.round(255 * labels.distance_map(label_map[..., 0]))
@@ -278,7 +310,7 @@ def _prepare_instances(example):
 
 
 def _random_warp(image, maps, seed, size):
-    """Crop, rotate, mirror and zoom an image and its maps, and change the colours of the image."""
+    """Crop, rotate, mirror and zoom at random, and change the colours."""
     warp = partial(_warp, size=size)
     image, targets = tf.numpy_function(warp, [image, maps, seed], (tf.uint8, tf.float32), stateful=False)
     image = tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 255
@@ -320,7 +352,7 @@ def _instance_targets(targets, size):
 
 
 def _center_crop(example, size, targets):
-    """Normalise an image, and crop the center of the image and its targets."""
+    """Normalise an image, and crop the center with its targets."""
 
     def crop(image, label_map):
         image, label_map = preprocess.normalize(image), label_map[..., 0].astype(np.int32)

@@ -1,7 +1,7 @@
 """Read and write images, masks and label maps.
 
 A file is read correctly or refused with a reason. The formats are PNG, JPEG, TIFF and BMP: the content of a file
-decides, not the name. One kind of damage is not detected: a JPEG file whose data end before an intact end mark.
+decides, not the name. Only a JPEG file whose data end before an intact end mark is not detected as damaged.
 """
 
 import os
@@ -31,10 +31,11 @@ _ROWS_AT_ONCE = 1024  # limits the memory for the search of hot pixels
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image as 8-bit RGB, the input of the networks: a uint8 array (H, W, 3).
+    """Read an image as 8-bit RGB, uint8 (H, W, 3).
 
-    The image can be grey, RGB or a palette image with 1 to 16 bits. An alpha channel is dropped. 16-bit values are
-    scaled as in `to_rgb8`. Use `read_raw` to measure intensities. `max_pixels` limits height x width.
+    The networks take such images. The image can be grey, RGB or a palette image with 1 to 16 bits. An alpha channel is
+    dropped. 16-bit values are scaled as in `to_rgb8`. Use `read_raw` to measure intensities. `max_pixels` limits height
+    x width.
 
     Raises
     ------
@@ -57,8 +58,8 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndar
 def read_raw(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an image as `read_image` does, with the intensities of the file.
 
-    The orientation tag is applied and an alpha channel is dropped. Grey values of 1 to 7 bits are spread over 0..255,
-    palettes become RGB, and TIFF files in which 0 is white are inverted.
+    The orientation tag is applied and an alpha channel is dropped. Grey values of 1 to 7 bits are spread over 0..255.
+    Palettes become RGB. TIFF files in which 0 is white are inverted.
 
     Returns
     -------
@@ -75,7 +76,7 @@ def read_raw(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarra
 
 
 def to_rgb8(raw: np.ndarray) -> np.ndarray:
-    """Convert intensities of a file to 8-bit RGB: a uint8 array (H, W, 3).
+    """Convert intensities of a file to 8-bit RGB, uint8 (H, W, 3).
 
     8-bit values are kept. 16-bit values are multiplied by one factor that maps the brightest part of the image to
     255. Hot pixels and the brightest 0.05 % of the values do not count for the factor, and are clipped to 255. An
@@ -100,7 +101,10 @@ def to_rgb8(raw: np.ndarray) -> np.ndarray:
 
 
 def _brightest(raw):
-    """Return the brightest 16-bit value apart from hot pixels and 0.05 % of the others."""
+    """Return the brightest 16-bit value that sets the scale.
+
+    Hot pixels and 0.05 % of the other values do not count.
+    """
     counts = np.zeros(2**16, np.int64)
     for top in range(0, raw.shape[0], _ROWS_AT_ONCE):
         n_above = min(top, 2)  # the median needs two rows more on both sides
@@ -112,9 +116,10 @@ def _brightest(raw):
 
 
 def read_mask(path: str | os.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a mask from a PNG, TIFF or BMP file as a bool array (H, W).
+    """Read a mask as a bool array (H, W).
 
-    0 is background, and all other pixels must have the same value. `shape` is the expected height and width.
+    The file is PNG, TIFF or BMP. 0 is background, and all other pixels must have the same value. `shape` is the
+    expected height and width.
 
     Raises
     ------
@@ -143,15 +148,16 @@ def read_mask(path: str | os.PathLike, shape: tuple[int, int] | None = None) -> 
 
 
 def read_label_map(path: str | os.PathLike) -> np.ndarray:
-    """Read a label map from a grey PNG (up to 16 bits) or TIFF (up to 64 bits) as an int32 array (H, W).
+    """Read a label map as an int32 array (H, W).
 
-    The labels of the file stay, and can have gaps. A mask of 0 and 255 becomes a nucleus with label 255.
+    The file is a grey PNG (up to 16 bits) or TIFF (up to 64 bits). The labels of the file stay, and can have gaps. A
+    mask of 0 and 255 becomes a nucleus with label 255.
 
     Raises
     ------
     NucleiError
-        If the file is missing or damaged, is not a PNG or TIFF, has colours, a palette or several pages, was
-        compressed with losses, or holds fractions or negative numbers.
+        If the file is missing, damaged, or not a PNG or TIFF; if it has colours, a palette, several pages or lossy
+        compression; or if it holds fractions or negative numbers.
 
     Examples
     --------
@@ -182,9 +188,10 @@ def _ending(path):
 
 
 def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
-    """Write a label map, an int array (H, W), as a 16-bit PNG or TIFF file.
+    """Write a label map as a PNG or TIFF file.
 
-    A TIFF file has 32 bits if a label is above 65,535, which does not fit into a PNG.
+    The label map is an int array (H, W). The file has 16 bits. A TIFF file has 32 bits if a label is above 65,535,
+    which does not fit into a PNG.
 
     Examples
     --------
@@ -208,7 +215,9 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
 
 
 def write_mask(path: str | os.PathLike, label_map: np.ndarray) -> None:
-    """Write a label map or mask (H, W) as an 8-bit grey PNG or TIFF file: nuclei are 255, background is 0.
+    """Write a mask as an 8-bit grey PNG or TIFF file.
+
+    `label_map` is a label map or mask (H, W). Nuclei are 255, and background is 0.
 
     Examples
     --------

@@ -13,7 +13,9 @@ from skimage.segmentation import find_boundaries, relabel_sequential
 
 
 def check_label_map(label_map: np.ndarray) -> np.ndarray:
-    """Return a label map as an array, or raise `ValueError` if the map is invalid.
+    """Check a label map, and return it as an array.
+
+    An invalid label map raises `ValueError`.
 
     Examples
     --------
@@ -32,7 +34,9 @@ def check_label_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def looks_like_mask(label_map: np.ndarray) -> bool:
-    """Return True if a map has one label but several components, as a mask has.
+    """Return True if a label map looks like a mask.
+
+    Such a label map has one label but several components.
 
     Examples
     --------
@@ -46,9 +50,10 @@ def looks_like_mask(label_map: np.ndarray) -> bool:
 
 
 def merge_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Merge masks (H, W), at least one and of one shape, into a label map with a label for each mask.
+    """Merge masks into a label map.
 
-    If masks overlap, the smaller mask stays on top, so that a large nucleus does not hide a small one.
+    The masks (H, W) have one shape, and there is at least one mask. Each mask gets a label. If masks overlap, the
+    smaller mask stays on top, so that a large nucleus does not hide a small one.
 
     Returns
     -------
@@ -78,10 +83,10 @@ def merge_masks(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boundary_map(label_map: np.ndarray) -> np.ndarray:
-    """Mark the pixels on both sides of every border of a nucleus in a bool array (H, W).
+    """Mark the borders of nuclei in a bool array (H, W).
 
-    Borders to the background and to other nuclei are two pixels thick. The edge of the image is not a border, because a
-    nucleus that is cut off continues outside.
+    The pixels on both sides of a border are marked. Borders to the background and to other nuclei are two pixels thick.
+    The edge of the image is not a border, because a nucleus that is cut off continues outside.
 
     Examples
     --------
@@ -92,11 +97,11 @@ def boundary_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def distance_map(label_map: np.ndarray) -> np.ndarray:
-    """Compute the depth of each pixel inside its nucleus, relative to the deepest pixel, as float32 (H, W) in [0, 1].
+    """Compute the relative depth of each pixel inside its nucleus.
 
-    The background is 0, the deepest pixel of each nucleus 1. Each nucleus has its own scale, so that small and large
-    nuclei have equally clear peaks. Between touching nuclei lies a valley, which a network can learn (Naylor et al.
-    2019, doi:10.1109/TMI.2018.2865709; their distances are not scaled).
+    The depth is float32 (H, W) in [0, 1]. The background is 0, the deepest pixel of each nucleus 1. Each nucleus has
+    its own scale, so that small and large nuclei have equally clear peaks. Between touching nuclei lies a valley, which
+    a network can learn (Naylor et al. 2019, doi:10.1109/TMI.2018.2865709; their distances are not scaled).
 
     Examples
     --------
@@ -112,7 +117,7 @@ def distance_map(label_map: np.ndarray) -> np.ndarray:
 
 
 def touching_pairs(label_map: np.ndarray) -> np.ndarray:
-    """List the pairs of nuclei that touch, side by side or at a corner.
+    """List the pairs of nuclei that touch, also at a corner.
 
     The result, int (K, 2), is sorted and has the lower label of each pair first.
 
@@ -134,9 +139,10 @@ def touching_pairs(label_map: np.ndarray) -> np.ndarray:
 
 
 def encode_label_map(label_map: np.ndarray) -> dict[int, str]:
-    """Encode each nucleus of a label map as a run-length string of the Kaggle competition, by label.
+    """Encode each nucleus of a label map as run lengths.
 
-    A string is "start length start length ...". Pixels are counted from 1, down the columns, then from left to right.
+    The strings are those of the Kaggle competition, by label. A string is "start length start length ...". Pixels are
+    counted from 1, down the columns, then from left to right.
 
     Examples
     --------
@@ -158,9 +164,10 @@ def encode_label_map(label_map: np.ndarray) -> dict[int, str]:
 
 
 def decode_rle(code: str, shape: tuple[int, int]) -> np.ndarray:
-    """Decode a run-length string of `encode_label_map` into a mask, a bool array of the given shape (height, width).
+    """Decode a run-length string into a mask, bool (height, width).
 
-    The function raises `ValueError` if the code is not pairs of positive integers or leaves the image.
+    The string is as from `encode_label_map`. The function raises `ValueError` if the code is not pairs of positive
+    integers or leaves the image.
 
     Examples
     --------

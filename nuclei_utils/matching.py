@@ -18,7 +18,7 @@ IOU_THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.50, 0.55, ..., 0.95, as in the
 
 
 class LabelOverlap(NamedTuple):
-    """Areas of the nuclei of two label maps, and the pixels that their pairs share.
+    """Areas and shared pixels of the nuclei of two label maps.
 
     Attributes
     ----------
@@ -42,18 +42,27 @@ class LabelOverlap(NamedTuple):
 
     @property
     def ious(self) -> np.ndarray:
-        """Intersection over union of each pair, float64 array (K,) in (0, 1]."""
+        """Return the intersection over union of each pair.
+
+        The values are float64 (K,) in (0, 1].
+        """
         return self.pixels / (self.true_areas[self.rows] + self.predicted_areas[self.columns] - self.pixels)
 
     @property
     def merges(self) -> np.ndarray:
-        """Labels of the predicted nuclei that hold more than half of two or more true nuclei."""
+        """Return the labels of predicted nuclei that merge true nuclei.
+
+        Each of these nuclei holds more than half of two or more true nuclei.
+        """
         held = self.columns[2 * self.pixels > self.true_areas[self.rows]]
         return self.predicted[np.bincount(held, minlength=len(self.predicted)) > 1]
 
     @property
     def splits(self) -> np.ndarray:
-        """Labels of the true nuclei that hold more than half of two or more predicted nuclei."""
+        """Return the labels of true nuclei that are split.
+
+        Each of these nuclei holds more than half of two or more predicted nuclei.
+        """
         held = self.rows[2 * self.pixels > self.predicted_areas[self.columns]]
         return self.true[np.bincount(held, minlength=len(self.true)) > 1]
 
@@ -179,7 +188,7 @@ def _matched(overlap: LabelOverlap, threshold: float) -> np.ndarray:
 def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Find the predicted nuclei that merge several true nuclei.
 
-    Each holds more than half of two or more true nuclei. Their labels are an int array (K,), ascending.
+    Each of these nuclei holds more than half of two or more true nuclei. Their labels are an int array (K,), ascending.
 
     Examples
     --------
@@ -192,7 +201,8 @@ def find_merges(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> 
 def find_splits(true_label_map: np.ndarray, predicted_label_map: np.ndarray) -> np.ndarray:
     """Find the true nuclei that are split into several predicted nuclei.
 
-    Each holds more than half of two or more predicted nuclei. Their labels are an int array (K,), ascending.
+    Each of these nuclei holds more than half of two or more predicted nuclei. The labels are an int array (K,),
+    ascending.
 
     Examples
     --------
@@ -275,9 +285,9 @@ def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Se
     Returns
     -------
     pandas.DataFrame
-        One row per image. The columns are `score`, the mean of TP / (TP + FP + FN) over `IOU_THRESHOLDS`, which is 1 if
-        both label maps are empty; `true` and `predicted`, the numbers of nuclei; `tp`, `fp` and `fn` at IoU 0.5;
-        `merges` and `splits`, the numbers that `find_merges` and `find_splits` find.
+        One row per image. The columns are `score`, the mean of TP / (TP + FP + FN) over `IOU_THRESHOLDS` (1 if both
+        label maps are empty); `true` and `predicted`, the numbers of nuclei; `tp`, `fp` and `fn` at IoU 0.5; `merges`
+        and `splits`, the numbers that `find_merges` and `find_splits` find.
 
     Examples
     --------
@@ -295,10 +305,10 @@ def image_scores(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Se
 
 
 def dsb2018_score(true_label_maps: Sequence[np.ndarray], predicted_label_maps: Sequence[np.ndarray]) -> float:
-    """Compute the score of the 2018 Data Science Bowl in [0, 1], the mean of `image_scores`.
+    """Compute the score of the 2018 Data Science Bowl.
 
-    Each image counts the same, whatever the number of its nuclei (Caicedo et al. 2019,
-    doi:10.1038/s41592-019-0612-7). Without images, there is no score but a `ValueError`.
+    The score is the mean of `image_scores`, in [0, 1]. Each image counts the same, whatever the number of its nuclei
+    (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7). Without images, there is no score but a `ValueError`.
 
     Examples
     --------
@@ -307,5 +317,5 @@ def dsb2018_score(true_label_maps: Sequence[np.ndarray], predicted_label_maps: S
     """
     scores = image_scores(true_label_maps, predicted_label_maps)["score"]
     if scores.empty:
-        raise ValueError("there is no image to average over")
+        raise ValueError("found no image, expected at least one")
     return float(scores.mean())

@@ -14,9 +14,10 @@ THRESHOLDS = np.unique(np.round(np.r_[np.linspace(0, 1, 101), 1 / (1 + np.exp(np
 
 
 def dice(y_true: ArrayLike, y_pred: ArrayLike, threshold: float = 0.5) -> float:
-    """Compute the Dice coefficient of two masks, `2 |A and B| / (|A| + |B|)`, in [0, 1].
+    """Compute the Dice coefficient of two masks, in [0, 1].
 
-    Dice (1945, doi:10.2307/1932409) equals the F1 score of the pixels. Dice is 1 if both masks are empty.
+    The coefficient is `2 |A and B| / (|A| + |B|)`. Dice (1945, doi:10.2307/1932409) equals the F1 score of the pixels.
+    Dice is 1 if both masks are empty.
 
     Parameters
     ----------
@@ -34,9 +35,9 @@ def dice(y_true: ArrayLike, y_pred: ArrayLike, threshold: float = 0.5) -> float:
 
 
 def iou(y_true: ArrayLike, y_pred: ArrayLike, threshold: float = 0.5) -> float:
-    """Compute the intersection over union of two masks, `|A and B| / |A or B|`, in [0, 1] (Jaccard index).
+    """Compute the intersection over union of two masks, in [0, 1].
 
-    IoU equals `dice / (2 - dice)`. The parameters are those of `dice`.
+    The Jaccard index is `|A and B| / |A or B|`. IoU equals `dice / (2 - dice)`. The parameters are those of `dice`.
 
     Examples
     --------
@@ -121,7 +122,10 @@ def threshold_scores(masks: Arrays, probabilities: Arrays, thresholds: ArrayLike
 
 
 def _count_pixels(masks: Arrays, probabilities: Arrays, thresholds: ArrayLike) -> np.ndarray:
-    """Count tp, fp, fn and tn of each image at each threshold, an int64 array (images, thresholds, 4)."""
+    """Count tp, fp, fn and tn of each image and threshold.
+
+    The counts are an int64 array (images, thresholds, 4).
+    """
     # tens of millions of pixels take seconds and little memory; `sklearn.metrics.roc_curve` needs a gigabyte
     counts = np.zeros((len(masks), len(thresholds), 4), np.int64)
     for row, (is_nucleus, probability) in zip(counts, _pairs(masks, probabilities), strict=True):
@@ -135,13 +139,18 @@ def _count_pixels(masks: Arrays, probabilities: Arrays, thresholds: ArrayLike) -
 
 
 def _pairs(masks: Arrays, probabilities: Arrays) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the mask of each image as bool and the probabilities as float; NaN becomes -inf, below every threshold."""
+    """Yield the mask and the probabilities of each image.
+
+    NaN becomes -inf, which is below every threshold.
+    """
     for mask, probability in zip(masks, probabilities, strict=True):
         yield np.asarray(mask) > 0, np.fmax(np.asarray(probability), -np.inf)
 
 
 def best_threshold(table: pd.DataFrame, column: str = "dice") -> float:
-    """Choose the threshold with the highest score; use validation images, never test images.
+    """Choose the threshold with the highest score on validation images.
+
+    Never choose a threshold on test images.
 
     Parameters
     ----------
@@ -149,13 +158,21 @@ def best_threshold(table: pd.DataFrame, column: str = "dice") -> float:
         From `threshold_scores`. If several thresholds reach the highest score, the middle one is chosen.
     column : str
         Score to maximise: "dice" over all pixels, "mean_dice" over images, or another column.
+
+    Examples
+    --------
+    >>> best_threshold(threshold_scores([[1, 1, 0, 0]], [[0.9, 0.7, 0.4, 0.1]], thresholds=[0.2, 0.5, 0.8]))
+    0.5
     """
     best = table.loc[table[column] >= table[column].max() - 1e-12, "threshold"]
     return float(best.iloc[(len(best) - 1) // 2])
 
 
 def _auc(masks: Arrays, probabilities: Arrays) -> float:
-    """Compute the area under the ROC curve over all pixels, as `keras.metrics.AUC(num_thresholds=1000)` does."""
+    """Compute the area under the ROC curve over all pixels.
+
+    The method is that of `keras.metrics.AUC(num_thresholds=1000)`.
+    """
     thresholds = np.r_[-1, np.arange(1, 1000) / 999]  # the curve starts where every pixel is predicted nucleus
     tp, fp, fn, tn = _count_pixels(masks, probabilities, thresholds).sum(axis=0)[::-1].T
     return float(np.trapezoid(tp / np.maximum(tp + fn, 1), fp / np.maximum(fp + tn, 1)))
@@ -202,6 +219,11 @@ def calibration_error(table: pd.DataFrame) -> float:
 
     The error is the mean gap between `predicted` and `observed` over the pixels, in [0, 1]. Easy background pixels make
     the error small.
+
+    Examples
+    --------
+    >>> round(calibration_error(calibration_table([[1, 1, 0, 0]], [[1.0, 0.8, 0.2, 0.0]])), 2)
+    0.1
     """
     gap = (table["predicted"] - table["observed"]).abs()
     return float((gap * table["pixels"]).sum() / table["pixels"].sum())
@@ -221,9 +243,9 @@ def summarise(masks: Arrays, probabilities: Arrays, image_types: Sequence[str], 
     -------
     pandas.DataFrame
         One row per image type and a last row "all": number of `images`; `dice`, `iou`, `accuracy`, `precision` and
-        `recall` over all pixels; `auc`, the area under the ROC curve over all pixels (0.5 is chance, and 0 means that
-        all pixels are nucleus, or none); the means over images `mean_dice` and `mean_iou`; and their standard
-        deviations `std_dice` and `std_iou`.
+        `recall` over all pixels; `auc`, the area under the ROC curve over all pixels; the means over images `mean_dice`
+        and `mean_iou`; and their standard deviations `std_dice` and `std_iou`. An `auc` of 0.5 is a random guess. An
+        `auc` of 0 means that all pixels are nucleus, or none.
 
     Examples
     --------
@@ -243,7 +265,9 @@ def summarise(masks: Arrays, probabilities: Arrays, image_types: Sequence[str], 
 
 
 def describe_images(label_maps: Arrays, probabilities: Arrays, threshold: float = 0.5) -> pd.DataFrame:
-    """Describe each image next to its scores, to see what difficult images have in common.
+    """Describe each image next to its scores.
+
+    The table helps to find properties that difficult images have in common.
 
     Parameters
     ----------
@@ -288,8 +312,8 @@ def nucleus_recall(label_maps: Arrays, probabilities: Arrays, threshold: float =
     Returns
     -------
     pandas.DataFrame
-        One row per nucleus: position of the `image` in the sequence, `label`, `area` in pixels, and `recall`, the
-        fraction of the nucleus that was predicted nucleus, in [0, 1].
+        One row per nucleus: position of the `image` in the sequence, `label`, `area` in pixels, and `recall`. The
+        recall is the fraction of the nucleus that was predicted nucleus, in [0, 1].
 
     Examples
     --------

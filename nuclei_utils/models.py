@@ -7,6 +7,7 @@ import timeit
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -41,6 +42,11 @@ def conv_block(x: KerasTensor, filters: int, dropout: float = 0.0, residual: boo
         Fraction of feature maps that are dropped between the convolutions in training, `0 <= dropout < 1`.
     residual : bool
         Add the input to the output through a 1x1 convolution, as in ResNet (arXiv 1512.03385).
+
+    Examples
+    --------
+    >>> conv_block(keras.Input((8, 8, 3)), filters=4).shape
+    (None, 8, 8, 4)
     """
     shortcut = x
     x = _convolution(x, filters)
@@ -85,6 +91,11 @@ def unet(
         Number of times that the image is halved.
     dropout, residual
         As in `conv_block`.
+
+    Examples
+    --------
+    >>> unet((64, 64, 3), filters=2, depth=2).output_shape
+    (None, 64, 64, 1)
     """
     _check_size(input_shape, 2**depth)
     x = inputs = keras.Input(input_shape, name="image")
@@ -107,7 +118,9 @@ def mobilenet_unet(
     trainable: bool | int = True,
     filters: int = 16,
 ) -> keras.Model:
-    """Build a U-Net whose encoder is a MobileNetV2 (arXiv 1801.04381); inputs and outputs as in `unet`.
+    """Build a U-Net whose encoder is a MobileNetV2 (arXiv 1801.04381).
+
+    Inputs and outputs are as for `unet`.
 
     Parameters
     ----------
@@ -125,6 +138,11 @@ def mobilenet_unet(
     ------
     errors.NucleiError, FileNotFoundError, ConnectionError
         If the file has the weights of another network, is missing, or cannot be downloaded.
+
+    Examples
+    --------
+    >>> mobilenet_unet((64, 64, 3), weights=None, filters=2).output_shape
+    (None, 64, 64, 1)
     """
     _check_size(input_shape, 2 ** (len(SKIP_LAYERS) + 1))
     inputs = keras.Input(input_shape, name="image")
@@ -146,7 +164,9 @@ def mobilenet_encoder(
     outputs: Sequence[str] = (*SKIP_LAYERS, BOTTLENECK_LAYER),
     fixed_statistics: bool | None = None,
 ) -> keras.Model:
-    """Build the MobileNetV2 encoder: images (batch, H, W, 3) in [-1, 1] to a list of feature maps.
+    """Build the MobileNetV2 encoder.
+
+    The encoder maps images (batch, H, W, 3) in [-1, 1] to a list of feature maps.
 
     Parameters
     ----------
@@ -195,27 +215,30 @@ def mobilenet_encoder(
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class FixedStatistics(keras.Model):
-    """A model whose batch normalisation always runs in inference mode, but whose scale and offset are trained.
+    """Model whose batch normalisation always runs in inference mode.
 
-    The statistics of a few small batches would overwrite those of a million images. Keras has no option for this: it
-    passes `training=True` on to a model that was called with `training=False`, and `layer.trainable = False` freezes
-    scale and offset as well.
+    Scale and offset are trained. The statistics of a few small batches would overwrite those of a million images. Keras
+    has no option for this. It passes `training=True` on to a model that was called with `training=False`. With
+    `layer.trainable = False`, scale and offset are frozen as well.
     """
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Compute the outputs as in prediction. The argument `training` has no effect."""
         return super().call(inputs, training=False, mask=mask)
 
 
 def unfreeze_encoder(model: keras.Model, trainable: bool | int) -> None:
-    """Unfreeze the MobileNetV2 encoder of a model, wholly or partly, or freeze it; compile the model afterwards.
+    """Unfreeze or freeze the MobileNetV2 encoder of a model.
+
+    Compile the model afterwards.
 
     Parameters
     ----------
     model : keras.Model
         Network from `mobilenet_unet`.
     trainable : bool or int
-        True unfreezes the encoder, False freezes it, and a number from 0 to 16 unfreezes that many of its last blocks.
+        True unfreezes the encoder, and False freezes the encoder. A number from 0 to 16 unfreezes that many of the last
+        blocks.
     """
     encoder = model.get_layer("mobilenet_v2")
     names = [layer.name for layer in encoder.layers]
@@ -237,12 +260,12 @@ def instance_unet(
     filters: int = 16,
     fixed_statistics: bool | None = None,
 ) -> keras.Model:
-    """Build the three-output U-Net that separates touching nuclei, a light `mobilenet_unet` of less than 5 MB.
+    """Build the three-output U-Net that separates touching nuclei.
 
-    The encoder ends at 1/16 of the image's size, the number of decoder maps grows slowly, and interpolation enlarges
-    the feature maps. The network maps images (batch, H, W, 3) in [0, 1] to a dictionary of arrays (batch, H, W, 1),
-    float32 in [0, 1]: the probabilities `mask` and `boundary` (`labels.boundary_map`), and the depth inside of a
-    nucleus `distance` (`labels.distance_map`).
+    The network is a light `mobilenet_unet` of less than 5 MB. The encoder ends at 1/16 of the image's size, the number
+    of decoder maps grows slowly, and interpolation enlarges the feature maps. The network takes images (batch, H, W, 3)
+    in [0, 1]. It returns a dictionary of arrays (batch, H, W, 1), float32 in [0, 1]: the probabilities `mask` and
+    `boundary` (`labels.boundary_map`), and `distance`, the depth inside a nucleus (`labels.distance_map`).
 
     Parameters
     ----------
@@ -252,6 +275,11 @@ def instance_unet(
         As in `mobilenet_encoder`, with the same errors.
     filters : int
         Feature maps of the decoder at full size. Each level adds as many.
+
+    Examples
+    --------
+    >>> sorted(instance_unet(weights=None, filters=2).output)
+    ['boundary', 'distance', 'mask']
     """
     _check_size(input_shape, 2 ** len(SKIP_LAYERS))
     inputs = keras.Input(input_shape, name="image")
@@ -270,9 +298,9 @@ def instance_unet(
 
 @functools.cache
 def included_network() -> keras.Model:
-    """Load the network that comes with the package: an `instance_unet` that was trained on the real images.
+    """Load the network that comes with the package.
 
-    Each call returns the same model.
+    The network is an `instance_unet` that was trained on the real images. Each call returns the same model.
     """
     # A file of weights can be read by every supported Keras. A whole model cannot.
     model = instance_unet(weights=None, fixed_statistics=True)
@@ -283,10 +311,11 @@ def included_network() -> keras.Model:
 def unet_plus_plus(
     input_shape: tuple = (None, None, 3), filters: int = 32, depth: int = 4, deep_supervision: bool = True
 ) -> keras.Model:
-    """Build a U-Net++: a U-Net with nested blocks between encoder and decoder (arXiv 1807.10165, eq. 1).
+    """Build a U-Net++ (arXiv 1807.10165, eq. 1).
 
-    Block X(i, j) is at level i, where the image has been halved i times, and at step j of the skip pathway. The block
-    reads all earlier blocks of its level and the enlarged block X(i + 1, j - 1) of the level below.
+    A U-Net++ is a U-Net with nested blocks between encoder and decoder. Block X(i, j) is at level i, where the image
+    has been halved i times, and at step j of the skip pathway. The block reads all earlier blocks of its level and the
+    enlarged block X(i + 1, j - 1) of the level below.
 
     Parameters
     ----------
@@ -295,6 +324,11 @@ def unet_plus_plus(
     deep_supervision : bool
         Return a list with one output for each depth 1..`depth`, shaped as in `unet`, the shallowest first
         (`DeepSupervision`). Otherwise, or at depth 1, the model has one output.
+
+    Examples
+    --------
+    >>> len(unet_plus_plus(filters=2, depth=3).outputs)
+    3
     """
     _check_size(input_shape, 2**depth)
     inputs = keras.Input(input_shape, name="image")
@@ -315,36 +349,42 @@ def unet_plus_plus(
 
 @keras.saving.register_keras_serializable("nuclei_utils")
 class DeepSupervision(keras.Model):
-    """A model with several outputs for one mask; `accurate_mode` and `fast_mode` turn it into a model with one output.
+    """Model with several outputs for one mask.
 
-    The loss is the mean of the losses of the outputs, with equal weights (arXiv 1807.10165, section 3.2). The metrics
-    are computed on the mean of the outputs.
+    `accurate_mode` and `fast_mode` turn the model into a model with one output. The loss is the mean of the losses of
+    the outputs, with equal weights (arXiv 1807.10165, section 3.2). The metrics are computed on the mean of the
+    outputs.
     """
 
-    def compile(self, *args, metrics=(), **kwargs):
-        """Compile the model, which keeps the metrics itself: Keras up to 3.13 copies them for each output."""
+    def compile(self, *args, metrics: Sequence = (), **kwargs) -> None:
+        """Compile the model.
+
+        The model keeps the metrics itself, because Keras up to 3.13 copies them for each output.
+        """
         super().compile(*args, **kwargs)
         self.mean_metrics = [keras.metrics.get(metric) for metric in metrics or ()]
 
-    def get_compile_config(self):
-        """Return the configuration for `compile_from_config`, or None if the model is not compiled."""
+    def get_compile_config(self) -> dict | None:
+        """Return the configuration for `compile_from_config`, or None."""
         config = super().get_compile_config()
         if config:
             config["metrics"] = [keras.saving.serialize_keras_object(metric) for metric in self.mean_metrics]
         return config
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict) -> None:
         """Compile the model from the configuration of `get_compile_config`."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
         """Return the mean of the losses of the outputs."""
         losses = [super(DeepSupervision, self).compute_loss(x, y, output, sample_weight, training) for output in y_pred]
         return ops.mean(ops.stack(losses))
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict:
         """Return the metrics of the mean of the outputs."""
         mean = ops.mean(ops.stack(y_pred), axis=0)
         for metric in self.mean_metrics:
@@ -353,25 +393,49 @@ class DeepSupervision(keras.Model):
 
 
 def accurate_mode(model: keras.Model) -> keras.Model:
-    """Return a model of the mean of all outputs of a U-Net++, with the same weights (arXiv 1807.10165, section 3.2)."""
+    """Return a model of the mean output of a U-Net++.
+
+    The weights are the same (arXiv 1807.10165, section 3.2).
+
+    Examples
+    --------
+    >>> len(accurate_mode(unet_plus_plus(filters=2, depth=3)).outputs)
+    1
+    """
     mean = layers.Average(name="probability")(model.outputs)
     return keras.Model(model.input, mean, name=f"{model.name}_accurate")
 
 
 def fast_mode(model: keras.Model, depth: int) -> keras.Model:
-    """Prune a U-Net++ with deep supervision to a smaller depth, with the same weights."""
+    """Prune a U-Net++ with deep supervision to a smaller depth.
+
+    The weights are the same.
+
+    Examples
+    --------
+    >>> fast_mode(unet_plus_plus(filters=2, depth=3), depth=1).name
+    'unet_plus_plus_depth_1'
+    """
     if not 1 <= depth <= len(model.outputs):
         raise ValueError(f"found depth {depth}, expected 1 to {len(model.outputs)}, the outputs of {model.name}")
     return keras.Model(model.input, model.outputs[depth - 1], name=f"{model.name}_depth_{depth}")
 
 
 def weight_megabytes(model: keras.Model) -> float:
-    """Return the memory that the weights of a model take, in units of 10**6 bytes."""
+    """Return the memory of a model's weights, in 10**6 bytes."""
     return sum(weight.nbytes for weight in model.get_weights()) / 1e6
 
 
 def count_multiplications(model: keras.Model) -> int:
-    """Count the multiplications in the convolutions of a network with a fixed input size, for one image."""
+    """Count the multiplications in the convolutions of a network.
+
+    The count is for one image. The network has a fixed input size.
+
+    Examples
+    --------
+    >>> count_multiplications(keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(2, 3)]))
+    72
+    """
     total = 0
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D | layers.Conv2DTranspose):
@@ -382,13 +446,14 @@ def count_multiplications(model: keras.Model) -> int:
 
 
 def model_cost(model: keras.Model, size: int = 256, repeats: int = 7) -> dict[str, float]:
-    """Measure the parameters, the memory and the prediction time of a model for images (1, size, size, 3).
+    """Measure the parameters, memory and prediction time of a model.
 
-    The keys are `parameters` (number of weights), `megabytes` (memory of the weights, 10**6 bytes) and `milliseconds`
-    (median time of `repeats` compiled predictions of one image, from array to array).
+    The model takes images (1, size, size, 3). The results are `parameters`, the number of weights; `megabytes`, the
+    memory of the weights (10**6 bytes); and `milliseconds`, the median time of `repeats` compiled predictions of one
+    image, from array to array.
     """
     image = np.random.default_rng(0).random((1, size, size, 3), dtype=np.float32)
-    compiled = keras.Model(model.inputs, model.outputs)  # a function for this size alone, apart from the model's own
+    compiled = keras.Model(model.inputs, model.outputs)  # a separate function for this size
     compiled.predict_on_batch(image)  # the first call compiles the function
     seconds = timeit.repeat(lambda: compiled.predict_on_batch(image), number=1, repeat=repeats)
     return {

@@ -16,7 +16,10 @@ PICTURES = files("nuclei_utils") / "assets" / "pictures"
 
 
 def start() -> None:
-    """Load Keras and TensorFlow without their messages, and print versions, device, data and profile in one line."""
+    """Load Keras and TensorFlow without their messages.
+
+    One line shows versions, device, data and profile.
+    """
     with _quiet_stderr():
         import keras
 
@@ -32,7 +35,10 @@ def start() -> None:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Hide what the process writes to standard error in the block; show the text if the block fails."""
+    """Hide the standard error of the process in the block.
+
+    If the block fails, the text is shown.
+    """
     # TensorFlow writes to file descriptor 2, not to `sys.stderr`, and no setting stops all of its start-up messages
     try:
         original = os.dup(2)
@@ -61,7 +67,10 @@ def _flush() -> None:
 
 
 def show_goal(name: str, alt: str) -> None:
-    """Show a picture of `PICTURES`, with a description for a reader who does not see the picture."""
+    """Show a picture of `PICTURES` with a description.
+
+    The text `alt` is for readers who do not see the picture.
+    """
     from IPython.display import display
 
     path = PICTURES / name

@@ -29,14 +29,15 @@ MIN_CONSISTENCY = 0.5
 """Value of `tta_consistency` below which a result must not be trusted."""
 
 _MULTIPLE = 32  # tiles and blocks begin and end at multiples of 32 pixels, which every network of the course takes
-# quarter turns and mirroring of each view; the first four views keep the shape of the image
-_VIEWS = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
+# quarter turns and mirroring of each copy for test-time augmentation; the first four copies keep the shape of the image
+_TTA_COPIES = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
 
 
 def predict_masks(model: keras.Model | Frozen, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Predict the probability of nucleus of several images as float32 arrays (H, W) in [0, 1].
+    """Predict the probability of nucleus for several images.
 
-    Network and images are as for `predict_maps`. The sizes of the images may differ.
+    The results are float32 arrays (H, W) in [0, 1]. Network and images are as for `predict_maps`. The sizes of the
+    images may differ.
 
     Examples
     --------
@@ -60,9 +61,9 @@ def predict_maps(
 ) -> dict[str, np.ndarray]:
     """Predict all maps of an image that fits into memory.
 
-    The image is normalised and padded by reflection. A side longer than one and a half tiles is cut into tiles, which
-    overlap and fade into each other along a raised cosine. With the default overlap, the maps of the included network
-    differ from those of the whole image by less than 0.001 on average and by less than 0.1 anywhere.
+    The image is normalised and padded by reflection. A side longer than one and a half tiles is cut into tiles. The
+    tiles overlap and fade into each other along a raised cosine. With the default overlap, tiles change the maps of the
+    included network by less than 0.001 on average and by less than 0.1 anywhere.
 
     Parameters
     ----------
@@ -74,7 +75,8 @@ def predict_maps(
     tile, overlap : int
         Side of a tile, and overlap of neighbouring tiles, pixels: multiples of 32, `0 <= overlap <= tile / 2`.
     n_tta : {1, 4, 8}
-        Number of views whose maps are averaged: 4 mirrors the image both ways, 8 turns it by 90 degrees as well.
+        Test-time augmentation: number of copies whose maps are averaged. 4 copies are mirrored, 8 are also turned by
+        90 degrees.
     intensity_range : tuple of float, optional
         Dark and bright end of the normalisation (`preprocess.intensity_range`), by default those of this image. Set
         it if the image is a part of a larger image.
@@ -175,10 +177,11 @@ def predict_labels(
 def tta_consistency(
     model: keras.Model | Frozen, image: np.ndarray, label_map: np.ndarray | None = None, **options: float
 ) -> float:
-    """Measure how well the nuclei of an image and of its mirrored, smaller copy agree.
+    """Measure how well two predictions for an image agree.
 
-    The measure needs no true labels. On images unlike the training images, the two results often differ. A high value
-    is no proof, because a network can make the same error twice.
+    The second prediction is for the mirrored, smaller image. The measure needs no true labels. On images unlike the
+    training images, the two results often differ. A high value is no proof, because a network can make the same error
+    twice.
 
     Parameters
     ----------
@@ -192,8 +195,8 @@ def tta_consistency(
     Returns
     -------
     float
-        Mean over the nuclei of both label maps of the best IoU with a nucleus of the other label map, in [0, 1]. NaN
-        if both label maps are empty.
+        Mean of the best IoU of each nucleus with a nucleus of the other label map, in [0, 1]. The mean is over the
+        nuclei of both label maps, and NaN if both are empty.
 
     Examples
     --------
@@ -232,21 +235,24 @@ def _place_tiles(side: int, size: int, overlap: int) -> list[tuple[slice, np.nda
     # tiles start at multiples of 32, where the network halves tile and image alike; the last tile ends with the image
     starts = [*range(0, side - size, size - fade), side - size]
     ramp = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / max(fade, 1)) ** 2
-    window = np.concatenate([ramp, np.ones(size - 2 * fade), ramp[::-1]])
+    weights = np.concatenate([ramp, np.ones(size - 2 * fade), ramp[::-1]])
     total = np.zeros(side)
     slices = [slice(start, start + size) for start in starts]
     for tile in slices:
-        total[tile] += window
-    return [(tile, (window / total[tile]).astype(np.float32)) for tile in slices]
+        total[tile] += weights
+    return [(tile, (weights / total[tile]).astype(np.float32)) for tile in slices]
 
 
 def _predict_tile(model: keras.Model | Frozen, tile: np.ndarray, n_tta: int) -> dict[str, np.ndarray]:
-    """Predict the maps of a normalised tile (H, W, 3): the mean over its views."""
+    """Predict the maps of a normalised tile (H, W, 3).
+
+    The maps are the mean over `n_tta` mirrored and turned copies.
+    """
     total = {}
-    for turns, mirrored in _VIEWS[:n_tta]:
-        view = np.rot90(tile, turns)
-        view = np.ascontiguousarray(view[:, ::-1] if mirrored else view)
-        for name, values in _run_network(model, view).items():
+    for turns, mirrored in _TTA_COPIES[:n_tta]:
+        copy = np.rot90(tile, turns)
+        copy = np.ascontiguousarray(copy[:, ::-1] if mirrored else copy)
+        for name, values in _run_network(model, copy).items():
             values = np.rot90(values[:, ::-1] if mirrored else values, -turns)
             total[name] = total.get(name, 0) + values
     return {name: values / np.float32(n_tta) for name, values in total.items()}
@@ -293,7 +299,10 @@ class _Block(NamedTuple):
 
 
 def _place_blocks(side: int, block: int, context: int) -> list[_Block]:
-    """Place blocks along one axis. A rest no wider than the context belongs to the last block."""
+    """Place blocks along one axis.
+
+    If the last block would be no wider than the context, it is joined to the block before.
+    """
     blocks, first = [], 0
     while first < side:
         stop = min(first + block + context, side)

@@ -1,7 +1,7 @@
 """Prepare images and label maps for a network: intensities, contrast, sizes, padding and crops.
 
 Images are arrays `(H, W)` or `(H, W, C)`, label maps are integer arrays `(H, W)`, and a size is `(height, width)`.
-The type of the values stays the same where no other type is given.
+The dtype stays the same if no other dtype is given.
 """
 
 import math
@@ -13,10 +13,10 @@ MAX_SAMPLED_PIXELS = 2048 * 2048  # `intensity_range` samples larger images
 
 
 def normalize(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> np.ndarray:
-    """Rescale the intensities of an image between two percentiles to float32 in [0, 1]; values outside are clipped.
+    """Rescale an image between two percentiles to float32 in [0, 1].
 
-    Percentiles keep a few hot pixels from setting the scale. All channels share one scale, which keeps the colours. An
-    image with one value becomes 0. StarDist and Cellpose normalise images in the same way.
+    Values outside are clipped. Percentiles keep a few hot pixels from setting the scale. All channels share one scale,
+    which keeps the colours. An image with one value becomes 0. StarDist and Cellpose normalise images in the same way.
 
     Examples
     --------
@@ -46,7 +46,9 @@ def intensity_range(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> 
 
 
 def rescale_intensity(image: np.ndarray, dark: float, bright: float) -> np.ndarray:
-    """Rescale the intensities of an image from [dark, bright] to float32 in [0, 1]; values outside are clipped.
+    """Rescale an image from [dark, bright] to float32 in [0, 1].
+
+    Values outside are clipped.
 
     Examples
     --------
@@ -82,7 +84,9 @@ def clahe(image: np.ndarray, clip_limit: float = 2.0, tiles: int = 8) -> np.ndar
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a uint8 or float32 image; pixels are averaged if the image shrinks.
+    """Resize a uint8 or float32 image.
+
+    Pixels are averaged if the image shrinks.
 
     Examples
     --------
@@ -95,7 +99,9 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a label map or mask by nearest neighbour, which creates no new labels.
+    """Resize a label map or mask by nearest neighbour.
+
+    The result has no new labels.
 
     Examples
     --------
@@ -109,9 +115,10 @@ def resize_label_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
 
 
 def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pad an image or label map by reflection at the bottom and right to at least a size.
+    """Pad an image or label map by reflection to a size.
 
-    Reflection adds no dark edge that a network could take for a border of the tissue. `padded[:H, :W]` is the image.
+    Pixels are added at the bottom and right until the image has at least this size. Reflection adds no dark edge that a
+    network could take for a border of the tissue. `padded[:H, :W]` is the image.
 
     Examples
     --------
@@ -123,7 +130,7 @@ def pad_to(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
-    """Pad an image or label map with `pad_to` until height and width are multiples of a number.
+    """Pad an image or label map to multiples of a number.
 
     A U-Net that halves the image `depth` times needs multiples of `2**depth`.
 
@@ -137,7 +144,9 @@ def pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cut a window out of the middle of an image or label map, at most as large as the image.
+    """Crop the center of an image or label map.
+
+    The crop is at most as large as the image.
 
     Examples
     --------
@@ -149,7 +158,9 @@ def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
-    """Cut a window out of an image or label map; a window that leaves the image raises `ValueError`.
+    """Crop an image or label map.
+
+    A crop that leaves the image raises `ValueError`.
 
     Examples
     --------
@@ -158,6 +169,6 @@ def crop(image: np.ndarray, top: int, left: int, size: tuple[int, int]) -> np.nd
     """
     bottom, right = top + size[0], left + size[1]
     if top < 0 or left < 0 or bottom > image.shape[0] or right > image.shape[1]:
-        window, advice = f"rows {top}..{bottom} and columns {left}..{right}", "pad the image first (preprocess.pad_to)"
-        raise ValueError(f"a window of {window} leaves the image of {image.shape[:2]} (height, width): {advice}")
+        extent, advice = f"rows {top}..{bottom} and columns {left}..{right}", "pad the image first (preprocess.pad_to)"
+        raise ValueError(f"a crop of {extent} leaves the image of {image.shape[:2]} (height, width): {advice}")
     return image[top:bottom, left:right]

@@ -1,11 +1,11 @@
-"""Load a network from a `.keras` file, also of unknown origin: the file is checked before anything is built from it.
+"""Load a network from a `.keras` file of any origin, after a check of the file.
 
 A `.keras` file names the classes and functions that Keras calls to build the network. Keras' safe mode refuses Python
-code in the file, but a file can still name any function of Keras, and some of these functions write files. `load_model`
+code in the file. But a file can name any function of Keras, and a few of these functions write files. `load_model`
 accepts only the layers and functions of the lists in this module.
 
-The links and sizes in its weights, and the names and sizes of its parts are checked too. Not checked: the quality of
-the network, the time and memory that the network needs, and errors in the libraries that read the file (Keras, HDF5).
+`load_model` also checks the links and sizes of the weights, and the names and sizes of the parts of the file. It does
+not check the quality of the network, its time and memory, and errors in the libraries that read the file (Keras, HDF5).
 """
 
 import io
@@ -68,7 +68,7 @@ _MODULES = {
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:
-    """Load a network from a `.keras` file after a check of its contents.
+    """Load a network from a `.keras` file after a check.
 
     No class of the course needs to be imported before. The network is not compiled: call `training.compile_model`, or
     `compile`, before the network is trained or evaluated.
@@ -76,8 +76,8 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     Raises
     ------
     NucleiError
-        If the file is missing or broken, names a class or function outside of the lists of this module, points to
-        other files, or was saved by a version of Keras that this version cannot read.
+        If the file is missing, broken, or from a version of Keras that this version cannot read; or if it points to
+        other files, or names a class or function outside of the lists of this module.
 
     Examples
     --------
@@ -101,13 +101,13 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         hint = ""
         if saved_by and saved_by != keras.__version__:
             hint = (
-                f". Keras {saved_by} saved it, this is {keras.__version__}: save it with this version, or update Keras"
+                f". The file was saved by Keras {saved_by}, this is {keras.__version__}: save it again, or update Keras"
             )
         raise NucleiError(f"{path} cannot be loaded as a Keras model: {reason}{hint}") from error
 
 
 def _check_file(path):
-    """Check the contents of a file, and return the version of Keras that saved the file."""
+    """Check a file, and return the Keras version that saved it."""
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.filename not in PARTS:
@@ -118,7 +118,7 @@ def _check_file(path):
                 )
         config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
-            raise NucleiError(f"{path}: found no network in its config.json")
+            raise NucleiError(f"{path}: found no network in its config.json: save the model again")
         config.pop("compile_config", None)  # Keras ignores it because the network is not compiled
         _check_config(config, path)
         with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
@@ -159,15 +159,15 @@ def _check_object(value, path, key):
         raise _refusal(path, f"{module}.{name}" if module else str(name))
 
 
-def _refusal(path, what):
+def _refusal(path, item):
     return NucleiError(
-        f"{path}: found {what}, expected only the listed layers and functions (nuclei_utils.saving): build the network "
+        f"{path}: found {item}, expected only the listed layers and functions (nuclei_utils.saving): build the network "
         "in Python, and load its weights"
     )
 
 
 def _check_weights(file, path):
-    """Refuse weights that lie in another file, or are too many or too large."""
+    """Refuse weights that are too large or lie in another file."""
     total = entries = 0
 
     def check(group):

@@ -29,7 +29,7 @@ def components(mask: np.ndarray, min_size: int = 0) -> np.ndarray:
     mask : array (H, W)
         Nonzero pixels are nucleus.
     min_size : int
-        Area of the smallest component that is kept, pixels.
+        Minimum area of a component, pixels. Smaller components are left out.
 
     Examples
     --------
@@ -41,10 +41,11 @@ def components(mask: np.ndarray, min_size: int = 0) -> np.ndarray:
 
 
 def watershed_from_mask(mask: np.ndarray, min_prominence: float = 1.0, min_size: int = 0) -> np.ndarray:
-    """Split the nuclei of a mask at narrow places: watershed of the distance to the background.
+    """Split the nuclei of a mask at narrow places.
 
-    Two touching nuclei have a waist between them. The distance to the background has a peak in each nucleus and a
-    saddle at the waist. Each peak becomes the marker of a nucleus (Vincent and Soille 1991, doi:10.1109/34.87344).
+    The method is a watershed of the distance to the background. Two touching nuclei have a waist between them. The
+    distance to the background has a peak in each nucleus and a saddle at the waist. Each peak becomes the marker of a
+    nucleus (Vincent and Soille 1991, doi:10.1109/34.87344).
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ def watershed_from_distance(
     min_prominence: float = MIN_PROMINENCE,
     min_size: int = MIN_SIZE,
 ) -> np.ndarray:
-    """Split the nuclei of a predicted mask along the valleys of the predicted distance.
+    """Split the nuclei of a mask along valleys of the distance.
 
     The function works as `watershed_from_mask`, but a network has learned the distance from the image. The network can
     separate nuclei without a waist between them (Naylor et al. 2019, doi:10.1109/TMI.2018.2865709).
@@ -144,7 +145,9 @@ def maps_to_labels(
     min_prominence: float = MIN_PROMINENCE,
     min_size: int = MIN_SIZE,
 ) -> np.ndarray:
-    """Convert the maps of a network to a label map, by the distance if there is one.
+    """Convert the maps of a network to a label map.
+
+    If the network predicts the distance, the distance separates the nuclei.
 
     Parameters
     ----------
@@ -155,7 +158,7 @@ def maps_to_labels(
     min_prominence : float
         As for `watershed_from_distance`. Without "distance", `watershed_from_mask` is called with its own default.
     min_size : int
-        Area of the smallest nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
+        Minimum area of a nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
         touches others loses its marker, and its neighbours grow into its pixels.
 
     Examples
@@ -171,7 +174,10 @@ def maps_to_labels(
 
 
 def _watershed_from_markers(markers: np.ndarray, mask: np.ndarray, relief: np.ndarray, min_size: int) -> np.ndarray:
-    """Flood a relief from markers (Meyer and Beucher 1990, doi:10.1016/1047-3203(90)90014-M); fill the holes."""
+    """Flood a relief from markers, and fill the holes.
+
+    Reference: Meyer and Beucher 1990, doi:10.1016/1047-3203(90)90014-M.
+    """
     pieces = _label_components(mask != 0, min_size)
     seeds = _seed_all(_label_components((markers != 0) & (pieces > 0)), pieces)
     label_map = watershed(relief, seeds, mask=pieces > 0, connectivity=1)
@@ -192,7 +198,10 @@ def _check_maps(*maps: np.ndarray) -> list[np.ndarray]:
 
 
 def _label_components(mask: np.ndarray, min_size: int = 0) -> np.ndarray:
-    """Label the components of a mask; a component that is too small leaves a gap in the numbers."""
+    """Label the components of a mask.
+
+    A component that is too small leaves a gap in the numbers.
+    """
     pieces = ndimage.label(mask, _CROSS)[0]
     pieces[np.bincount(pieces.ravel())[pieces] < min_size] = 0
     return pieces

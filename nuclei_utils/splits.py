@@ -19,18 +19,19 @@ from sklearn.model_selection import StratifiedGroupKFold
 from nuclei_utils.datasets import Record
 from nuclei_utils.errors import NucleiError
 
-THRESHOLDS = {"edge": 0.4, "overlap": 25.0}  # smallest similarity of near-duplicates, for each measure
+THRESHOLDS = {"edge": 0.4, "overlap": 25.0}  # minimum similarity of near-duplicates, for each measure
 
 
 # Image types
 
 
 def colour_features(image: np.ndarray) -> np.ndarray:
-    """Describe the colour and brightness of an image, uint8 RGB (H, W, 3), in the CIE L*a*b* space.
+    """Describe the colour and brightness of an image.
 
-    The four features, float32, are the median lightness (0 black to 100 white); the mean a* (green to red) and b* (blue
-    to yellow) of the lightest quarter of the pixels, the background of a stained tissue; and the 99th percentile of the
-    colourfulness (distance from grey), at most 20, which shows whether there is a stain.
+    The image is uint8 RGB (H, W, 3). The colour space is CIE L*a*b*. There are four features, float32. The first is the
+    median lightness (0 black to 100 white). Two features are the mean a* (green to red) and b* (blue to yellow) of the
+    lightest quarter of the pixels, the background of a tissue. The last is the 99th percentile of the distance from
+    grey, at most 20, which is high for a stain.
 
     Examples
     --------
@@ -44,11 +45,17 @@ def colour_features(image: np.ndarray) -> np.ndarray:
 
 
 def find_image_types(records: Sequence[Record], clusters: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Find the image types by k-means on colour, and fluorescence types by the size of the nuclei.
+    """Find the image types by k-means on colour.
 
-    The table has one row per record: `id`, the `colour_features` (`lightness`, `background_a`, `background_b`,
-    `stain`), `diameter` (median of the nuclei, pixels), `cluster` and `image_type` (one of `datasets.IMAGE_TYPES`). Two
-    clusters can get the same image type.
+    Fluorescence types differ in the size of the nuclei. The table has one row per record: `id`, the `colour_features`
+    (`lightness`, `background_a`, `background_b`, `stain`), `diameter` (median of the nuclei, pixels), `cluster` and
+    `image_type` (one of `datasets.IMAGE_TYPES`). Two clusters can get the same image type.
+
+    Examples
+    --------
+    >>> records = [Record("a", np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), np.int32), "")]
+    >>> find_image_types(records, clusters=1)["image_type"].tolist()
+    ['fluorescence_small']
     """
     features = np.array([colour_features(record.image) for record in records])
     kmeans = KMeans(clusters, n_init=10, random_state=seed).fit(features)
@@ -75,7 +82,7 @@ def _name_cluster(centre):
 
 
 def _median_diameter(label_map):
-    """Return the median diameter of circles with the areas of the nuclei, 0 without nuclei."""
+    """Return the median diameter of the nuclei, 0 without nuclei."""
     areas = np.bincount(label_map.ravel())[1:]
     return float(np.median(np.sqrt(4 / np.pi * areas[areas > 0]))) if areas.any() else 0.0
 
@@ -84,16 +91,23 @@ def _median_diameter(label_map):
 
 
 def similarities(images: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Compare all pairs of images, uint8 RGB (H, W, 3), of equal size with two measures.
+    """Compare all pairs of images of equal size with two measures.
 
-    The table has the columns `i`, `j` (positions in `images`, `i < j`), `similarity` and `how`:
+    The images are uint8 RGB (H, W, 3). The table has the columns `i`, `j` (positions in `images`, `i < j`),
+    `similarity` and `how`:
 
     - "edge": how well one image continues the other, as neighbouring tiles of a mosaic do. The similarity is the
       correlation of two edges, reduced if their difference exceeds that of neighbouring columns. Range -1 to 1;
-      unrelated images stay below 0.4. The maximum over the four sides.
+      unrelated images stay below 0.4. The result is the maximum over the four sides.
     - "overlap": how surely two images share pixels, with or without a shift. The similarity is the peak of the phase
       correlation (Kuglin and Hines, 1975) in standard deviations of unrelated images. In stage1_train, unrelated images
       stay below 24; crops of 256 x 256 pixels that share one half reach 28 to 70.
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    >>> similarities(images)[["i", "j", "how"]].to_numpy().tolist()
+    [[0, 1, 'edge'], [0, 1, 'overlap']]
     """
     sizes = defaultdict(list)
     for position, image in enumerate(images):
@@ -114,7 +128,7 @@ def _edge_similarity(stack):
 
 
 def _row_similarity(stack):
-    """Compare the last column of each image with the first column of each image; symmetric."""
+    """Compare the last and first columns of each pair of images."""
     before, last, first, after = (stack[:, :, column].reshape(len(stack), -1) for column in (-2, -1, 0, 1))
     step = np.sqrt(np.outer(abs(before - last).mean(1), abs(first - after).mean(1)))
     jump = cdist(last, first, "cityblock") / last.shape[1] / np.maximum(step, 0.02)
@@ -125,7 +139,10 @@ def _row_similarity(stack):
 
 
 def _overlap_similarity(stack):
-    """Return the overlap similarities (N, N) of images (N, H, W, C), from phase correlation at half size."""
+    """Return the overlap similarities (N, N) of images (N, H, W, C).
+
+    The method is phase correlation at half size.
+    """
     small = [cv2.resize(image.mean(axis=2), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for image in stack]
     shape = small[0].shape
     spectra = fft.rfft2(np.array([image - cv2.GaussianBlur(image, (0, 0), 8) for image in small]))
@@ -138,7 +155,9 @@ def _overlap_similarity(stack):
 
 
 def near_duplicates(images: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Find pairs of images that overlap or continue each other: rows of `similarities` that reach the `THRESHOLDS`.
+    """Find pairs of images that overlap or continue each other.
+
+    The pairs are the rows of `similarities` that reach the `THRESHOLDS`.
 
     Examples
     --------
@@ -151,7 +170,10 @@ def near_duplicates(images: Sequence[np.ndarray]) -> pd.DataFrame:
 
 
 def duplicate_groups(count: int, pairs: pd.DataFrame) -> list[str]:
-    """Name the connected components of the near-duplicates "g001", "g002" and so on, for each of `count` images.
+    """Name the group of near-duplicates of each image.
+
+    Groups are the connected components of the pairs, with the names "g001", "g002" and so on. `count` is the number of
+    images.
 
     Examples
     --------
@@ -164,9 +186,10 @@ def duplicate_groups(count: int, pairs: pd.DataFrame) -> list[str]:
 
 
 def crossing_pairs(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """List the pairs whose two images, rows `i` and `j` of a table with a column `split`, are in different splits.
+    """List the pairs whose images are in different splits.
 
-    The columns `split_i` and `split_j` are added.
+    The columns `i` and `j` of the pairs are rows of a table with a column `split`. The columns `split_i` and `split_j`
+    are added.
 
     Examples
     --------
@@ -183,10 +206,10 @@ def crossing_pairs(pairs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def grouped_split(image_types: Sequence[str], groups: Sequence[str], folds: int = 7, seed: int = 0) -> list[str]:
-    """Split images into train, validation and test, with the same fractions of each image type and no group divided.
+    """Split images by group into train, validation and test.
 
-    scikit-learn before 1.8 shuffles in another way (https://github.com/scikit-learn/scikit-learn/pull/32540) and gives
-    other splits.
+    Each split has the same fractions of each image type. No group is divided. scikit-learn before 1.8 shuffles in
+    another way (https://github.com/scikit-learn/scikit-learn/pull/32540) and gives other splits.
 
     Parameters
     ----------
@@ -222,14 +245,22 @@ def grouped_split(image_types: Sequence[str], groups: Sequence[str], folds: int 
 def hold_out(
     records: Sequence[Record], seed: int = 0, groups: Sequence[str] | None = None
 ) -> tuple[list[Record], list[Record]]:
-    """Divide records into training and validation records; a fifth of the groups, drawn at random, is for validation.
+    """Divide records into training and validation records.
 
-    Images of one group, for example of one slide, stay together. By default, each id is a group.
+    A fifth of the groups, drawn at random, is for validation. Images of one group, for example of one slide, stay
+    together. By default, each id is a group.
 
     Raises
     ------
     NucleiError
         If there is only one group, or no nucleus in the images for training or for validation.
+
+    Examples
+    --------
+    >>> image, label_map = np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), np.int32)
+    >>> train, validation = hold_out([Record(name, image, label_map, "") for name in "abcde"])
+    >>> len(train), len(validation)
+    (4, 1)
     """
     groups = [record.id for record in records] if groups is None else list(groups)
     names = list(dict.fromkeys(groups))

@@ -12,10 +12,11 @@ from nuclei_utils import metrics
 
 
 def bootstrap_interval(values: ArrayLike, groups: Sequence | None = None, resamples: int = 2000) -> tuple[float, float]:
-    """Estimate the 95 % confidence interval (low, high) of a mean over images.
+    """Estimate the 95 % confidence interval of a mean over images.
 
-    The percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552) draws as many images with replacement as there
-    are, and averages their scores, many times. The interval covers other images, not other trainings.
+    The result is (low, high). The percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552) draws as many images
+    with replacement as there are, and averages their scores, many times. The interval covers other images, not other
+    trainings.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def bootstrap_interval(values: ArrayLike, groups: Sequence | None = None, resamp
 def _group_index(images: int, groups: Sequence | None) -> np.ndarray:
     """Return the number of the group of each image. Without groups, each image is a group."""
     if not images:
-        raise ValueError("there is no image to average over")
+        raise ValueError("found no image, expected at least one")
     if groups is None:
         return np.arange(images)
     if len(groups) != images:
@@ -58,7 +59,7 @@ def _group_index(images: int, groups: Sequence | None) -> np.ndarray:
 
 
 def compare_models(scores: Mapping[str, ArrayLike], groups: Sequence | None = None) -> pd.DataFrame:
-    """Test for each pair of models whether one scores higher on the same images.
+    """Compare models in pairs on the same images.
 
     The test uses the difference on each image, so it does not matter that some images are harder than others.
     Wilcoxon's signed-rank test (1945, doi:10.2307/3001968) gives the p-value.
@@ -122,7 +123,7 @@ def score_table(
     groups: Sequence | None = None,
     costs: Mapping[str, Mapping] | None = None,
 ) -> pd.DataFrame:
-    """Score several models on the same images, by image type and over all images.
+    """Score several models on the same images, by image type.
 
     Parameters
     ----------
@@ -141,6 +142,13 @@ def score_table(
         One row per image type and model (index `image_type`, `model`), with the image type "all" last. The columns of
         `metrics.summarise`; the 95 % intervals `low_dice` to `high_dice` and `low_iou` to `high_iou` of the means over
         images; `f1`, which equals `dice`; and the columns of `costs`.
+
+    Examples
+    --------
+    >>> masks = [np.eye(2), np.eye(2)]
+    >>> table = score_table(masks, {"perfect": masks, "full": [np.ones((2, 2))] * 2}, ["a", "b"])
+    >>> table.loc["all", "dice"].round(2).to_dict()
+    {'perfect': 1.0, 'full': 0.67}
     """
     image_types = np.asarray(image_types)
     groups = np.arange(len(image_types)) if groups is None else np.asarray(groups)

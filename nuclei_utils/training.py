@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -16,7 +16,10 @@ from nuclei_utils.files import atomic_write, file_lock
 
 
 class Profile(NamedTuple):
-    """Amount of training. A profile never changes the code path or the shape of an array."""
+    """Amount of training.
+
+    A profile never changes the code path or the shape of an array.
+    """
 
     name: str
     epochs: int  # maximum number of epochs
@@ -55,7 +58,10 @@ FINE_TUNED_BLOCKS = 10  # of MobileNetV2's 16 blocks: the blocks from 1/16 of th
 
 
 def profile() -> Profile:
-    """Return the profile that the environment variable `NUCLEI_PROFILE` names; "laptop" if it is not set."""
+    """Return the profile in use.
+
+    The environment variable `NUCLEI_PROFILE` names the profile. The default is "laptop".
+    """
     name = os.environ.get("NUCLEI_PROFILE") or "laptop"
     if name not in PROFILES:
         raise ValueError(f"NUCLEI_PROFILE is {name!r}: choose one of {', '.join(PROFILES)}")
@@ -63,7 +69,9 @@ def profile() -> Profile:
 
 
 def warmup_cosine(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Return a learning-rate schedule: linear warm-up in 1/20 of the steps, then cosine decay to 0 (arXiv 1608.03983).
+    """Return a learning-rate schedule: linear warm-up, then cosine decay.
+
+    The warm-up takes 1/20 of the steps. The decay ends at 0 (arXiv 1608.03983).
 
     Parameters
     ----------
@@ -89,11 +97,12 @@ def _has_named_outputs(model):
 def compile_model(
     model: keras.Model, steps: int, learning_rate: float | None = None, amsgrad: bool = False
 ) -> keras.Model:
-    """Compile a network with Adam, the schedule `warmup_cosine`, and the losses of the course; return the network.
+    """Compile a network with Adam and the losses of the course.
 
-    The loss of a mask is cross-entropy + Dice. A network with a dictionary of outputs (`models.instance_unet`) has
-    three losses with equal weights: cross-entropy + Dice for `mask` and `boundary`, mean absolute error for
-    `distance`. Choose the trainable weights before you compile (`models.unfreeze_encoder`).
+    The learning-rate schedule is `warmup_cosine`. The function returns the network. The loss of a mask is cross-entropy
+    + Dice. A network with a dictionary of outputs (`models.instance_unet`) has three losses with equal weights:
+    cross-entropy + Dice for `mask` and `boundary`, mean absolute error for `distance`. Choose the trainable weights
+    before you compile (`models.unfreeze_encoder`).
 
     Parameters
     ----------
@@ -126,8 +135,8 @@ def compile_model(
 
 def fit(
     model: keras.Model,
-    train,
-    validation,
+    train: Any,
+    validation: Any,
     folder: str | os.PathLike,
     epochs: int,
     patience: int = 10,
@@ -135,10 +144,11 @@ def fit(
     verbose: str | int = "auto",
     monitor: str | None = None,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a compiled model with early stopping, TensorBoard and checkpoints; resume an interrupted training.
+    """Train a compiled model with early stopping, TensorBoard and checkpoints.
 
-    The model has the weights of the best epoch afterwards. The history has one row per epoch. A resumed training starts
-    again with the first random crops, so its result is similar to the result of an uninterrupted training, not equal.
+    An interrupted training is resumed. The model has the weights of the best epoch afterwards. The history has one row
+    per epoch. A resumed training starts again with the first random crops. Its result is therefore similar to that of
+    an uninterrupted training, but not equal.
 
     Parameters
     ----------
@@ -184,9 +194,10 @@ def fit(
 
 
 def some_ids(fraction: float, seed: int = 0) -> list[str]:
-    """Draw a random fraction (0 to 1) of the training images, with at least one image of each image type.
+    """Draw the ids of a random fraction of the training images.
 
-    With the same seed, a larger fraction contains each smaller fraction.
+    `0 <= fraction <= 1`. Each image type keeps at least one image. With the same seed, a larger fraction contains each
+    smaller fraction.
     """
     table = datasets.split_table(datasets.current())
     table = table[table["split"] == "train"].sample(frac=1, random_state=seed)
@@ -207,8 +218,10 @@ def batches(
     batch_size: int = BATCH_SIZE,
     min_crops: int | None = None,
     augment: str | None = None,
-):
-    """Return the batches (image, target) for training and for validation, as from `input_pipeline`.
+) -> tuple[Any, Any]:
+    """Return the batches (image, target) for training and validation.
+
+    The batches come from `input_pipeline`.
 
     Parameters
     ----------
@@ -237,7 +250,10 @@ def batches(
 
 
 def imagenet_weights() -> str | None:
-    """Return "imagenet" if ImageNet's weights of MobileNetV2 are available; otherwise print why, and return None."""
+    """Return "imagenet" if these weights of MobileNetV2 are available.
+
+    Otherwise the function prints the reason, and returns None.
+    """
     try:
         models.mobilenet_encoder("imagenet")
     except ConnectionError as error:
@@ -247,9 +263,10 @@ def imagenet_weights() -> str | None:
 
 
 def build(name: str, weights: str | os.PathLike | None = "imagenet", filters: int = FILTERS) -> keras.Model:
-    """Build one of `NETWORKS` with a number of feature maps at full size, and weights as in `models.mobilenet_unet`.
+    """Build one of `NETWORKS`.
 
-    The pretrained encoder of `mobilenet_unet` is frozen.
+    `filters` is the number of feature maps at full size. `weights` are as for `models.mobilenet_unet`. The pretrained
+    encoder of `mobilenet_unet` is frozen.
     """
     if name not in NETWORKS:
         raise ValueError(f"no network {name!r} in the course: choose one of {', '.join(NETWORKS)}")
@@ -272,10 +289,11 @@ def train(
     verbose: str | int = "auto",
     **batch_options,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Build and train a network; resume if the training was interrupted; return as `load_run`.
+    """Build and train a network, or resume an interrupted training.
 
-    The pretrained encoder of `mobilenet_unet` is frozen for the first half of the epochs, while the decoder learns.
-    In the second half, the upper blocks of the encoder are fine-tuned at a low learning rate.
+    The function returns the same as `load_run`. The pretrained encoder of `mobilenet_unet` is frozen for the first half
+    of the epochs, while the decoder learns. In the second half, the upper blocks of the encoder are fine-tuned at a low
+    learning rate.
 
     Parameters
     ----------
@@ -338,7 +356,9 @@ def fine_tune(
     groups: Sequence[str] | None = None,
     verbose: str | int = "auto",
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Fine-tune a trained network on a few labelled images, at a low learning rate; return as `fit`.
+    """Fine-tune a trained network on a few labelled images.
+
+    The learning rate is low. The function returns the same as `fit`.
 
     Parameters
     ----------
@@ -357,7 +377,10 @@ def fine_tune(
 
 
 def run_folder(name: str) -> Path:
-    """Return the folder below `runs/` in which the notebooks train a network with the current data and profile."""
+    """Return the folder of a network's training in the notebooks.
+
+    The folder is below `runs/`. Its name has the data set and the profile.
+    """
     return Path("runs") / f"{name}_{datasets.current()}_{profile().name}"
 
 
@@ -395,7 +418,10 @@ def load_run(folder: str | os.PathLike, finished: bool = True) -> tuple[keras.Mo
 
 
 def load_or_train(name: str) -> tuple[keras.Model, pd.DataFrame]:
-    """Load one of `NETWORKS` from its `run_folder`, or train it there with `preview_records`; return as `load_run`."""
+    """Load a network from its `run_folder`, or train it there.
+
+    A training records the predictions for `preview_records`. The function returns the same as `load_run`.
+    """
     folder, title = run_folder(name), NETWORKS[name].title
     if is_finished(folder):
         print(f"{title}: loaded from {folder}")
@@ -405,7 +431,10 @@ def load_or_train(name: str) -> tuple[keras.Model, pd.DataFrame]:
 
 
 def preview_records() -> list[datasets.Record]:
-    """Return one validation image of each image type, cropped to the central 256 x 256 pixels."""
+    """Return one validation image of each image type.
+
+    The images are cropped to the central 256 x 256 pixels.
+    """
     records = {record.image_type: record for record in reversed(datasets.load(split="validation"))}
     return [
         record._replace(
@@ -417,22 +446,23 @@ def preview_records() -> list[datasets.Record]:
 
 
 class PreviewRecorder(Callback):
-    """Save the predictions for preview images, uint8 (H, W, 3), before the training and after each epoch.
+    """Save the predictions for preview images after each epoch.
 
-    The files `predictions/epoch_000.npz` in the folder of the training survive an interruption. `fit` removes them
-    when a new training starts. `first_epoch` is the number of epochs of an earlier phase.
+    The images are uint8 (H, W, 3). The first file has the predictions before the training. The files
+    `predictions/epoch_000.npz` in the folder of the training survive an interruption. `fit` removes them when a new
+    training starts. `first_epoch` is the number of epochs of an earlier phase.
     """
 
     def __init__(self, images: Sequence[np.ndarray], folder: str | os.PathLike, first_epoch: int = 0):
         super().__init__()
         self.images, self.folder, self.first_epoch = images, Path(folder) / "predictions", first_epoch
 
-    def on_train_begin(self, logs=None):
-        """Save the predictions before the training, unless a resumed training has saved them already."""
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Save the predictions before the training, unless they are saved."""
         if not self._path(0).exists():
             self._save(0)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Save the predictions after an epoch."""
         self._save(epoch + 1)
 
@@ -447,9 +477,10 @@ class PreviewRecorder(Callback):
 
 
 def read_previews(folder: str | os.PathLike) -> list[list[np.ndarray]]:
-    """Read the predictions of `PreviewRecorder`: a list for each epoch of probability maps float32 (H, W) in [0, 1].
+    """Read the predictions of `PreviewRecorder`.
 
-    The first list is the state before the training.
+    Each epoch has a list of probability maps, float32 (H, W) in [0, 1]. The first list is the state before the
+    training.
     """
     states = {}
     for phase in phases(folder):

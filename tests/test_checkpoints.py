@@ -27,7 +27,7 @@ DAMAGES = {
     "cut": lambda content: content[: len(content) // 2],
     "zeros": lambda content: bytes(len(content)),
 }
-"""What a power cut leaves of a file that was not on the disk yet."""
+"""Contents of a file that was not on the disk at a power cut."""
 
 EPOCHS, DONE = 5, 3
 """Epochs of a training, and epochs before its interruption."""

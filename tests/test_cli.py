@@ -277,7 +277,7 @@ def test_a_mask_in_place_of_a_label_map_is_named(predicted, tmp_path, capsys):
     assert capsys.readouterr().err.count("is it a mask?") == 2
 
 
-def test_a_label_map_with_another_kind_of_name_is_refused(predicted, tmp_path, capsys):
+def test_a_label_map_with_another_form_of_name_is_refused(predicted, tmp_path, capsys):
     truth = write_truth("%s_labels.png", tmp_path)
     write_image(truth / "a.png")  # the image itself may be in the folder
     assert run("evaluate", predicted, "--truth", truth) == 0

@@ -576,7 +576,7 @@ def test_unsafe_and_unfit_networks_are_refused(folder, tmp_path, out, capsys, ne
     assert str(path) in line
 
 
-def test_a_network_of_ones_own(tmp_path, out):
+def test_own_network_is_used(tmp_path, out):
     path = tmp_path / "good.keras"
     models.unet(filters=2, depth=1).save(path)
     assert run("predict", write_image(tmp_path / "a.png"), "--model", path, "--out", out) == 0

@@ -70,7 +70,7 @@ def test_another_seed_gives_other_images():
     assert (first != second).any()
 
 
-def test_committed_sample_is_what_the_code_draws(sample):
+def test_committed_sample_is_drawn_by_the_code(sample):
     committed = read_archive(COMMITTED)
     assert committed.keys() == sample.keys()
     for image_id, (image, masks) in sample.items():

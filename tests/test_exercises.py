@@ -47,9 +47,9 @@ def test_wrong_answer_shows_call_result_expectation_and_hint():
 
     with pytest.raises(exercises.WrongAnswer) as caught:
         exercises.check(first_label, *CASES)
-    call, _, rest = str(caught.value).partition(" gave ")
+    call, _, text = str(caught.value).partition(" gave ")
     assert call == "first_label(array([[0, 1], [0, 2]]))"
-    assert rest == f"0.25, expected 0.5. Hint: {CASES[1][2]}"
+    assert text == f"0.25, expected 0.5. Hint: {CASES[1][2]}"
 
 
 def test_error_in_the_answer_names_the_call():
@@ -62,7 +62,7 @@ def test_error_in_the_answer_names_the_call():
 
 
 def ipython_output(body, capsys):
-    """Return what IPython prints if a learner's function with this body is checked."""
+    """Return the text that IPython prints if a learner's function with this body is checked."""
     shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
     shell.run_cell(f"from nuclei_utils import exercises\ndef double(number):\n    {body}")
     result = shell.run_cell("exercises.check(double, ((1,), 2, 'first hint'), ((2,), 4, 'second hint'))")

@@ -65,10 +65,10 @@ def test_each_module_has_a_place_in_the_order():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path):
-    own = subject(path)
+    module = subject(path)
     parts = {name.split(".")[1] for name in imported(path) if name.startswith("nuclei_utils.")}
-    later = {part for part in parts & set(ORDER) if ORDER.index(part) > ORDER.index(own)}
-    assert not later, f"{own} imports {later}, which stand after it"
+    later = {name for name in parts & set(ORDER) if ORDER.index(name) > ORDER.index(module)}
+    assert not later, f"{module} imports {later}, which stand after it"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -111,11 +111,11 @@ def test_a_seed_gives_the_same_sequence_of_different_epochs(targets):
     first, again, other = (
         input_pipeline.training_batches(discs(), 64, 4, seed=seed, targets=targets) for seed in (3, 3, 4)
     )
-    one, two = epoch(first), epoch(first)
-    assert same(one, epoch(again))
-    assert same(two, epoch(again))
-    assert not same(one, two)
-    assert not same(one, epoch(other))
+    first_epoch, second_epoch = epoch(first), epoch(first)
+    assert same(first_epoch, epoch(again))
+    assert same(second_epoch, epoch(again))
+    assert not same(first_epoch, second_epoch)
+    assert not same(first_epoch, epoch(other))
 
 
 def test_every_image_is_used_once_in_an_epoch():

@@ -17,7 +17,7 @@ def execute(*sources):
     """Execute cells in a kernel of this Python as a learner would, and return the cells."""
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     document = nbformat.v4.new_notebook(cells=cells)
-    # With the first variable the kernel does not show what the process writes. A learner does not set the second.
+    # With the first variable the kernel does not show the output of the process. A learner does not set the second.
     hidden = {"PYTEST_CURRENT_TEST", "TF_CPP_MIN_LOG_LEVEL"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment["JUPYTER_PREFER_ENV_PATH"] = "1"

@@ -25,7 +25,7 @@ def notebook_of(*sources):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_setup_cell_and_links_are_in_step(path):
-    assert not setup_cell.sync(nbformat.read(path, as_version=4), path), "run `make sync`, and commit what it changed"
+    assert not setup_cell.sync(nbformat.read(path, as_version=4), path), "run `make sync`, and commit the changes"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,7 +62,7 @@ def test_readme_links_to_the_release_of_every_notebook():
     text = setup_cell.README.read_text(encoding="utf-8")
     links = {link[0] for link in setup_cell.COLAB_LINK.finditer(text)}
     paths = [path.relative_to(ROOT).as_posix() for path in NOTEBOOKS if path.parent.name == "notebooks"]
-    assert links == {setup_cell.colab_link(path) for path in paths}, "run `make sync`, and commit what it changed"
+    assert links == {setup_cell.colab_link(path) for path in paths}, "run `make sync`, and commit the changes"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -94,7 +94,7 @@ def test_page_shows_every_box_and_picture(path, tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_goal_picture_is_the_packages_and_has_its_description(path):
     for cell in nbformat.read(path, as_version=4).cells:
-        assert "](../" not in cell.source.replace("](../0", ""), "a picture outside of the server's root shows nowhere"
+        assert "](../" not in cell.source.replace("](../0", ""), "the server cannot show a picture outside of its root"
         if not cell.source.startswith("notebook.show_goal("):
             continue
         (output,) = cell.outputs
@@ -116,7 +116,7 @@ def test_packing_changes_no_pixel(mode):
     assert np.array_equal(np.asarray(Image.open(BytesIO(base64.b64decode(after)))), pixels)
 
 
-def test_course_names_the_cell_that_broke_and_keeps_what_ran(tmp_path, monkeypatch, capsys):
+def test_course_names_the_failed_cell_and_keeps_earlier_outputs(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(course, "ROOT", tmp_path)
@@ -140,7 +140,7 @@ def test_course_names_the_cell_that_broke_and_keeps_what_ran(tmp_path, monkeypat
     assert 'href="https://example.org/02_bad.ipynb"' in page
 
 
-def test_course_says_when_a_kernel_died(tmp_path):
+def test_course_names_a_dead_kernel(tmp_path):
     notebook = notebook_of("x = 1", "import os; os._exit(1)")
     assert course.execute(notebook, tmp_path, tmp_path / "dies.log").startswith(
         "cell 1: import os; os._exit(1)\nthe kernel died"
@@ -150,7 +150,7 @@ def test_course_says_when_a_kernel_died(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="makes links, which Windows allows only to administrators")
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_notebook_alone_in_an_empty_folder_gets_the_package_and_replaces_nothing(tmp_path, monkeypatch):
-    # nothing is to be fetched: what the build needs is among the libraries
+    # the build fetches nothing: its requirements are among the libraries
     monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # as pip has it, 0 says: no isolation
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     goal = f"notebook.show_goal({min(path.name for path in notebook.PICTURES.iterdir())!r}, alt='a picture')"
@@ -179,7 +179,7 @@ def test_replica_has_the_libraries_but_not_the_package(tmp_path):
     assert not [package for package in packages if package.startswith("nuclei")]
 
 
-def test_replica_names_the_cells_that_fail_but_not_those_that_are_meant_to(tmp_path):
+def test_replica_names_unexpected_failures_only(tmp_path):
     notebook = notebook_of("print(1)", "1 / 0", "[][0]")
     notebook.cells[2].metadata["tags"] = ["raises-exception"]
     colab_replica.execute(notebook, sys.executable, tmp_path)

@@ -34,7 +34,7 @@ def test_workflow_runs_every_python_that_pyproject_names():
         assert job["strategy"]["matrix"]["python"] == PYTHONS
 
 
-def test_makefile_asks_for_the_python_that_pyproject_asks_for():
+def test_makefile_and_pyproject_need_the_same_python():
     lower_end = PROJECT["requires-python"].removeprefix(">=").replace(".", ", ")
     assert f"sys.version_info < ({lower_end})" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -43,7 +43,7 @@ def test_constraints_of_the_oldest_versions_are_in_step_with_pyproject():
     assert (versions.CONSTRAINTS / "oldest.txt").read_text(encoding="utf-8") == versions.oldest_file()
 
 
-def test_ranges_take_in_what_colab_has():
+def test_ranges_include_the_versions_of_colab():
     lines = (versions.CONSTRAINTS / "colab.txt").read_text(encoding="utf-8").splitlines()
     colab = dict(line.split("==") for line in lines if not line.startswith("#"))
     for requirement in map(Requirement, PROJECT["dependencies"]):
@@ -57,7 +57,7 @@ def test_requirement_without_a_lower_end_is_refused():
         versions.oldest(["pandas>=2.2", "numpy==2.0"])
 
 
-def test_colab_list_keeps_what_the_project_installs():
+def test_colab_list_keeps_the_packages_of_the_project():
     freeze = "Tensor_Flow==1\ntensorflow==2.20.0\nIPython==7.34.0\nipykernel==6.17.1\ntorch==2.9.0\nours @ file:///x"
     text = versions.colab_file(freeze, ["TensorFlow", "ipython", "ipykernel", "ours"], "a list", "2026-01-02")
     *comments, first, second = text.splitlines()
@@ -66,7 +66,7 @@ def test_colab_list_keeps_what_the_project_installs():
     assert [first, second] == ["ipython==7.34.0", "tensorflow==2.20.0"]
 
 
-def test_a_list_that_is_not_of_colab_is_refused():
+def test_list_of_another_environment_is_refused():
     with pytest.raises(ValueError, match="no line tensorflow"):
         versions.colab_file("numpy==2.0", ["numpy"], "a list", "2026-01-02")
 
@@ -85,7 +85,7 @@ def test_plan_takes_the_pythons_of_the_machine(monkeypatch):
     assert [pair[:2] for pair in first] == [("newest", "3.11"), ("oldest", "3.11"), ("colab", "3.12")]
 
 
-def test_a_row_says_how_the_tests_ended(tmp_path):
+def test_row_has_the_result_of_the_tests(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text(
         '<testsuites><testsuite><testcase classname="tests.test_a"/><testcase classname="tests.test_a"><skipped/>'
@@ -101,12 +101,12 @@ def test_a_row_says_how_the_tests_ended(tmp_path):
     assert not versions.is_good({"exit status": 0} | versions.counts(tmp_path / "none.xml")), "no test ran"
 
 
-def test_wheel_carries_the_sample_the_network_and_nothing_that_is_not_the_package(tmp_path):
+def test_wheel_holds_only_the_package_with_sample_and_network(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {
+    needed = {
         "assets/sample.zip",
         "assets/included_network.weights.h5",
         "assets/splits/sample.csv",
@@ -115,9 +115,11 @@ def test_wheel_carries_the_sample_the_network_and_nothing_that_is_not_the_packag
         "dsb2018/TAGS.txt",
         "dsb2018/CITATIONS.bib",
     }
-    assert not {f"nuclei_utils/{name}" for name in wanted} - names
+    assert not {f"nuclei_utils/{name}" for name in needed} - names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"nuclei_utils"}
-    assert wheel.stat().st_size < 9 * 2**20, "the sample stays under 4 MB, the network under 5, all the rest is text"
+    assert wheel.stat().st_size < 9 * 2**20, (
+        "the sample stays under 4 MB, the network under 5, the other files are text"
+    )
 
 
 def test_import_loads_no_heavy_library():

@@ -240,9 +240,11 @@ def test_line_chart_of_sequences_and_of_a_table():
 
 
 def test_line_panels_has_one_panel_per_group_and_one_line_per_table():
-    table = pd.DataFrame({"kind": ["blur"] * 2 + ["noise"] * 2, "strength": list("0401"), "dice": [0.9, 0.3, 0.9, 0.1]})
+    table = pd.DataFrame(
+        {"distortion": ["blur"] * 2 + ["noise"] * 2, "strength": list("0401"), "dice": [0.9, 0.3, 0.9, 0.1]}
+    )
     options = {"xlabels": {"blur": "sigma (pixels)"}, "references": {"blur": 0.45, "noise": 0.2}, "title": "worse"}
-    fig = plots.line_panels({"A": table, "B": table}, "strength", "dice", "kind", **options)
+    fig = plots.line_panels({"A": table, "B": table}, "strength", "dice", "distortion", **options)
     blur, noise = fig.axes
     assert {"A", "B", "worse", "dice", "blur", "noise"} <= set(texts(fig))
     assert (blur.get_xlabel(), noise.get_xlabel()) == ("sigma (pixels)", "strength")

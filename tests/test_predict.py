@@ -86,8 +86,8 @@ def test_predictions_follow_the_weights_of_the_model():
 
 def test_the_intensity_range_can_be_that_of_a_larger_image(red):
     image = noise(64, 64)
-    part = predict.predict_maps(red, image[32:], intensity_range=preprocess.intensity_range(image))["mask"]
-    np.testing.assert_allclose(part, preprocess.normalize(image)[32:, :, 0], atol=1e-6)
+    lower = predict.predict_maps(red, image[32:], intensity_range=preprocess.intensity_range(image))["mask"]
+    np.testing.assert_allclose(lower, preprocess.normalize(image)[32:, :, 0], atol=1e-6)
 
 
 def half_size(inputs):
@@ -122,7 +122,7 @@ def test_an_array_that_is_no_rgb_image_is_refused(red, image, function):
 @pytest.mark.parametrize("overlap", [0, 32])
 def test_tiles_give_the_maps_of_the_whole_image(red, size, overlap):
     inputs = keras.Input((None, None, 3))
-    mean = layers.AveragePooling2D(32)(inputs[..., :1])  # depends on the place where a tile starts
+    mean = layers.AveragePooling2D(32)(inputs[..., :1])  # depends on the start of a tile
     for model in (red, keras.Model(inputs, layers.UpSampling2D(32)(mean))):
         tiled = predict.predict_maps(model, noise(*size), tile=64, overlap=overlap)["mask"]
         np.testing.assert_allclose(tiled, predict.predict_maps(model, noise(*size))["mask"], atol=1e-6)
@@ -154,7 +154,7 @@ def test_a_network_of_a_fixed_size_takes_images_of_any_size(size):
 
 @pytest.mark.parametrize("size", [(32, 64), (96, 160)])
 @pytest.mark.parametrize("n_tta", [4, 8])
-def test_views_are_turned_back_before_the_mean(size, n_tta):
+def test_copies_are_turned_back_before_the_mean(size, n_tta):
     kernel = np.zeros((3, 3), np.float32)
     kernel[1, 2] = 1  # shifts the image by a pixel to the left
     image = np.zeros((*size, 3), np.uint8)
@@ -170,7 +170,7 @@ def test_views_are_turned_back_before_the_mean(size, n_tta):
 @pytest.mark.parametrize(
     "options", [{"tile": 100}, {"tile": 64, "overlap": 64}, {"overlap": 10}, {"tile": 0, "overlap": 0}, {"n_tta": 2}]
 )
-def test_impossible_tiles_and_views_are_refused(red, options):
+def test_impossible_tiles_and_numbers_of_copies_are_refused(red, options):
     with pytest.raises(ValueError, match=str(next(iter(options)))):
         predict.predict_maps(red, noise(20, 20), **options)
 
@@ -211,7 +211,7 @@ def discs(*size, count=None, seed=0):
 
 
 def assert_same_nuclei(label_map, other):
-    """Check that two label maps agree apart from their numbers, and from pixels as near to two nuclei."""
+    """Check that two label maps agree apart from their numbers and a few pixels."""
     result = matching.matching(label_map, other, threshold=0.9)
     assert result.fn == result.fp == 0
 
@@ -230,14 +230,14 @@ def test_blocks_give_the_nuclei_of_the_whole_image(three_maps, size, block):
 
 
 def test_blocks_without_context_cut_nuclei(three_maps):
-    """The test above would notice."""
+    """Check that the test above can fail."""
     image = discs(300, 320)
     cut, whole = (predict.predict_labels(three_maps, image, block=block, context=0) for block in (64, 1024))
     assert cut.max() > whole.max()
 
 
 def test_a_nucleus_whose_outline_depends_on_the_block_is_found_once():
-    """Its middle lies in the next block for both of two neighbouring blocks, or in its own block for both."""
+    """Each of two neighbouring blocks sees the middle of the nucleus in the other block, or each in itself."""
     for left, right in [(0, 1), (1, 0)]:
 
         def shifted(image, left=left, right=right):
@@ -321,7 +321,7 @@ def test_consistency_of_a_large_image_is_that_of_its_middle(three_maps):
 
 @pytest.mark.parametrize(("split", "score", "dice"), [("validation", 0.54, 0.91), ("test", 0.63, 0.95)])
 def test_included_network_keeps_its_score_on_the_sample(split, score, dice):
-    """The floors are 0.03 and 0.01 below the scores of version 0.1: a broken network must not ship."""
+    """The minimum scores are 0.03 and 0.01 below the scores of version 0.1."""
     records = datasets.load("sample", split)
     true = [record.label_map for record in records]
     predicted = [predict.predict_labels(models.included_network(), record.image) for record in records]

@@ -32,7 +32,7 @@ def disks(*circles, shape=(40, 60)):
 
 
 def are_same_nuclei(first, second):
-    """Return whether two label maps are equal up to their numbers."""
+    """Return True if two label maps are equal up to their numbers."""
     pairs = np.unique(np.stack([first.ravel(), second.ravel()]), axis=1)
     return all(len(np.unique(side)) == len(side) for side in pairs) and ((first > 0) == (second > 0)).all()
 
@@ -154,7 +154,7 @@ def test_predicted_maps_split_nuclei_without_a_waist(method):
     assert matching.matching(truth, METHODS[method](truth > 0, truth), 0.99).tp == 2
 
 
-def test_thresholds_decide_what_is_split():
+def test_thresholds_decide_which_nuclei_are_split():
     truth = disks((20, 20, 10), (20, 41, 10))
     mask, distance = (truth > 0) * 1.0, labels.distance_map(truth)
     boundary = np.where(labels.boundary_map(truth), 0.4, 0)

@@ -39,10 +39,10 @@ def test_colour_features_of_uniform_images():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_image_types_of_the_sample_are_found(sample, seed):
     records, table = sample
-    found = splits.find_image_types(records, seed=seed)["image_type"]
-    assert set(found) <= set(datasets.IMAGE_TYPES)
+    image_types = splits.find_image_types(records, seed=seed)["image_type"]
+    assert set(image_types) <= set(datasets.IMAGE_TYPES)
     sizes = {"fluorescence_small": "fluorescence", "fluorescence_large": "fluorescence"}
-    assert found.replace(sizes).tolist() == table["image_type"].replace(sizes).tolist()
+    assert image_types.replace(sizes).tolist() == table["image_type"].replace(sizes).tolist()
 
 
 def test_fluorescence_types_differ_in_the_size_of_nuclei():

@@ -76,9 +76,9 @@ def test_compare_three_models_corrects_p():
     table = statistics.compare_models({name: rng.random(12) for name in "ABC"})
     assert list(table.index) == [("A", "B"), ("A", "C"), ("B", "C")]
     assert (table["p_holm"] >= table["p"]).all()
-    smallest, middle, largest = table["p"].sort_values().index
-    expected = np.maximum.accumulate([3 * table["p"][smallest], 2 * table["p"][middle], table["p"][largest]])
-    np.testing.assert_allclose(table["p_holm"][[smallest, middle, largest]], np.minimum(expected, 1))
+    low, middle, high = table["p"].sort_values().index
+    expected = np.maximum.accumulate([3 * table["p"][low], 2 * table["p"][middle], table["p"][high]])
+    np.testing.assert_allclose(table["p_holm"][[low, middle, high]], np.minimum(expected, 1))
 
 
 @pytest.mark.parametrize("scores", [{"A": [1, 2], "B": [1, 2, 3]}, {"A": [1, 2]}])
@@ -95,7 +95,9 @@ def test_score_table(groups):
     empty = [np.zeros(mask.shape) for mask in masks]
     costs = {"network": {"parameters": 7}, "nothing": {"parameters": 0}}
     table = statistics.score_table(masks, {"network": maps, "nothing": empty}, ["b", "a", "b"], groups, costs)
-    assert list(table.index) == [(kind, model) for kind in ("a", "b", "all") for model in ("network", "nothing")]
+    assert list(table.index) == [
+        (image_type, model) for image_type in ("a", "b", "all") for model in ("network", "nothing")
+    ]
     row, expected = table.loc[("all", "network")], metrics.summarise(masks, maps, ["b", "a", "b"])
     pd.testing.assert_series_equal(row[expected.columns], expected.loc["all"], check_names=False)
     assert table.loc[("b", "network"), "dice"] == expected.loc["b", "dice"]

@@ -16,7 +16,10 @@ COMMANDS = {"data": data, "train": train, "predict": predict, "evaluate": evalua
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command of `argv`, by default of this process. Return the exit status, or exit after wrong usage."""
+    """Run a command, and return the exit status.
+
+    `argv` are the words of the command line, by default those of this process. Wrong usage ends the process.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # the streams of notebooks have no such method
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show

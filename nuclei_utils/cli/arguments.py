@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 
 def number(convert: Callable, is_valid: Callable, expected: str) -> Callable:
-    """Return an argument type: numbers that `convert` makes of a text and that meet a condition."""
+    """Return an argument type for numbers that meet a condition.
+
+    `convert` turns the text into a number. `expected` describes valid numbers in the error message.
+    """
 
     def parse(text):
         try:

@@ -26,7 +26,7 @@ export NUCLEI_HOME=/big/disk
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the description, the examples and the options of the command to a parser."""
+    """Add description, examples and options of the command to a parser."""
     parser.description = (
         "Download the images of the 2018 Data Science Bowl (BBBC038v1, CC0; no account needed), verify every file, and "
         "unpack them: 670 training images with 29,461 nuclei, and 65 test images."
@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download the images, and print a line for each folder. Return the exit status 0."""
+    """Download the images, and print a line for each folder.
+
+    The exit status is 0.
+    """
     for report in nu.download.fetch(args.source or nu.download.BROAD, args.dest, args.fixes):
         state = f"{report.seconds:.1f} s" if report.is_new else "already there"
         counts = f"{report.images:>4,} images  {report.masks:>6,} masks  {report.size / 1e6:>5.1f} MB"
@@ -61,7 +64,7 @@ def _folder(text):
     try:
         Path(text).expanduser()
     except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such user") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: this user does not exist: write the full path") from error
     return text
 
 

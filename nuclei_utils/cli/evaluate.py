@@ -33,7 +33,7 @@ _MAX_NAMES = 10  # in a message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the description, the examples and the options of the command to a parser."""
+    """Add description, examples and options of the command to a parser."""
     parser.description = "Score label maps against the truth, pixel by pixel and nucleus by nucleus."
     parser.epilog = EXAMPLES
     parser.add_argument("predicted", type=Path, metavar="PREDICTED_DIR", help="folder of label maps")
@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score label maps, and print a table or JSON. Return 1 if the prediction of an image is missing, otherwise 0."""
+    """Score label maps, and print a table or JSON.
+
+    The exit status is 1 if the prediction of an image is missing, otherwise 0.
+    """
     truth, predictions = _find_label_maps(args.truth), _find_label_maps(args.predicted)
     names = sorted(truth.keys() & predictions.keys())
     missing, extra = sorted(truth.keys() - predictions.keys()), sorted(predictions.keys() - truth.keys())
@@ -72,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_label_maps(path):
-    """Return the label maps of a folder or a solution file by the name of the image: a path or an array for `_read`."""
+    """Return the label maps of a folder or solution by image name.
+
+    The values are paths or arrays for `_read`.
+    """
     if path.is_file():
         return nu.export.read_solution(path)
     if not path.is_dir():
@@ -93,7 +99,7 @@ def _find_label_maps(path):
 
 
 def _named_labels(folder, files):
-    """Return the files NAME_labels, if there are any; refuse other files that belong to none of them."""
+    """Return the files NAME_labels; refuse files that belong to none."""
     labels = [file for file in files if file.stem.endswith("_labels")]
     names = {file.stem.removesuffix("_labels") for file in labels}
     for file in set(files) - set(labels) if labels else ():
@@ -119,7 +125,7 @@ def _read(source):
 
 
 def _score(names, true, predicted):
-    """Return the scores of pairs of label maps as values that JSON can hold."""
+    """Return the scores of label maps as values for JSON."""
     pixels = nu.metrics.pixel_scores(true, predicted, threshold=0)[list(_PIXEL_SCORES)]
     nuclei = nu.matching.image_scores(true, predicted)
     pooled = nu.matching.average_precision(true, predicted).reset_index()
@@ -137,7 +143,7 @@ def _score(names, true, predicted):
 
 
 def _plain(row):
-    """Turn the numbers of NumPy into those of Python, and NaN into None."""
+    """Convert NumPy numbers to Python numbers, and NaN to None."""
     row = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 

@@ -65,7 +65,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the description, the examples and the options of the command to a parser."""
+    """Add description, examples and options of the command to a parser."""
     parser.description = "Find the nuclei in images of any size: label maps, overlays and a table of measurements."
     parser.epilog = EXAMPLES
     add = parser.add_argument
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pixel-size", type=_length, metavar="UM", help=text)
     text = "write outlines too: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice"
     add("--format", action="append", choices=("geojson", "rois"), default=[], help=text)
-    text = "number of mirrored and turned views that are averaged; more views are better and take longer (default: 1)"
+    text = "number of mirrored and turned copies of an image; more copies are better and take longer (default: 1)"
     add("--tta", type=int, choices=(1, 4, 8), default=1, help=text)
     text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.6)"
     add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)
@@ -91,7 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Find the nuclei in images, and write the results. Return 1 if an image fails, otherwise 0."""
+    """Find the nuclei in images, and write the results.
+
+    The exit status is 1 if an image fails, otherwise 0.
+    """
     paths, empty = _find_images(args.images)
     _check_names(paths, args)
     for folder in empty:
@@ -149,12 +152,13 @@ def _find_images(inputs):
 
 
 def _check_names(paths, args):
-    """Refuse images whose results would have the same names, or would overwrite an image."""
+    """Refuse images whose results would share a name or overwrite an image."""
     out = os.path.realpath(args.out)
     for path in args.images:
         if path.is_dir() and os.path.realpath(path) == out:
             raise NucleiError(
-                f"{path} would be read and written: use another folder with --out, or results are taken for images"
+                f"{path} would be read and written: use another folder with --out, because results "
+                "would be taken for images"
             )
     names = {}
     inputs = {os.path.realpath(path) for path in paths}
@@ -171,7 +175,7 @@ def _check_names(paths, args):
 
 
 def _load_network(path):
-    """Load a network and try it, so that a network of another kind is refused before any image is read."""
+    """Load a network, and test it on a small random image."""
     import keras
     import numpy as np
 
@@ -190,7 +194,7 @@ def _load_network(path):
 
 
 def _check_network(model, path):
-    """Refuse a network with other inputs or outputs than those of a network that finds nuclei."""
+    """Refuse a network with the wrong inputs or outputs."""
     inputs = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
     outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
     is_network = len(inputs) == 1 and all(len(shape) == 4 for shape in (*inputs, *outputs))
@@ -239,7 +243,7 @@ def _predict_all(paths, model, tables, plan, args):
 
 
 def _predict_image(path, model, tables, is_measured, args):
-    """Find the nuclei of an image, measure them, and write the results. Return their number and the consistency."""
+    """Find and measure nuclei, write the results, return number and consistency."""
     raw = nu.io.read_raw(path, args.max_pixels or nu.io.MAX_PIXELS)  # for the measurements
     image = nu.io.to_rgb8(raw)
     if "rois" in args.format and max(image.shape) > nu.export.WIDEST_FOR_IMAGEJ:

@@ -1,5 +1,7 @@
 """Keep a folder of results: files of each image, tables that grow with each image, and settings."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -8,11 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import nuclei_utils as nu
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, printable_name, remove_partial_files
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 SETTINGS = "predict_settings.json"  # the options that the results depend on
 _MAX_FILES = 5  # in a message
@@ -24,7 +30,7 @@ class Tables:
     The rows of an image are added at the end, first to `nuclei.csv`, then to `submission.csv`. A killed process may
     leave incomplete rows, which `repair` removes. `submission.csv` has one row for each nucleus, or one row without a
     code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first column of
-    both has the name of the image.
+    each table has the name of the image.
     """
 
     def __init__(self, folder: Path, columns: Sequence[str]):
@@ -36,10 +42,11 @@ class Tables:
         return [path for path in self.columns if os.path.lexists(path)]
 
     def repair(self, replaced: Iterable[str] = ()) -> dict[str, int]:
-        """Remove the incomplete rows of the last image. Return the number of nuclei of each complete image.
+        """Remove the incomplete rows of the last image.
 
-        The images in `replaced` may be incomplete too, because a process was killed while it replaced them. If rows of
-        other images are missing, `NucleiError` is raised and the files do not change.
+        The method returns the number of nuclei of each complete image. The images in `replaced` may be incomplete too,
+        because a process was killed while it replaced them. If rows of other images are missing, `NucleiError` is
+        raised and the files do not change.
         """
         for path in self.columns:
             remove_partial_files(path)
@@ -65,8 +72,8 @@ class Tables:
         self._keep(lambda name: name not in names)
 
     @contextmanager
-    def adding(self, nuclei, submission) -> Iterator[None]:
-        """Add the rows of an image (two DataFrames); remove them again if the block fails."""
+    def adding(self, nuclei: pd.DataFrame, submission: pd.DataFrame) -> Iterator[None]:
+        """Add the rows of an image; remove them if the block fails."""
         sizes = {path: path.stat().st_size if path.exists() else None for path in self.columns}
         try:
             for (path, columns), table in zip(self.columns.items(), (nuclei, submission), strict=True):
@@ -90,7 +97,7 @@ class Tables:
                 writer.writerows(row for row in self._rows(path) if row and is_kept(row[0]))
 
     def _rows(self, path):
-        """Yield the rows of a table; yield [] in place of an incomplete last row."""
+        """Yield the rows of a table, and [] for an incomplete row."""
         if not path.exists():
             return
         columns = self.columns[path]
@@ -106,7 +113,10 @@ class Tables:
             row = next(reader, None)
             for next_row in reader:
                 if len(row) != len(columns):
-                    raise NucleiError(f"{path}, line {reader.line_num}: found {len(row)} cells, not {len(columns)}")
+                    raise NucleiError(
+                        f"{path}, line {reader.line_num}: found {len(row)} cells, expected {len(columns)}: move the "
+                        "table, or use another folder with --out"
+                    )
                 yield row
                 row = next_row
         if row is not None:
@@ -114,7 +124,10 @@ class Tables:
 
 
 def names_in_tables(names: Sequence[str]) -> list[str]:
-    """Return the names of files as the tables spell them, with escapes for some characters."""
+    """Return file names in the spelling of the tables.
+
+    Some characters are escaped.
+    """
     import pandas as pd
 
     table = pd.DataFrame({"image": [printable_name(name) for name in names]})
@@ -149,7 +162,7 @@ def _ends_with_newline(path):
 
 
 class Plan(NamedTuple):
-    """What a folder of results holds before a run."""
+    """Contents of a folder of results before a run."""
 
     measured: dict[str, int]  # number of nuclei of each image of the run whose rows stay
     finished: set[str]  # measured images that have all files; the run skips them
@@ -160,7 +173,7 @@ class Plan(NamedTuple):
 def make_plan(
     folder: Path, names: Sequence[str], formats: Iterable[str], tables: Tables, resume: bool, replace: bool
 ) -> Plan:
-    """Look at a folder of results before any work, and repair its tables.
+    """Examine a folder of results, and repair its tables.
 
     `NucleiError` is raised if a file would be overwritten, or would stay beside new results of its image.
     """
@@ -186,7 +199,7 @@ def make_plan(
 
 
 def result_files(folder: Path, name: str) -> dict[str, Path]:
-    """Return the paths of all possible results of an image by their kind."""
+    """Return the paths of all possible results of an image."""
     return {
         "png": folder / f"{name}_labels.png",
         "tif": folder / f"{name}_labels.tif",
@@ -208,7 +221,10 @@ def _refuse_existing(folder, existing, tables=()):
 
 
 def _refuse_stale(folder, existing, written):
-    """Refuse to leave an old file of an image beside its new results: `predict` deletes no files."""
+    """Refuse to leave old files of an image beside new results.
+
+    The command `predict` deletes no files.
+    """
     for name, kinds in existing.items():
         for kind in sorted(kinds - written):
             raise NucleiError(
@@ -225,7 +241,7 @@ def _remove_partial_results(folder, names):
 
 
 def check_settings(folder: Path, settings: dict) -> None:
-    """Refuse to add results to a folder whose results were made with other settings."""
+    """Refuse to add results to results with other settings."""
     path = folder / SETTINGS
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -248,8 +264,10 @@ def write_settings(folder: Path, settings: dict) -> None:
         partial_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def write_results(folder: Path, name: str, image, label_map, formats: Iterable[str], keep_existing: bool) -> None:
-    """Write all files of an image; if a file cannot be written, remove the others again.
+def write_results(
+    folder: Path, name: str, image: np.ndarray, label_map: np.ndarray, formats: Iterable[str], keep_existing: bool
+) -> None:
+    """Write all files of an image, or none.
 
     `keep_existing` keeps the files that a killed process wrote after the rows of the image.
     """

@@ -49,7 +49,7 @@ _SETTINGS = "settings.json"  # the options that started a training, in its folde
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the description, the examples and the options of the command to a parser."""
+    """Add description, examples and options of the command to a parser."""
     parser.description = "Train a network to find nuclei, on the images of the course or on your own labelled images."
     parser.epilog = EXAMPLES
     parser.add_argument(
@@ -112,7 +112,9 @@ def _model_file(text):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train a network as the options say; return 0 if the training has finished, 1 if it was interrupted.
+    """Train a network with the options of the command line.
+
+    The exit status is 0 if the training has finished, and 1 if it was interrupted.
 
     Parameters
     ----------
@@ -174,12 +176,15 @@ def _train(args, folder):
 
 
 def _check_output(out, folder, resume):
-    """Refuse to replace a model or a training; remove the files of a training that stopped in its first epoch."""
+    """Refuse to replace a model or a training.
+
+    The files of a training that stopped in its first epoch are removed.
+    """
     if nu.training.phases(folder):
         if not resume:
             raise NucleiError(
-                f"{folder} has an interrupted training: continue it with --resume, or delete it (and {out}, its best "
-                "model so far) to train from scratch"
+                f"{folder} has an interrupted training: continue with --resume, or delete the folder (and {out}, its "
+                "best model so far) to train from scratch"
             )
         return
     if out.exists():
@@ -188,14 +193,17 @@ def _check_output(out, folder, resume):
     settings = folder / _SETTINGS
     remove_partial_files(settings)
     if folder.exists() and not settings.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise NucleiError(f"{folder} is in the way, because it is no training of this command: use another --out")
+        raise NucleiError(f"{folder} exists already, and is no training of this command: use another --out")
     _remove(folder)
     if resume:
         print(f"there is no training to resume in {folder}: a new training starts", file=sys.stderr)
 
 
 def _remove(folder):
-    """Remove the folder of a training in one step: a killed process leaves no incomplete folder under this name."""
+    """Remove the folder of a training in one step.
+
+    A killed process leaves no incomplete folder with this name.
+    """
     if folder.exists():
         hidden = folder.with_name(f".{folder.name}")
         shutil.rmtree(hidden, ignore_errors=True)  # from a process that was killed here
@@ -203,7 +211,7 @@ def _remove(folder):
 
 
 def _check_settings(args, folder, weights, train, validation):
-    """Save the settings of a new training; refuse to resume with other settings."""
+    """Save the settings of a new training, or refuse other settings."""
     settings = {
         "--model": args.model,
         "--crop-size": args.crop_size,
@@ -227,7 +235,9 @@ def _check_settings(args, folder, weights, train, validation):
     for name, value in settings.items():
         if saved.get(name) != value:
             difference = f"{saved.get(name)}, not {value}" if name.startswith("--") else "they have changed since"
-            raise NucleiError(f"the training in {folder} started with other {name}: {difference}. Use the same")
+            raise NucleiError(
+                f"the training in {folder} started with other {name}: {difference}. Use the same, or another --out"
+            )
 
 
 def _stop(args, folder):
@@ -247,7 +257,7 @@ def _stop(args, folder):
 
 
 def _write_results(args, folder):
-    """Write the best model so far, the history and the learning curves; return the history."""
+    """Write best model, history and learning curves; return the history."""
     import matplotlib.pyplot as plt
 
     model, history = nu.training.load_run(folder, finished=False)

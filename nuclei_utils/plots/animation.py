@@ -30,10 +30,10 @@ def animate_training(
     max_frames: int = 40,
     max_megabytes: float = 3.0,
 ) -> Path:
-    """Write a GIF of the predictions, epoch by epoch, and return its path.
+    """Write a GIF of the predictions after each epoch.
 
-    Each frame shows the images, the true masks and the predictions with their Dice. The animation loops and holds the
-    last frame.
+    The function returns the path. Each frame shows the images, the true masks and the predictions with their Dice. The
+    animation loops and holds the last frame.
 
     Parameters
     ----------
@@ -92,7 +92,10 @@ def show_training(
 
 
 def _spaced(count, maximum):
-    """Return at most `maximum` evenly spaced numbers of `range(count)`, with the first and the last."""
+    """Return at most `maximum` evenly spaced numbers of `range(count)`.
+
+    The first and the last number are included.
+    """
     return np.unique(np.linspace(0, count - 1, min(max(maximum, 2), count)).round().astype(int)).tolist()
 
 
@@ -109,7 +112,7 @@ def _check_predictions(records, predictions):
 
 
 def _frame_drawer(records, predictions, title):
-    """Return the function that draws the frame of an epoch as a PIL image."""
+    """Return a function that draws the frame of an epoch."""
     columns = len(records)
     fig = Figure(figsize=(1.2 * columns + 0.2, 4.3), dpi=100, layout="compressed")  # pyplot would show it in a notebook
     FigureCanvasAgg(fig)
@@ -146,7 +149,7 @@ def _frame_drawer(records, predictions, title):
 
 
 def _encode_gif(frames, fps):
-    """Encode images with one palette, so that only the changes between frames are stored."""
+    """Encode images with one palette, to store only their changes."""
     sample = np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]])
     palette = Image.fromarray(sample).quantize(96, dither=Image.Dither.NONE)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)

@@ -54,10 +54,11 @@ def line_panels(
     references: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Plot column `y`, a score in [0, 1], against column `x`: one line per table, one panel per group of rows.
+    """Plot a score against another column, in a panel per group.
 
-    `by` is a column or an index level. Text in `x` is placed at equal distances. `xlabels` gives the label of the x
-    axis of a panel, by default `x`. `references` gives the position of a vertical line in each panel.
+    The score, column `y`, is in [0, 1]. Each table is a line. `by` is a column or an index level. Text in `x` is placed
+    at equal distances. `xlabels` gives the label of the x axis of a panel, by default `x`. `references` gives the
+    position of a vertical line in each panel.
     """
     groups = {name: dict(list(table.groupby(by, sort=False))) for name, table in tables.items()}
     panels = list(next(iter(groups.values())))
@@ -76,10 +77,11 @@ def line_panels(
 def learning_curves(
     history: pd.DataFrame, names: Sequence[str] = ("loss", "dice", "iou"), title: str | None = None
 ) -> Figure:
-    """Plot training and validation loss and metrics against the epoch, with the best epoch.
+    """Plot training and validation metrics against the epoch.
 
-    The history has a column `epoch`, counted from 0, and the columns NAME and val_NAME for each NAME in `names`. The
-    best epoch has the highest `val_dice`, or the lowest `val_loss` if the history has no `val_dice`.
+    A vertical line marks the best epoch. The history has a column `epoch`, counted from 0, and the columns NAME and
+    val_NAME for each NAME in `names`. The best epoch has the highest `val_dice`, or the lowest `val_loss` if the
+    history has no `val_dice`.
     """
     history = history.set_index(history["epoch"] + 1)
     best = history["val_dice"].idxmax() if "val_dice" in history else history["val_loss"].idxmin()
@@ -95,9 +97,10 @@ def learning_curves(
 def compare_histories(
     histories: Tables, column: str = "val_dice", ymin: float = 0.0, title: str | None = None
 ) -> Figure:
-    """Plot a metric of several trainings against the epoch, with the best epoch of each.
+    """Plot a metric of several trainings against the epoch.
 
-    The metric `column` lies in [0, 1], higher is better. The y axis starts at `ymin`.
+    A ring marks the best epoch of each training. The metric `column` lies in [0, 1], higher is better. The y axis
+    starts at `ymin`.
     """
     curves = {name: pd.Series(table[column].to_numpy(), range(1, len(table) + 1)) for name, table in histories.items()}
     series = {f"{name} (best: {curve.max():.3f})": curve for name, curve in curves.items()}
@@ -129,17 +132,17 @@ def pr_roc_curves(tables: Tables, threshold: float = 0.5, zoom: float = 1.0, tit
         ax.grid(alpha=0.4)
     left.set(title="precision and recall", xlabel="recall: fraction of nucleus found", xlim=(low, high))
     right.set(title="ROC", xlabel="false positive rate: fraction of background", xlim=(-margin, zoom + margin))
-    (chance,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
-    right.legend(handles=[chance], loc="lower right")
+    (diagonal,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
+    right.legend(handles=[diagonal], loc="lower right")
     point = Line2D([], [], color="grey", marker="o", linestyle="", label=f"threshold {threshold:g}")
     style._legend_below(fig, [*left.lines, point])
     return fig
 
 
 def calibration_curves(tables: Tables, title: str | None = None) -> Figure:
-    """Plot the observed fraction of nucleus against the predicted probability, above the pixel counts.
+    """Plot observed fractions of nucleus against predicted probabilities.
 
-    The tables are those of `metrics.calibration_table`.
+    A second panel shows the number of pixels. The tables are those of `metrics.calibration_table`.
     """
     fig, ((above,), (below,)) = style._new_figure(2, 1, 5.6, 6.4, title, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
@@ -206,7 +209,10 @@ def dot_plot(
 
 
 def scatter_plot(table: pd.DataFrame, x: str, y: str, by: str = "image_type", title: str | None = None) -> Figure:
-    """Plot column `y` against column `x`, with a colour and a marker for each group in column `by`."""
+    """Plot column `y` against column `x`.
+
+    Each group in column `by` has its own colour and marker.
+    """
     fig, ((ax,),) = style._new_figure(1, 1, 6.8, 4.2)
     _draw_points(ax, table.groupby(by), x, y, alpha=0.7)
     ax.set(xlabel=x, ylabel=y, title=title)
@@ -222,9 +228,10 @@ def _draw_points(ax, groups, x, y, **options):
 
 
 def count_scatter(table: pd.DataFrame, by: str = "image_type", title: str | None = None) -> Figure:
-    """Plot the predicted against the true number of nuclei (columns `predicted`, `true`), one point per image.
+    """Plot the predicted against the true number of nuclei.
 
-    The axes are linear up to 10 and logarithmic above, so that 0 is visible.
+    The columns are `predicted` and `true`. Each image is a point. The axes are linear up to 10 and logarithmic above,
+    so that 0 is visible.
     """
     fig = scatter_plot(table, "true", "predicted", by, title)
     (ax,) = fig.axes
@@ -245,10 +252,11 @@ def count_scatter(table: pd.DataFrame, by: str = "image_type", title: str | None
 def score_vs_cost(
     table: pd.DataFrame, costs: Mapping[str, str], family: Sequence[str] = (), title: str | None = None
 ) -> Figure:
-    """Plot the Dice of models against their costs on logarithmic axes, one panel per cost.
+    """Plot the Dice of models against their costs.
 
-    The index of the table names the models. The columns are `dice` and the costs; `costs` gives the labels of their
-    axes. `family` names the cuts of one network, smallest first: they are numbered from 1 and joined by a line.
+    Each cost has a panel with a logarithmic x axis. The index of the table names the models. The columns are `dice` and
+    the costs; `costs` gives the labels of their axes. `family` names the cuts of one network, smallest first: they are
+    numbered from 1 and joined by a line.
     """
     family = list(family)
     fig, axes = style._new_figure(1, len(costs), 4.6 * len(costs), 4.2, title, sharey=True)
@@ -278,10 +286,11 @@ def box_plots(
     order: Sequence[str] | None = None,
     log: Sequence[str] = (),
 ) -> Figure:
-    """Draw quartiles, median and up to 300 random values of columns, for each group of rows.
+    """Draw quartiles and medians of columns for each group.
 
-    `xlabels` gives the columns, one panel each, and the labels of their axes. `order` lists the groups from top to
-    bottom, by default sorted; groups without rows are left out. `log` lists the columns with a logarithmic axis.
+    Points show up to 300 random values. `xlabels` gives the columns, one panel each, and the labels of their axes.
+    `order` lists the groups from top to bottom, by default sorted; groups without rows are left out. `log` lists the
+    columns with a logarithmic axis.
     """
     names = [name for name in order or sorted(table[by].unique()) if (table[by] == name).any()]
     fig, axes = style._new_figure(1, len(xlabels), 1.4 + 3.4 * len(xlabels), 0.9 + 0.5 * len(names), sharey=True)

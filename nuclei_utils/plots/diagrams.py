@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,10 +15,11 @@ from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY
 SKIP = Line2D([], [], color=PURPLE, linestyle="--", label="skip connection")
 
 
-def architecture(model) -> Figure:
-    """Draw the feature maps and skip connections of a U-Net, a `keras.Model` with a fixed image size.
+def architecture(model: Any) -> Figure:
+    """Draw the feature maps and skip connections of a U-Net.
 
-    Each decoder level needs a `Conv2DTranspose` or `UpSampling2D` layer and a `Concatenate` layer.
+    The model is a `keras.Model` with a fixed image size. Each decoder level needs a `Conv2DTranspose` or `UpSampling2D`
+    layer and a `Concatenate` layer.
     """
     blocks = _blocks(model)
     depth = len(blocks) // 2 - 1  # encoder, bottleneck, decoder, output
@@ -45,7 +47,10 @@ def architecture(model) -> Figure:
 
 
 def _blocks(model):
-    """Return (height, width, channels) of the encoder levels, the bottleneck, the decoder levels and the output."""
+    """Return (height, width, channels) of all blocks of a U-Net.
+
+    The order is encoder levels, bottleneck, decoder levels, output.
+    """
     upsamplings = [layer for layer in model.layers if type(layer).__name__ in ("Conv2DTranspose", "UpSampling2D")]
     concatenations = [layer for layer in model.layers if type(layer).__name__ == "Concatenate"]
     if not upsamplings or len(upsamplings) != len(concatenations):

@@ -21,7 +21,9 @@ Images = Sequence[np.ndarray]
 
 
 def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> np.ndarray:
-    """Return an image, uint8 (H, W, 3), with the border pixels of the nuclei of a label map or mask.
+    """Draw the borders of nuclei into an image.
+
+    `label_map` is a label map or mask. The result is uint8 (H, W, 3).
 
     Examples
     --------
@@ -35,7 +37,9 @@ def overlay(image: np.ndarray, label_map: np.ndarray, colour: str = ORANGE) -> n
 
 
 def colour_labels(label_map: np.ndarray) -> np.ndarray:
-    """Colour each nucleus on black, uint8 (H, W, 3); touching nuclei get different colours.
+    """Colour each nucleus on black, uint8 (H, W, 3).
+
+    Touching nuclei get different colours.
 
     Examples
     --------
@@ -69,7 +73,9 @@ def _palette(*colours):
 
 
 def label_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
-    """Tint and outline each nucleus of an image: uint8 (H, W, 3); touching nuclei get different colours.
+    """Tint and outline each nucleus of an image.
+
+    Touching nuclei get different colours. The result is uint8 (H, W, 3).
 
     Examples
     --------
@@ -111,26 +117,36 @@ def crop_nucleus(
         raise ValueError(
             f"label {label} does not occur: the labels run from {np.min(label_map)} to {np.max(label_map)}"
         )
-    window = []
+    crop = []
     for positions, length in zip(np.nonzero(mask), mask.shape, strict=True):
         first, last = positions.min(), positions.max()
         extent = min(max(size, last - first + 9), length)  # 4 pixels around a large nucleus
         start = np.clip((first + last + 1 - extent) // 2, 0, length - extent)
-        window.append(slice(start, start + extent))
-    return overlay(image, mask, colour)[tuple(window)]
+        crop.append(slice(start, start + extent))
+    return overlay(image, mask, colour)[tuple(crop)]
 
 
 def show_images(
     images: Images, titles: Sequence[str] = (), columns: int = 4, size: float = 2.4, title: str | None = None
 ) -> Figure:
-    """Show images in a grid, with an optional title above each image."""
+    """Show images in a grid, with an optional title above each image.
+
+    Examples
+    --------
+    >>> fig = show_images([np.zeros((8, 8)), np.ones((8, 8))], ["black", "white"])
+    >>> [ax.get_title() for ax in fig.axes]
+    ['black', 'white']
+    """
     images, starts = list(images), range(0, len(images), columns)
     rows = [images[start : start + columns] for start in starts]
     return show_image_rows(rows, titles=[titles[start : start + columns] for start in starts], size=size, title=title)
 
 
 def show_samples(records: Sequence, columns: int = 4, outlines: bool = False, size: float = 2.4) -> Figure:
-    """Show the images of records, with the image type and the number of nuclei above each image."""
+    """Show the images of records.
+
+    The title of an image has its image type and its number of nuclei.
+    """
     images = [overlay(record.image, record.label_map) if outlines else record.image for record in records]
     counts = [len(np.unique(record.label_map[record.label_map > 0])) for record in records]
     titles = [f"{style._readable(r.image_type)}\n{count} nuclei" for r, count in zip(records, counts, strict=True)]
@@ -150,6 +166,12 @@ def show_image_rows(
 
     Rows may differ in length. `titles` and `captions` give the text above and below each image, by row; missing rows
     have no text. `cmap` is the colour map of float arrays (H, W).
+
+    Examples
+    --------
+    >>> fig = show_image_rows([[np.zeros((8, 8)), np.ones((8, 8))]], names=["sample"])
+    >>> fig.axes[0].get_ylabel()
+    'sample'
     """
     rows, titles, captions = list(rows), list(titles), list(captions)
     columns = max(map(len, rows))
@@ -179,6 +201,12 @@ def show_predictions(
 
     `masks` are true masks or label maps. `probabilities` are float or bool arrays (H, W) in [0, 1]; the predicted mask
     is `probability > 0.5`. `dice` gives the Dice of each image for the captions.
+
+    Examples
+    --------
+    >>> fig = show_predictions([np.zeros((8, 8, 3))], [np.eye(8)], [np.eye(8)], dice=[1])
+    >>> fig.axes[3].get_xlabel()
+    'Dice 1.00'
     """
     rows = []
     for image, mask, probability in zip(images, masks, probabilities, strict=True):
@@ -195,14 +223,28 @@ def show_predictions(
 def show_pairs(
     images: Images, masks: Images, titles: Sequence[str] = (), size: float = 1.3, title: str | None = None
 ) -> Figure:
-    """Show images with outlined nuclei in one row, and the masks or label maps below."""
+    """Show images with outlined nuclei above their masks or label maps.
+
+    Examples
+    --------
+    >>> len(show_pairs([np.zeros((8, 8, 3))], [np.eye(8)]).axes)
+    2
+    """
     masks = [np.asarray(mask).reshape(np.shape(image)[:2]) > 0 for image, mask in zip(images, masks, strict=True)]
     overlays = [overlay(image, mask) for image, mask in zip(images, masks, strict=True)]
     return show_image_rows([overlays, masks], titles=[titles], size=size, title=title)
 
 
 def show_histograms(images: Images, titles: Sequence[str], title: str | None = None) -> Figure:
-    """Show images in one row and, below, the histograms of their values over the range of the data type."""
+    """Show images above the histograms of their values.
+
+    A histogram covers the range of the data type.
+
+    Examples
+    --------
+    >>> len(show_histograms([np.zeros((8, 8, 3), np.uint8)], ["black"]).axes)
+    2
+    """
     fig, axes = style._new_figure(2, len(images), 2.9 * len(images), 4.4, title)
     for (above, below), image, name in zip(axes.T, images, titles, strict=True):
         style._draw_image(above, style._as_rgb(image), 1.9)
@@ -215,7 +257,14 @@ def show_histograms(images: Images, titles: Sequence[str], title: str | None = N
 
 
 def numbered_labels(label_maps: Images, titles: Sequence[str]) -> Figure:
-    """Show coloured label maps in one row, with its label on each nucleus."""
+    """Show coloured label maps with the label on each nucleus.
+
+    Examples
+    --------
+    >>> fig = numbered_labels([np.array([[0, 1], [7, 7]])], ["two nuclei"])
+    >>> [text.get_text() for text in fig.axes[0].texts]
+    ['1', '7']
+    """
     fig = show_images([colour_labels(label_map) for label_map in label_maps], titles, len(label_maps), size=4.2)
     for ax, label_map in zip(fig.axes, label_maps, strict=True):
         _write_labels(ax, label_map, 12, BLACK, "white")
@@ -232,6 +281,12 @@ def show_measurements(
     """Show an image with numbered nuclei beside the histogram of a measurement.
 
     `groups` gives the measurements of the nuclei by the name of their image. The bars of the images are stacked.
+
+    Examples
+    --------
+    >>> fig = show_measurements(np.zeros((8, 8, 3)), np.eye(8, dtype=int), {"a": [8]}, "area (pixels)")
+    >>> fig.axes[1].get_xlabel()
+    'area (pixels)'
     """
     fig, ((left, right),) = style._new_figure(1, 2, 10, 4.6, title, width_ratios=(1, 1.15))
     style._draw_image(left, overlay(image, label_map), 4.4)

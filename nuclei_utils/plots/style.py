@@ -13,7 +13,10 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK, YELLOW)
 
 
 def _as_rgb(image):
-    """Convert an image or a mask to a uint8 array (H, W, 3); floats are clipped to [0, 1]."""
+    """Convert an image or mask to a uint8 array (H, W, 3).
+
+    Floats are clipped to [0, 1].
+    """
     image = np.asarray(image)
     if image.dtype.kind in "iu" and image.dtype != np.uint8:
         raise ValueError(
@@ -37,7 +40,10 @@ def _readable(name):
 
 
 def _new_figure(rows, columns, width, height, title=None, **options):
-    """Return a figure with a title, and its axes as an array (rows, columns); the sizes are inches."""
+    """Return a figure and its axes, an array (rows, columns).
+
+    The sizes are in inches.
+    """
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
     if title:
         fig.suptitle(title)
@@ -45,7 +51,10 @@ def _new_figure(rows, columns, width, height, title=None, **options):
 
 
 def _draw_image(ax, image, inches, **options):
-    """Show an image in a panel of side `inches`: enlarge with sharp pixels; shrink by averaging to keep thin lines."""
+    """Show an image in a panel of side `inches`.
+
+    A small image is enlarged with sharp pixels. A large image is averaged to keep thin lines.
+    """
     enlarged = max(image.shape[:2]) < 0.9 * inches * ax.get_figure().dpi  # margins take about a tenth
     ax.imshow(image, interpolation="nearest" if enlarged else "antialiased", **options)
     ax.set(xticks=[], yticks=[])
@@ -66,6 +75,9 @@ def _legend_beside(ax, title=None):
 
 
 def _legend_below(fig, handles=None):
-    """Put one legend below all axes of a figure, by default that of the first axes."""
+    """Put one legend below all axes of a figure.
+
+    By default, the legend is that of the first axes.
+    """
     handles = handles or fig.axes[0].get_legend_handles_labels()[0]
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
