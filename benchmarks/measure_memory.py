@@ -1,4 +1,4 @@
-"""Measure the memory and time for the nuclei of an image of 10,000 x 10,000 pixels.
+"""Measure the memory and time to find the nuclei in an image of 10,000 x 10,000 pixels.
 
     python -m benchmarks.measure_memory
 

@@ -1,6 +1,7 @@
 """Read and write result files: named runs, each with its command, commit, hardware and versions.
 
-A file is `{"data": …, "runs": {name: run}}`. A run begins with its `circumstances`; its settings and scores follow.
+A file is `{"data": …, "runs": {name: run}}`. A run is a dictionary: first the fields of `circumstances()` (command,
+commit, hardware, versions), then settings and scores.
 """
 
 import json

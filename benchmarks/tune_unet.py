@@ -1,9 +1,9 @@
-"""Train variants of the U-Net of notebook 03 with equal arithmetic, and score them on validation images.
+"""Train variants of the U-Net of notebook 03 with the same compute budget, and score them on validation images.
 
     NUCLEI_DATA=stage1_fixed python -m benchmarks.tune_unet
 
-Each variant changes some settings of the first. All variants take the same number of multiplications, so a variant with
-smaller crops or fewer filters sees more crops. The command skips runs that the result file has.
+Each variant differs from the first variant in a few settings. All variants take the same number of multiplications, so
+a variant with smaller crops or fewer filters sees more crops. The command skips runs that the result file has.
 """
 
 import argparse

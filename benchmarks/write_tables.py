@@ -1,10 +1,10 @@
-"""Write the tables of both READMEs and of the notebooks from the result files.
+"""Write the tables of `README.md`, `benchmarks/README.md` and the notebooks from the result files.
 
     python -m benchmarks.write_tables            # print all tables
     python -m benchmarks.write_tables --write    # put the tables into the texts
 
 A table is between the marks `<!-- table NAME -->` and `<!-- end -->`. A test compares the tables in the texts with the
-result files, so nobody types a number by hand.
+result files, so nobody types a number of a table by hand.
 """
 
 import argparse

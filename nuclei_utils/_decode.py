@@ -1,8 +1,9 @@
-"""Decode the bytes of PNG, JPEG, BMP and TIFF files into arrays, or refuse them.
+"""Decode the bytes of PNG, JPEG, BMP and TIFF files into arrays, or refuse them with a reason.
 
 Pillow decodes PNG, JPEG and BMP files, and OpenCV decodes the 16-bit PNG files that Pillow would reduce to 8 bits. The
-decoder of a TIFF file depends on its compression, because no library reads all compressions. Decoders fill missing
-pixels with zeros, and allocate all memory that a header asks for. Such files are refused first.
+decoder of a TIFF file depends on its compression, because tifffile, Pillow and OpenCV each lack some kinds. The
+libraries fill missing pixels with zeros, and allocate the memory that a header asks for. Incomplete files and
+implausible headers are therefore refused before they are decoded.
 """
 
 import logging

@@ -1,4 +1,7 @@
-"""Checkpoints of a training: write a checkpoint after each epoch, resume after an interruption, read the history."""
+"""Checkpoints of a training, so that a killed training resumes after its last complete epoch.
+
+A checkpoint has the weights, the state of the optimizer and the history.
+"""
 
 import io
 import itertools

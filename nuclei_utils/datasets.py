@@ -1,9 +1,9 @@
 """Find and read data sets: images of nuclei with their label maps.
 
-The data set "sample" has drawn images. "stage1" has the training images of the 2018 Data Science Bowl, and
-"stage1_fixed" has the same images with corrected masks. In all functions, `name` is one of `DATASETS`, by default
-`current()`, and `split` is one of `SPLITS`, by default all images. Unknown names, missing files and damaged files raise
-`NucleiError`, which names the file and a solution.
+The data sets of the course are "sample" (drawn images), "stage1" (training images of the 2018 Data Science Bowl) and
+"stage1_fixed" (the same images with corrected masks). In all functions, `name` is one of `DATASETS`. The default is
+`current()`, which reads the environment variable `NUCLEI_DATA`. `split` is one of `SPLITS`; the default is all images.
+An unknown name raises `NucleiError`. A missing or damaged file raises `NucleiError` with the name of the file.
 """
 
 import hashlib

@@ -1,4 +1,8 @@
-"""Compile networks with TensorFlow, export them to ONNX and LiteRT files, and run and compare these files."""
+"""Make networks faster, and run them without Keras.
+
+`freeze` and `compile_network` compile a network into one TensorFlow function for images of all sizes. `export_onnx` and
+`export_litert` write files for other programs; `compare_exports` runs these files beside the Keras model.
+"""
 
 import functools
 import os

@@ -1,7 +1,8 @@
 """Distort images on purpose, and measure how the scores of a model fall.
 
-Each distortion takes a uint8 image (H, W, 3) and a strength, and returns a new image of the same shape and dtype. It
-returns an equal image at strength 0, and the same image in each call.
+Each distortion takes a uint8 image (H, W, 3) and a strength, and returns a new image of the same shape and dtype.
+Strength 0 changes nothing. The same input gives the same result. (`input_pipeline` has the augmentation of training
+images.)
 """
 
 from collections.abc import Callable, Mapping, Sequence

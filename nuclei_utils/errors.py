@@ -1,4 +1,4 @@
-"""Errors and warnings that a user can put right."""
+"""The error and the warning that a user can fix: their messages say what to do."""
 
 
 class NucleiError(ValueError):

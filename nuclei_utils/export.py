@@ -1,4 +1,7 @@
-"""Measure nuclei, and write tables, overlays, outlines for QuPath and ImageJ, and the competition's CSV files.
+"""Measure nuclei, and write results for other programs.
+
+`measure_nuclei` makes the table of `nuclei.csv`. Other functions write overlays, outlines for QuPath and ImageJ, and
+the run lengths of the competition. (`deploy` exports networks.)
 
 Positions are in pixels from the upper left corner of the image, as in ImageJ and QuPath. The first pixel reaches from
 0 to 1, and its centre is at (0.5, 0.5).

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, lock files, and remove temporary files of killed processes."""
+"""Write files atomically (a killed process leaves the old or the new file, never a part), and lock files."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""From records to batches with `tf.data`: read, normalise, cache, shuffle, crop, augment, batch, prefetch."""
+"""Build the `tf.data` pipeline that feeds a training: read, normalise, cache, shuffle, crop, augment, batch."""
 
 import hashlib
 from collections.abc import Collection, Sequence

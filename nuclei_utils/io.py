@@ -1,7 +1,8 @@
 """Read and write images, masks and label maps.
 
-A file is read correctly or refused with a reason. The formats are PNG, JPEG, TIFF and BMP: the content of a file
-decides, not the name. Only a JPEG file whose data end before an intact end mark is not detected as damaged.
+A file is read correctly or refused with a reason; the checks of each format are in `_decode`. The formats are PNG,
+JPEG, TIFF and BMP: the content of a file decides, not the name. One kind of damage is not detected: a JPEG file whose
+data end before an intact end mark.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Make, check and encode label maps: merged masks, boundaries, distances, touching nuclei, run lengths.
+"""Make, check and encode label maps: merge masks, boundaries, distances, touching nuclei, run-length coding.
 
 A label map is an integer array `(H, W)`. 0 is background, and each number from 1 up is one nucleus. A mask is
 `label_map > 0`.

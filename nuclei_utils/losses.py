@@ -1,4 +1,7 @@
-"""Losses and metrics for masks, on every Keras backend."""
+"""Losses and Keras metrics for `model.compile`, on every Keras backend.
+
+Scores of a trained model are in `metrics` and `matching`.
+"""
 
 from typing import Any
 

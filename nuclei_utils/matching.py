@@ -1,8 +1,8 @@
-"""Match predicted nuclei to true nuclei, and score label maps.
+"""Match predicted nuclei to true nuclei by IoU, and score label maps over IoU thresholds.
 
-All functions take label maps, int arrays (H, W), or sequences with the label map of each image. The numbers may have
-gaps, and have no relation to the numbers of another map. An array that is not a label map raises a `ValueError`, and
-so do pairs of unequal shape.
+All functions take label maps, int arrays (H, W), or sequences with the label map of each image. The labels may have
+gaps, and equal labels in two maps need not be the same nucleus. An array that is not a label map raises a
+`ValueError`, and so do pairs of unequal shape.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,7 @@
-"""Score predicted masks: pixel scores, curves over thresholds, calibration, and tables of where a model fails."""
+"""Score predicted masks pixel by pixel: Dice and IoU, threshold curves, calibration, tables of where a model fails.
+
+Scores of nuclei, such as average precision, are in `matching`.
+"""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,9 @@
-"""The networks of the course, built from Keras layers: each network maps an image to one probability per pixel."""
+"""The networks of the course, built from Keras layers, and the included network.
+
+U-Net, U-Net on MobileNetV2 and U-Net++ give one probability per pixel. `instance_unet`, the architecture of the
+included network, gives three maps per image: mask, boundary and distance. A new network needs a function here and an entry in
+`training.NETWORKS`.
+"""
 
 import functools
 import math

@@ -1,9 +1,10 @@
-"""Helpers for notebooks only: a quiet start, and the picture of the result at the top."""
+"""Helpers for notebooks only: start without TensorFlow's messages, and show the target picture at the top."""
 
 import os
 import platform
 import sys
 import tempfile
+import warnings
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ def start() -> None:
 
     One line shows versions, device, data and profile.
     """
+    # pooch and other libraries use tqdm's widgets, which need `ipywidgets`; the bars are text without it
+    warnings.filterwarnings("ignore", "IProgress not found")
     with _quiet_stderr():
         import keras
 

@@ -1,4 +1,8 @@
-"""Predict probability maps and label maps for images of any size."""
+"""Predict probability maps and label maps for images of any size: tiles, blocks, test-time augmentation.
+
+`predict_maps` is for images that fit into memory. `predict_labels` works block by block. (The command is in
+`cli/predict.py`.)
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Prepare images and label maps for a network: intensities, contrast, sizes, padding and crops.
+"""Prepare images and label maps for a network: normalise by percentiles, CLAHE, resize, pad and crop.
 
 Images are arrays `(H, W)` or `(H, W, C)`, label maps are integer arrays `(H, W)`, and a size is `(height, width)`.
-The dtype stays the same if no other dtype is given.
+A function keeps the dtype of its input unless its docstring names another dtype.
 """
 
 import math

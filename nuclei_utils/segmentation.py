@@ -1,7 +1,7 @@
 """Convert masks and probability maps to label maps: connected components and watersheds.
 
-All functions return an int32 label map (H, W), in which nuclei are numbered 1..N and have no holes. They raise a
-`ValueError` if the maps do not have the same shape (H, W).
+All functions return an int32 label map (H, W), in which nuclei are numbered 1..N and have no holes. An input that is
+not of shape (H, W), or inputs of different shapes, raise a `ValueError`.
 """
 
 from collections.abc import Mapping

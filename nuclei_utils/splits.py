@@ -1,4 +1,4 @@
-"""Find image types and near-duplicates, and split images by group into train, validation and test.
+"""Find image types and near-duplicates, and split images so that near-duplicates stay in the same split.
 
 `tools/make_splits.py` uses these functions to write the split tables of the course.
 """

@@ -1,4 +1,8 @@
-"""Train the networks of the course: profiles, schedule, compilation, callbacks, one `train()`, preview images."""
+"""Train the networks of the course with one function, `train`.
+
+This module has the profiles (how much is trained), the list of networks (`NETWORKS`), the learning-rate schedule, the
+compilation with losses and metrics, `fit`, fine-tuning on your own images, and preview images.
+"""
 
 import os
 from collections.abc import Sequence

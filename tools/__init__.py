@@ -1,1 +1,1 @@
-"""Tools for those who keep the course: run from the repository's root as `python -m tools.NAME`."""
+"""Tools for maintainers of the course: run them from the repository's root as `python -m tools.NAME`."""

@@ -1,7 +1,7 @@
 """Execute the course's notebooks in order: `make course`, or `python -m tools.course [NOTEBOOK ...]`.
 
 Each notebook runs in a fresh kernel in its own folder. The executed copy and an HTML page are written to
-`build/course/`, even if a cell fails. The command then runs the other notebooks, names the failed cell, and exits with
+`build/course/`. If a cell fails, the command still runs the other notebooks, names the failed cell, and exits with
 status 1.
 """
 

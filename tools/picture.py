@@ -1,6 +1,7 @@
-"""Extract the goal pictures and the pictures of the README from executed notebooks: `python -m tools.picture`.
+"""Extract pictures from executed notebooks: those that notebooks show at their top, and those of the README.
 
-`make outputs` runs this command at its end. The pictures are part of the package, so they are small JPEG files.
+`python -m tools.picture`; `make outputs` runs this command as its last step. The pictures are part of the package, so
+they are small JPEG files.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Types of command-line arguments."""
+"""Types of arguments for `argparse`, shared by the commands; this is not a command."""
 
 import argparse
 import math

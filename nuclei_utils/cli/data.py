@@ -1,4 +1,4 @@
-"""The command `data`: download, verify and unpack the images of the course."""
+"""The command `data`: download, verify and unpack the real images. The work is done in `download`."""
 
 import argparse
 import shlex

@@ -1,4 +1,4 @@
-"""Keep a folder of results: files of each image, tables that grow with each image, and settings."""
+"""The output folder of the command `predict`: files of each image, tables that grow, settings; this is not a command."""
 
 from __future__ import annotations
 

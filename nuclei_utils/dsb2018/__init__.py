@@ -1,4 +1,4 @@
-"""The 2018 Data Science Bowl for TensorFlow Datasets (TFDS).
+"""The data set of the 2018 Data Science Bowl for TensorFlow Datasets (TFDS).
 
 Importing this package registers the builder `dsb2018`. Afterwards, `tfds.load("dsb2018/sample")` works.
 """

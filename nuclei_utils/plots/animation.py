@@ -1,4 +1,7 @@
-"""Show how the predictions of a network change during training: as an animation and as a figure."""
+"""Show how predictions change during a training: as a GIF animation and as a figure.
+
+`training.read_previews` reads the predictions that a training stored after each epoch.
+"""
 
 from collections.abc import Sequence
 from functools import cache

@@ -1,6 +1,7 @@
-"""Draw charts of tables: lines, points, boxes and heatmaps.
+"""Draw charts from tables: learning curves, precision-recall curves, points, boxes and heatmaps.
 
-`tables` gives the pandas.DataFrame of each line or panel by its name. `by` is the column with the group of each row.
+`tables` is a dictionary: the name of a line or panel, and its pandas.DataFrame. `by` is the name of the column that
+groups the rows.
 """
 
 from collections.abc import Mapping, Sequence

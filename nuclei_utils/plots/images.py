@@ -1,4 +1,4 @@
-"""Draw label maps into images, and show images side by side."""
+"""Draw outlines or colours of nuclei over an image (overlays), and show images side by side."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

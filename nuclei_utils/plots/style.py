@@ -1,4 +1,4 @@
-"""Colours, markers and the small helpers that the figures share."""
+"""Colours (also of outlines), markers, legends and other helpers that the figures share."""
 
 from itertools import cycle
 
