@@ -1,8 +1,8 @@
 """The networks of the course, built from Keras layers, and the included network.
 
 U-Net, U-Net on MobileNetV2 and U-Net++ give one probability per pixel. `instance_unet`, the architecture of the
-included network, gives three maps per image: mask, boundary and distance. A new network needs a function here and an entry in
-`training.NETWORKS`.
+included network, gives three maps per image: mask, boundary and distance. A new network needs a function here and an
+entry in `training.NETWORKS`.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The output folder of the command `predict`: files of each image, tables that grow, settings; this is not a command."""
+"""Output folder of the command `predict`: files of each image, growing tables, settings; this is not a command."""
 
 from __future__ import annotations
 
