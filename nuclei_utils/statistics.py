@@ -81,9 +81,9 @@ def compare_models(scores: Mapping[str, ArrayLike], groups: Sequence | None = No
 
     Examples
     --------
-    >>> table = compare_models({"A": [0.8, 0.9, 0.7], "B": [0.7, 0.7, 0.7]})
+    >>> table = compare_models({"A": [0.8, 0.9, 0.75], "B": [0.7, 0.7, 0.7]})
     >>> table[["better", "worse", "mean_difference"]].round(2).to_dict("records")
-    [{'better': 2, 'worse': 0, 'mean_difference': 0.1}]
+    [{'better': 3, 'worse': 0, 'mean_difference': 0.12}]
     """
     scores = {name: np.asarray(values, float) for name, values in scores.items()}
     lengths = {name: len(values) for name, values in scores.items()}
