@@ -236,7 +236,7 @@ def test_an_empty_label_map_gives_plain_json(tmp_path, capsys):
 
 
 def palette_png(path):
-    image = Image.fromarray(three_nuclei().astype(np.uint8), "L").convert("P")
+    image = Image.fromarray(three_nuclei().astype(np.uint8)).convert("P")
     image.putpalette([value for number in range(256) for value in (number, 255 - number, 9)])
     image.save(path)
 

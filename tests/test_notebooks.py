@@ -109,7 +109,7 @@ def test_goal_picture_is_the_packages_and_has_its_description(path):
 def test_packing_changes_no_pixel(mode):
     pixels = np.random.default_rng(0).integers(0, 4, (20, 30, len(mode)), dtype=np.uint8).squeeze()
     stream = BytesIO()
-    Image.fromarray(pixels, mode).save(stream, "PNG", compress_level=0)
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=0)
     before = base64.b64encode(stream.getvalue()).decode()
     after = course.packed(before)
     assert len(after) < len(before)
