@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from benchmarks import results_file
-from nuclei_utils import datasets, deploy, models
+from nuclei_utils import datasets, deploy, models, saving
 
 SIZE = 256
 CALIBRATION_IMAGES = 64
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=joblib.cpu_count())
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
-    model = keras.models.load_model(args.model, compile=False) if args.model else models.included_network()
+    model = saving.load_model(args.model) if args.model else models.included_network()
     records = datasets.load(split="validation")[: args.images]
     images, label_maps = [record.image for record in records], [record.label_map for record in records]
     load = results_file.load_average()

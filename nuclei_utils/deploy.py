@@ -21,7 +21,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from nuclei_utils import matching, models, preprocess, segmentation
-from nuclei_utils.errors import NucleiError
+from nuclei_utils.errors import NucleiError, first_line
 from nuclei_utils.files import atomic_write
 
 PRECISIONS = ("float32", "int8_weights", "int8")
@@ -90,9 +90,9 @@ def _compile(model, frozen):
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryError(error.message) from error
         except (ValueError, tf.errors.InvalidArgumentError) as error:
-            reason = str(error).strip().split("\n")[0]
             raise NucleiError(
-                f"the network {model.name!r} fails on images of {batch.shape[1]} x {batch.shape[2]} pixels: {reason}"
+                f"the network {model.name!r} fails on images of {batch.shape[1]} x {batch.shape[2]} pixels: "
+                f"{first_line(error)}"
             ) from error
 
     return run

@@ -13,3 +13,16 @@ class LabelWarning(UserWarning):
 
     The label map differs from such mask files.
     """
+
+
+def first_line(error: Exception) -> str:
+    r"""Return the first line of an error's message, or its class.
+
+    Keras and TensorFlow raise errors with many lines.
+
+    Examples
+    --------
+    >>> first_line(ValueError("no memory\nDetails: ...")), first_line(KeyError())
+    ('no memory', 'KeyError')
+    """
+    return str(error).strip().split("\n")[0] or type(error).__name__

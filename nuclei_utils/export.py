@@ -164,9 +164,7 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
     [230, 159, 0]
     """
     path, image, label_map = Path(path), np.asarray(image), np.asarray(label_map)
-    endings = (*io.LOSSLESS, ".jpg", ".jpeg")
-    if path.suffix.lower() not in endings:
-        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(endings)}")
+    io.check_ending(path, (*io.LOSSLESS, ".jpg", ".jpeg"))
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"{path}: the image is {image.shape[:2]}, its label map {label_map.shape}; they must agree")
     height, width = label_map.shape

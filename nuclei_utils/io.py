@@ -6,6 +6,7 @@ data end before an intact end mark.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -182,9 +183,18 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     )
 
 
-def _ending(path):
-    if path.suffix.lower() not in LOSSLESS:
-        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(LOSSLESS)}")
+def check_ending(path: Path, endings: Sequence[str] = LOSSLESS) -> str:
+    """Return the ending of a file name in lower case.
+
+    Another ending than `endings` raises `ValueError`.
+
+    Examples
+    --------
+    >>> check_ending(Path("labels.PNG"))
+    '.png'
+    """
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected one of {', '.join(endings)}")
     return path.suffix.lower()
 
 
@@ -201,7 +211,7 @@ def write_label_map(path: str | os.PathLike, label_map: np.ndarray) -> None:
     array([[    0,     1, 70000]], dtype=int32)
     """
     path, label_map = Path(path), check_label_map(label_map)
-    ending, highest = _ending(path), label_map.max(initial=0)
+    ending, highest = check_ending(path), label_map.max(initial=0)
     if ending == ".png" and highest > HIGHEST_IN_16_BITS:
         raise ValueError(
             f"{path}: the highest label is {highest}, a PNG holds up to {HIGHEST_IN_16_BITS}: write "
@@ -227,6 +237,6 @@ def write_mask(path: str | os.PathLike, label_map: np.ndarray) -> None:
     array([[  0, 255, 255]], dtype=int32)
     """
     path = Path(path)
-    _ending(path)
+    check_ending(path)
     with atomic_write(path) as partial:
         Image.fromarray((np.asarray(label_map) > 0).astype(np.uint8) * np.uint8(255)).save(partial)

@@ -19,7 +19,7 @@ import numpy as np
 from keras import KerasTensor, layers, ops
 
 from nuclei_utils import datasets
-from nuclei_utils.errors import NucleiError
+from nuclei_utils.errors import NucleiError, first_line
 
 # Layers of MobileNetV2 for the skip connections, as in TensorFlow's segmentation tutorial, and for the decoder's start
 SKIP_LAYERS = (
@@ -202,10 +202,9 @@ def mobilenet_encoder(
             ) from error
         if source in ("imagenet", None):
             raise
-        reason, *_ = str(error).split("\n")
         raise NucleiError(
             f"{source} (argument `weights` or ${WEIGHTS_VARIABLE}) does not have the weights of "
-            f"keras.applications.MobileNetV2(include_top=False): {reason}"
+            f"keras.applications.MobileNetV2(include_top=False): {first_line(error)}"
         ) from error
     if fixed_statistics is None:
         fixed_statistics = source is not None

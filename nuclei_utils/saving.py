@@ -19,7 +19,7 @@ import h5py
 import keras
 
 from nuclei_utils import models
-from nuclei_utils.errors import NucleiError
+from nuclei_utils.errors import NucleiError, first_line
 
 # the classes and functions that a file may hold
 # fmt: off
@@ -97,7 +97,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     except NucleiError:
         raise
     except Exception as error:  # a broken byte can raise any error in Keras, zipfile or h5py
-        reason = textwrap.shorten(str(error).strip().split("\n")[0] or type(error).__name__, 300)
+        reason = textwrap.shorten(first_line(error), 300)
         hint = ""
         if saved_by and saved_by != keras.__version__:
             hint = (

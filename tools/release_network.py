@@ -7,10 +7,8 @@ network only after a look at its scores. Afterwards, run the tests and `make out
 import argparse
 from pathlib import Path
 
-import keras
-
-from nuclei_utils import models
-from nuclei_utils.errors import NucleiError
+from nuclei_utils import models, saving
+from nuclei_utils.errors import NucleiError, first_line
 from nuclei_utils.files import atomic_write
 from tools.setup_cell import ROOT
 
@@ -25,15 +23,14 @@ def release(model_path: Path, weights_path: Path = WEIGHTS) -> None:
     errors.NucleiError
         If the network in the file has other weights than `models.instance_unet`.
     """
-    model = keras.models.load_model(model_path, compile=False)
+    model = saving.load_model(model_path)
     released = models.instance_unet(weights=None, fixed_statistics=True)
     try:
         released.set_weights(model.get_weights())
     except ValueError as error:
-        reason, *_ = str(error).split("\n")
         raise NucleiError(
             f"{model_path}: expected a network from models.instance_unet, as benchmarks.train_included_network trains "
-            f"it; the weights differ: {reason}"
+            f"it; the weights differ: {first_line(error)}"
         ) from error
     with atomic_write(weights_path) as partial_path:
         released.save_weights(partial_path)

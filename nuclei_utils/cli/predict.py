@@ -14,7 +14,7 @@ from tqdm import tqdm
 import nuclei_utils as nu
 from nuclei_utils.cli import results
 from nuclei_utils.cli.arguments import number, positive_integer
-from nuclei_utils.errors import NucleiError
+from nuclei_utils.errors import NucleiError, first_line
 from nuclei_utils.files import file_lock, printable_name
 
 HELP = "find the nuclei in images: label maps, overlays and a table of measurements"
@@ -189,7 +189,7 @@ def _load_network(path):
     except Exception as error:  # the layers of an unknown network can fail in any way
         if not path:
             raise
-        raise NucleiError(f"{path} cannot be used: {_first_line(error)}") from error
+        raise NucleiError(f"{path} cannot be used: {first_line(error)}") from error
     return model
 
 
@@ -224,7 +224,7 @@ def _predict_all(paths, model, tables, plan, args):
             if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
                 raise
             failures += 1
-            _complain(f"{path} does not fit into memory ({_first_line(error)}): cut the image into pieces")
+            _complain(f"{path} does not fit into memory ({first_line(error)}): cut the image into pieces")
         except (NucleiError, OSError) as error:
             if getattr(error, "errno", None) in _DISK_ERRORS:
                 raise NucleiError(
@@ -277,10 +277,6 @@ def _report(name, count, consistency):
             f"{name}: do not trust this result. The mirrored, smaller image gives other nuclei (consistency "
             f"{consistency:.2f}, below {nu.predict.MIN_CONSISTENCY}): it may be unlike the training images"
         )
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _complain(message):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nuclei_utils as nu
 from nuclei_utils.cli.arguments import number, positive_integer
-from nuclei_utils.errors import NucleiError
+from nuclei_utils.errors import NucleiError, first_line
 from nuclei_utils.files import atomic_write, file_lock, remove_partial_files
 
 HELP = "train a network on the images of the course or on your own"
@@ -129,9 +129,8 @@ def run(args: argparse.Namespace) -> int:
         except Exception as error:
             if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
                 raise
-            reason, *_ = str(error).split("\n")
             raise NucleiError(
-                f"out of memory or disk space ({reason}). Use fewer or smaller images in --data, a smaller "
+                f"out of memory or disk space ({first_line(error)}). Use fewer or smaller images in --data, a smaller "
                 f"--crop-size, or --channel-width 0.5; or free space on the disk of {folder}"
             ) from error
 
