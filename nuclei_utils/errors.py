@@ -2,7 +2,7 @@
 
 
 class NucleiError(ValueError):
-    """Base class of all errors that a user can put right.
+    """Base class of all errors that a user can fix.
 
     The message names the file, the problem, the expected content and a solution.
     """
@@ -11,7 +11,7 @@ class NucleiError(ValueError):
 class LabelWarning(UserWarning):
     """Warning about masks that are empty or overlap.
 
-    The label map differs from such mask files.
+    The label map then differs from the mask files.
     """
 
 

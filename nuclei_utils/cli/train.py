@@ -154,7 +154,7 @@ def _train(args, folder):
                     seed=args.seed,
                     weights=weights,
                     filters=round(network.filters * args.channel_width),
-                    patience=args.epochs,  # the learning rate falls until the last epoch, and so does the loss
+                    patience=args.epochs,  # no early stop: the best epoch is often near the last
                     verbose=1 if sys.stderr.isatty() else 2,
                     records=(train, validation),
                     crop_size=args.crop_size,
