@@ -435,6 +435,14 @@ def test_nothing_is_lost_if_the_process_is_killed(tmp_path, out):
         assert contents(out / str(number)) == whole
 
 
+def test_the_partial_settings_of_a_killed_process_are_removed(folder, tmp_path, out):
+    assert run("predict", folder, "--out", tmp_path / "whole") == 0
+    out.mkdir()
+    (out / ".predict_settings-1234-0a1b2c3d.json").write_text("{")
+    assert run("predict", folder, "--out", out, "--resume") == 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 # Faults
 
 

@@ -260,6 +260,7 @@ def check_settings(folder: Path, settings: dict) -> None:
 
 def write_settings(folder: Path, settings: dict) -> None:
     """Write the settings of the results."""
+    remove_partial_files(folder / SETTINGS)
     with atomic_write(folder / SETTINGS) as partial_path:
         partial_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
