@@ -186,7 +186,7 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
 def check_ending(path: Path, endings: Sequence[str] = LOSSLESS) -> str:
     """Return the ending of a file name in lower case.
 
-    Another ending than `endings` raises `ValueError`.
+    If the ending is not one of `endings`, `ValueError` is raised.
 
     Examples
     --------
