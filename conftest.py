@@ -25,7 +25,7 @@ os.environ.update(
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", OMP_NUM_THREADS="1")
 
-NETWORKS = tuple(f"notebooks/0{number}_" for number in range(3, 7))
+NETWORKS = tuple(f"notebooks/0{number}_" for number in range(4, 8))
 CELL_TIMEOUT = 300  # seconds; nbval's default of 2000 seconds would let a dead kernel block a run
 
 
@@ -42,7 +42,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Keep the tests of a file on one worker, and notebooks 03 to 06 together: 06 loads the trained networks."""
+    """Keep the tests of a file on one worker, and notebooks 04 to 07 together: 07 loads the trained networks."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

@@ -1,4 +1,4 @@
-"""Train variants of the U-Net of notebook 03 with the same compute budget, and score them on validation images.
+"""Train variants of the U-Net of notebook 04 with the same compute budget, and score them on validation images.
 
     NUCLEI_DATA=stage1_fixed python -m benchmarks.tune_unet
 

@@ -43,15 +43,15 @@ def test_every_table_is_in_a_text(name):
     assert any(f"<!-- table {name} -->" in text_of(path) for path in write_tables.TEXTS)
 
 
-def test_benchmark_and_notebook_03_have_the_same_settings():
+def test_benchmark_and_notebook_04_have_the_same_settings():
     line = f"SIZE, BATCH, FILTERS = {training.CROP_SIZE}, {training.BATCH_SIZE}, {training.FILTERS}"
-    assert line in text_of(ROOT / "notebooks" / "03_unet_from_scratch.ipynb")
+    assert line in text_of(ROOT / "notebooks" / "04_unet_from_scratch.ipynb")
 
 
 @pytest.mark.parametrize("name", [*picture.SOURCES, picture.LAST_FRAME])
 def test_pictures_agree_with_the_notebooks(name):
     if name == picture.LAST_FRAME:
-        source, stem = picture.last_frame(picture.ANIMATION), "06_evaluate_and_animate"
+        source, stem = picture.last_frame(picture.ANIMATION), "07_evaluate_and_animate"
     else:
         stem = picture.SOURCES[name]
         source = Image.open(BytesIO(picture.notebook_picture(stem)))

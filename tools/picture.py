@@ -17,16 +17,16 @@ from nuclei_utils.files import atomic_write
 from tools.setup_cell import ROOT
 
 SOURCES = {
-    "unet.jpg": "03_unet_from_scratch",
-    "transfer.jpg": "04_unet_with_transfer_learning",
-    "unet_plus_plus.jpg": "05_unet_plus_plus",
-    "nuclei.jpg": "07_from_masks_to_nuclei",
-    "measurements.jpg": "08_use_your_own_images",
+    "unet.jpg": "04_unet_from_scratch",
+    "transfer.jpg": "05_transfer_learning",
+    "unet_plus_plus.jpg": "06_unet_plus_plus",
+    "nuclei.jpg": "08_separate_touching_nuclei",
+    "measurements.jpg": "09_use_your_own_images",
 }
 """Notebook of each picture. The cell that shows the picture has the tag `TAG`."""
 TAG = "readme-picture"
 ANIMATION = ROOT / "docs" / "training_on_the_sample.gif"
-"""Animation of notebook 06, for the README. Notebook 06 opens with the last frame, `LAST_FRAME`."""
+"""Animation of notebook 07, for the README. Notebook 07 opens with the last frame, `LAST_FRAME`."""
 LAST_FRAME = "training.jpg"
 NEW_ANIMATION = ROOT / "notebooks" / "runs" / "unet_sample_laptop" / "film.gif"
 QUALITY = 85
