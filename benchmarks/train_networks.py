@@ -1,5 +1,8 @@
 """Train the three networks of the course with several seeds, and score them on validation and test images.
 
+`mobilenet_unet_random` is the U-Net on MobileNetV2 whose encoder starts from random weights: same network, same number
+of steps, no pretraining. Nothing is frozen, so that all steps have the learning-rate schedule of the other networks.
+
     NUCLEI_DATA=stage1_fixed python -m benchmarks.train_networks --seeds 0 1 2        # or: make benchmark
 
 The command skips runs that the result file has, and resumes a training that was interrupted. Models and logs are in
@@ -16,6 +19,10 @@ import keras
 
 from benchmarks import results_file
 from nuclei_utils import datasets, metrics, models, predict, saving, training
+
+
+RANDOM = "mobilenet_unet_random"
+NETWORKS = (*training.TITLES, RANDOM)
 
 
 def result_file() -> str:
@@ -63,7 +70,8 @@ def timed(folder: Path, train) -> dict:
 def train_and_score(network: str, seed: int) -> dict:
     """Train and score one network."""
     folder = run_folder(network, seed)
-    times = timed(folder, lambda: training.train(network, folder, seed=seed, verbose=2))
+    name, options = ("mobilenet_unet", {"weights": None}) if network == RANDOM else (network, {})
+    times = timed(folder, lambda: training.train(name, folder, seed=seed, verbose=2, **options))
     model, history = training.load_run(folder)
     last_phase = training.read_history(folder)
     run = {
@@ -95,7 +103,7 @@ def fast_modes(folder: Path) -> list[keras.Model]:
 def main() -> None:
     """Train and score each network with each seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=training.TITLES, default=list(training.TITLES))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(training.TITLES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     args = parser.parse_args()
     if "mobilenet_unet" in args.networks:
