@@ -8,7 +8,7 @@ FIXES  ?= 1
 SEEDS  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab course data test coverage test-versions constraints outputs benchmark sync clean
+.PHONY: help setup lab course site data test coverage test-versions constraints outputs benchmark sync clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -27,10 +27,17 @@ setup: .venv/.installed ## make .venv and install the package with everything th
 
 lab: setup ## open JupyterLab at the first notebook (ARGS=--no-browser and the like are passed on)
 	$(BIN)/python -m jupyterlab --ContentsManager.pre_save_hook=tools.setup_cell.keep_version \
-		$(firstword $(wildcard notebooks/01_*.ipynb) notebooks) $(ARGS)
+		$(firstword $(wildcard notebooks/00_*.ipynb) notebooks) $(ARGS)
 
-course: setup ## execute every notebook; copies and HTML pages go to build/course/
+course: setup ## execute every notebook; the executed copies go to build/course/
 	$(BIN)/python -m tools.course
+
+site: .venv/.site ## build the site from the notebooks as they are, and check its links; pages go to build/site/html/
+	$(BIN)/python -m tools.site
+
+.venv/.site: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[notebooks,test,site]"
+	@touch $@
 
 data: setup ## fetch the real images (SOURCE=folder or address, DEST=folder, FIXES=0 for the labels as published)
 	$(BIN)/python -m nuclei_utils data $(if $(SOURCE),--source "$(SOURCE)") $(if $(DEST),--dest "$(DEST)") \

@@ -20,7 +20,6 @@ import keras
 from benchmarks import results_file
 from nuclei_utils import datasets, metrics, models, predict, saving, training
 
-
 RANDOM = "mobilenet_unet_random"
 NETWORKS = (*training.TITLES, RANDOM)
 

@@ -16,6 +16,7 @@ import nbformat
 import numpy as np
 
 from benchmarks import results_file
+from benchmarks.train_networks import RANDOM
 from benchmarks.train_with_few_labels import ENCODERS
 from benchmarks.tune_unet import VARIANTS
 from nuclei_utils import datasets, training
@@ -172,6 +173,23 @@ def transfer() -> str:
     return markdown(["share", "training images", *(f"{encoder} encoder" for encoder in ENCODERS)], rows)
 
 
+def pretraining() -> str:
+    """Compare the U-Net on MobileNetV2 with a pretrained encoder and with an encoder from random weights."""
+    rows = []
+    for network, start in {RANDOM: "random weights", "mobilenet_unet": "ImageNet's weights"}.items():
+        runs = runs_of(network)
+        if not runs:
+            continue
+        epochs = [
+            next((n for n, dice in enumerate(run["history"]["val_dice"], 1) if dice >= 0.9), None) for run in runs
+        ]
+        scores = [mean_and_std(runs, column, split=split) for split in SPLITS for column in ("dice", "mean_dice")]
+        reached = "never" if None in epochs else " and ".join(map(str, epochs))
+        rows.append([start, *scores, reached, len(runs)])
+    heads = [f"{split}: {SCORES[column]}" for split in SPLITS for column in ("dice", "mean_dice")]
+    return markdown(["the encoder starts from", *heads, "epochs to a validation Dice of 0.9", "seeds"], rows)
+
+
 def tuning() -> str:
     """Show the variants of the U-Net with equal arithmetic."""
     rows = []
@@ -256,7 +274,7 @@ def memory() -> str:
 TABLES = {
     table.__name__: table
     for table in (
-        *(networks, kinds, pairs, unet, pruned, transfer),
+        *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
         *(tuning, augmentation, ladder, instances, deploy, memory),
     )
 }

@@ -1,35 +1,26 @@
 """Execute the course's notebooks in order: `make course`, or `python -m tools.course [NOTEBOOK ...]`.
 
-Each notebook runs in a fresh kernel in its own folder. The executed copy and an HTML page are written to
-`build/course/`. If a cell fails, the command still runs the other notebooks, names the failed cell, and exits with
-status 1.
+Each notebook runs in a fresh kernel in its own folder. The executed copy is written to `build/course/`. If a cell
+fails, the command still runs the other notebooks, names the failed cell, and exits with status 1.
 """
 
 import argparse
 import base64
 import os
-import re
 import sys
 import time
-from copy import deepcopy
-from html import escape
 from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from nbconvert import HTMLExporter
 from PIL import Image
 from tqdm import tqdm
 
-from nuclei_utils.files import atomic_write
 from tools.setup_cell import METADATA, ROOT, notebooks, write
 
 OUT = ROOT / "build" / "course"
-ANIMATION_ALT = "An animation, described in the text beside it"
-"""Alternative text of an animated GIF."""
-NOTEBOOK_LINK = re.compile(r'href="(?!https?:)([^"#]+)\.ipynb(#[^"]*)?"')
 
 
 def first_line(source):
@@ -92,27 +83,8 @@ def where(notebook, index):
     return f"cell {index}: {first_line(notebook.cells[index].source)}"
 
 
-def page(notebook, path):
-    """Write a notebook as an HTML page. Links to other notebooks become links to their pages.
-
-    Images are outputs of cells, so the page contains them. Leave `embed_images` off: nbconvert would close each `<div>`
-    of a text cell too early, and the exercise boxes would be empty.
-    """
-    notebook = deepcopy(notebook)
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        for mime, alt in (("image/gif", ANIMATION_ALT), ("image/jpeg", None)):
-            alt = output.get("metadata", {}).get(mime, {}).get("alt", alt)
-            if alt and mime in output.get("data", {}):  # nbconvert drops GIFs, and the alternative texts of images
-                output.data["text/html"] = f'<img alt="{escape(alt)}" src="data:{mime};base64,{output.data[mime]}">'
-    resources = {"metadata": {"path": str(path.parent), "name": path.stem}}
-    body, _ = HTMLExporter().from_notebook_node(notebook, resources=resources)
-    body = NOTEBOOK_LINK.sub(r'href="\1.html\2"', body)
-    with atomic_write(path) as aside:
-        aside.write_text(body, encoding="utf-8")
-
-
 def run(path, in_place=False):
-    """Execute one notebook, write its copy and page, and print the result.
+    """Execute one notebook, write its copy, and print the result.
 
     Parameters
     ----------
@@ -140,7 +112,6 @@ def run(path, in_place=False):
     finally:  # keep the outputs even if the user stops the run
         tidy(notebook)
         write(notebook, copy)
-    page(notebook, copy.with_suffix(".html"))
     if in_place and not failure:
         write(notebook, path)
     print(f"{name} {'FAILED' if failure else 'done'} after {clock(time.monotonic() - start)}", flush=True)
@@ -196,7 +167,7 @@ def main(argv=None):
     start = time.monotonic()
     failures = {path: run(path, args.in_place) for path in chosen}
     took = clock(time.monotonic() - start)
-    print(f"{len(chosen)} notebooks in {took}; copies and pages are in {OUT.relative_to(ROOT)}/")
+    print(f"{len(chosen)} notebooks in {took}; copies are in {OUT.relative_to(ROOT)}/")
     for path, failure in failures.items():
         if failure:
             print(f"\n{path.relative_to(ROOT)} failed in {failure}", file=sys.stderr)

@@ -1,0 +1,203 @@
+"""Build the site from the committed notebooks, the guides and the docstrings: `make site`.
+
+The command executes no notebook and needs no network. It copies the pages into `build/site/source`, in the folders of
+the repository, so that their links stay right. It runs Sphinx there; a warning is an error. Then it checks every link
+and every picture of the pages, which are in `build/site/html`.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+from bs4 import BeautifulSoup
+
+import nuclei_utils
+from tools import setup_cell
+
+ROOT = setup_cell.ROOT
+BUILD = ROOT / "build" / "site"
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CITATION.cff",
+    "LICENSE",
+    "benchmarks/README.md",
+    "benchmarks/submission.csv",
+    "benchmarks/results/*.json",
+    "docs/*.md",
+    "docs/*.gif",
+    "nuclei_utils/assets/pictures/*.jpg",
+]
+OPTIONAL = ("05", "06")
+"""Numbers of the notebooks outside the essential path."""
+NOT_IN_REFERENCE = ("cli", "dsb2018")
+"""Modules that are used by their commands, not by their functions."""
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+SENTENCE = re.compile(r"(.+?[.!?:])(?:\s|$)", re.DOTALL)
+MARKUP = re.compile(r"[*`_]|<[^>]*>|\[|\]\([^)]*\)")
+
+
+def collect(source: Path) -> None:
+    """Copy the pages of the site into an empty folder.
+
+    Parameters
+    ----------
+    source : pathlib.Path
+        Folder for Sphinx. Its content is replaced.
+    """
+    shutil.rmtree(source, ignore_errors=True)
+    for path in [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]:
+        _copy(path, source / path.relative_to(ROOT))
+    for path in setup_cell.notebooks():
+        notebook = nbformat.read(path, as_version=4)
+        describe_pictures(notebook)
+        copy = source / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, copy)
+    shutil.copytree(ROOT / "docs" / "_static", source / "_static")
+    settings = (ROOT / "docs" / "conf.py").read_text(encoding="utf-8")
+    settings = settings.replace("REPOSITORY", setup_cell.address()).replace("BRANCH", setup_cell.tag())
+    (source / "conf.py").write_text(settings, encoding="utf-8")
+    write_contents(source)
+    write_reference(source / "docs" / "api")
+
+
+def _copy(path, copy):
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".md":
+        shutil.copy(path, copy)
+        return
+
+    def absolute(link):
+        """Point a link to a folder at the repository, because the site has no page for a folder."""
+        if (path.parent / link[1]).is_dir():
+            folder = (path.parent / link[1]).resolve().relative_to(ROOT).as_posix()
+            return f"]({setup_cell.address()}/tree/{setup_cell.tag()}/{folder})"
+        return link[0]
+
+    copy.write_text(LINK.sub(absolute, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def write_contents(source: Path) -> None:
+    """Write the front page with the table of contents."""
+    lines = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        (title,) = re.findall(r"^# (.+)$", nbformat.read(path, as_version=4).cells[0].source, re.MULTILINE)[:1]
+        title += " (optional)" if path.name.startswith(OPTIONAL) else ""
+        lines.append(f"{title} <notebooks/{path.stem}>")
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    (source / "docs" / "index.md").unlink()
+    (source / "index.md").write_text(text.replace("NOTEBOOKS", "\n".join(lines)), encoding="utf-8")
+
+
+def write_reference(folder: Path) -> None:
+    """Write one page for each module of the package, and an index."""
+    folder.mkdir(parents=True)
+    rows, names = [], [name for name in nuclei_utils.__all__ if name not in NOT_IN_REFERENCE]
+    for name in names:
+        first_line = (getattr(nuclei_utils, name).__doc__ or "").split("\n")[0]
+        rows.append(f"| [{name}]({name}.md) | {first_line} |")
+        options = ":members:\n:imported-members:" if hasattr(getattr(nuclei_utils, name), "__path__") else ":members:"
+        page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: nuclei_utils.{name}\n"
+        page += "".join(f"   {option}\n" for option in options.split("\n")) + "```\n"
+        (folder / f"{name}.md").write_text(page, encoding="utf-8")
+    text = "# The package nuclei_utils\n\n`from nuclei_utils import io` loads a module.\n\n"
+    text += "| module | subject |\n|---|---|\n"
+    text += "\n".join(rows) + "\n\n```{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n```\n"
+    (folder / "index.md").write_text(text, encoding="utf-8")
+
+
+def describe_pictures(notebook) -> None:
+    """Give each picture of a notebook an alternative text, and fold the setup cell.
+
+    The text is the sentence that the course writes after an output: it says what the output shows. A picture with a
+    description of its own (`notebook.show_goal`) keeps it.
+    """
+    for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+        if cell.cell_type != "code":
+            continue
+        if "setup" in cell.metadata.get("tags", []):
+            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+        for output in cell.outputs:
+            kinds = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+            if not kinds:
+                continue
+            alt = output.metadata.get(kinds[0], {}).get("alt")
+            if not alt:
+                alt = "Figure. " + (first_sentence(after.source) if after and after.cell_type == "markdown" else "")
+            cell.metadata["mystnb"] = {"image": {"alt": alt.strip()}}
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a Markdown text without its markup."""
+    paragraphs = [
+        block for block in text.split("\n\n") if block.strip() and not block.lstrip().startswith(("#", "|", "<"))
+    ]
+    if not paragraphs:
+        return ""
+    plain = " ".join(MARKUP.sub("", paragraphs[0]).split())
+    found = SENTENCE.match(plain)
+    return found[1] if found else plain
+
+
+def broken_links(html: Path) -> list[str]:
+    """Return the links and pictures of a site that lead nowhere, and the pictures without alternative text.
+
+    Parameters
+    ----------
+    html : pathlib.Path
+        Folder of the built site.
+
+    Returns
+    -------
+    list of str
+        One line for each fault: page, and what is wrong.
+    """
+    pages = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in html.rglob("*.html")}
+    anchors = {path: {tag["id"] for tag in page.select("[id]")} for path, page in pages.items()}
+    faults = []
+    for path, page in pages.items():
+        name = path.relative_to(html)
+        faults += [
+            f"{name}: a picture without alternative text"
+            for image in page.select("article img")
+            if not image.get("alt")
+        ]
+        for tag in page.select("a[href], img[src], link[href], script[src]"):
+            link = urlsplit(tag.get("href") or tag.get("src"))
+            if link.scheme or link.netloc or not (link.path or link.fragment):
+                continue
+            target = (path.parent / unquote(link.path)).resolve() if link.path else path
+            if not target.is_file():
+                faults.append(f"{name}: {link.geturl()} does not exist")
+            elif link.fragment and target in anchors and unquote(link.fragment) not in anchors[target]:
+                faults.append(f"{name}: {link.geturl()} has no such place")
+    return sorted(set(faults))
+
+
+def main() -> int:
+    """Build and check the site; return the exit status."""
+    from sphinx.cmd.build import main as sphinx  # only this command needs Sphinx
+
+    source, html = BUILD / "source", BUILD / "html"
+    collect(source)
+    shutil.rmtree(html, ignore_errors=True)
+    status = sphinx(
+        ["-b", "html", "-W", "--keep-going", "-q", "-j", "auto", "-d", str(BUILD / "doctrees"), str(source), str(html)]
+    )
+    faults = broken_links(html) if html.is_dir() else []
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if status or faults:
+        print("the site has faults, named above", file=sys.stderr)
+        return 1
+    (html / ".nojekyll").touch()  # GitHub Pages would leave out folders such as _static
+    print(f"the site is in {html.relative_to(ROOT)}/; open {html.relative_to(ROOT)}/index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
