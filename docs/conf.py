@@ -30,6 +30,7 @@ autodoc_typehints = "signature"
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes are listed in the description of their class alone
 default_role = "code"  # docstrings write `name` for code
 
 templates_path = []

@@ -156,7 +156,8 @@ def broken_links(html: Path) -> list[str]:
     list of str
         One line for each fault: page, and what is wrong.
     """
-    pages = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in html.rglob("*.html")}
+    paths = [path for path in html.rglob("*.html") if "_static" not in path.parts]  # the theme's templates are there
+    pages = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in paths}
     anchors = {path: {tag["id"] for tag in page.select("[id]")} for path, page in pages.items()}
     faults = []
     for path, page in pages.items():
