@@ -21,7 +21,7 @@ nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "image/gif", 1)]
 nb_number_source_lines = False
 nb_render_markdown_format = "myst"
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
 
@@ -44,6 +44,7 @@ html_theme_options = {
     "repository_url": "REPOSITORY",  # `tools/site.py` fills in both
     "repository_branch": "BRANCH",
     "path_to_docs": "",
+    "navbar_persistent": [],  # the side bar has a search already
     "use_repository_button": True,
     "use_download_button": True,
     "launch_buttons": {"colab_url": "https://colab.research.google.com"},

@@ -111,7 +111,7 @@ def write_reference(folder: Path) -> None:
 
 
 def describe_pictures(notebook) -> None:
-    """Give each picture of a notebook an alternative text, and fold the setup cell.
+    """Give each picture of a notebook an alternative text, fold the setup cell, and show goals without their code.
 
     The text is the sentence that the course writes after an output: it says what the output shows. A picture with a
     description of its own (`notebook.show_goal`) keeps it.
@@ -119,8 +119,11 @@ def describe_pictures(notebook) -> None:
     for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
         if cell.cell_type != "code":
             continue
-        if "setup" in cell.metadata.get("tags", []):
-            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+        tags = cell.metadata.setdefault("tags", [])
+        if "setup" in tags:
+            tags.append("hide-input")
+        if cell.source.startswith("notebook.show_goal("):
+            tags.append("remove-input")
         for output in cell.outputs:
             kinds = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
             if not kinds:
