@@ -17,6 +17,8 @@ from nuclei_utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGS = ["setup", "nbval-ignore-output"]  # versions and device differ from machine to machine
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
+"""Metadata that fold the code of the setup cell, in Colab and in JupyterLab."""
 README = ROOT / "README.md"
 COLAB_LINK = re.compile(r"https://colab\.research\.google\.com/github/[^\s)\"'>]+?/(notebooks/[^\s)\"'>]+\.ipynb)")
 """Link that opens a notebook in Colab. The group is the path of the notebook in the repository."""
@@ -37,6 +39,7 @@ METADATA = {
 # All installed packages are constraints, so that pip cannot replace them. The package comes from the release that
 # the notebook belongs to, not from a branch that changes.
 TEMPLATE = """\
+# @title Setup: run this cell first
 from importlib import util
 
 if not util.find_spec("nuclei_utils"):  # Colab: install the package, replace nothing
@@ -106,7 +109,7 @@ def sync(notebook, path):
     if cell is None:
         raise ValueError(f"{path} has no code cell: add an empty code cell for the setup")
     cell.source = setup_cell()
-    cell.metadata["tags"] = TAGS
+    cell.metadata.update(tags=TAGS, **FOLDED)
     link = colab_link(Path(path).resolve().relative_to(ROOT).as_posix())
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
