@@ -16,7 +16,8 @@ def normalize(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> np.nda
     """Rescale an image between two percentiles to float32 in [0, 1].
 
     Values outside are clipped. Percentiles keep a few hot pixels from setting the scale. All channels share one scale,
-    which keeps the colours. An image with one value becomes 0. StarDist and Cellpose normalise images in the same way.
+    which keeps the colours. An image with one value becomes 0. Other tools choose similar percentiles: StarDist 1 and
+    99.8, for all channels together or one by one; Cellpose 1 and 99.
 
     Examples
     --------
