@@ -18,6 +18,7 @@ ORDER = [
     "download",
     "dsb2018",
     "splits",
+    "drawn_images",
     "segmentation",
     "matching",
     "metrics",

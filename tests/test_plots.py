@@ -438,6 +438,38 @@ def test_nested_skips_draws_removed_blocks_in_white(cut):
     assert f"output {cut}" in texts(fig)
 
 
+def test_flooding_builds_a_dam_where_the_waters_meet():
+    relief, markers = np.array([3.0, 0, 1, 2, 1, 0, 3]), np.array([0, 1, 0, 0, 0, 2, 0])
+    fig = plots.flooding(relief, markers, levels=[0, 1.5, 2.5])
+    assert [ax.get_title() for ax in fig.axes] == [
+        "water at 0: dry",
+        "water at 1.5: 2 basins",
+        "water at 2.5: 2 basins, 1 dam",
+    ]
+    (dam,) = fig.axes[2].collections[-1].get_segments()
+    assert 2 <= dam[0][0] <= 4
+
+
+def test_flooding_fills_a_valley_without_a_marker_from_its_neighbour():
+    relief, markers = np.array([2.0, 0, 1, 0.5, 2]), np.array([0, 1, 0, 0, 0])
+    low, high = plots.flooding(relief, markers, levels=[0.9, 1.5]).axes
+    assert low.get_title() == "water at 0.9: 1 basin"
+    lakes = [ax.collections[-2].get_datalim(ax.transData).x1 for ax in (low, high)]
+    assert lakes[0] < 2 < 3 < lakes[1]
+
+
+def test_other_methods_draw_rays_flows_and_a_point(label_map):
+    fig = plots.other_methods(label_map, prompt=5, n_rays=8)
+    rays, flow, point = fig.axes
+    assert len(rays.patches) == 3
+    assert len(rays.lines) == 3 * 8 + 3
+    (arrows,) = (item for item in flow.collections if isinstance(item, mpl.quiver.Quiver))
+    np.testing.assert_allclose(np.hypot(arrows.U, arrows.V), 1, atol=1e-6)
+    (star,) = point.lines
+    x, y = star.get_xydata()[0].astype(int)
+    assert label_map[y, x] == 5
+
+
 # Training
 
 

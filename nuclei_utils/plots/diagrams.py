@@ -1,16 +1,19 @@
-"""Diagrams of the U-Net and of the U-Net++."""
+"""Diagrams of networks, and of methods that separate nuclei."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from scipy import ndimage
+from skimage.segmentation import watershed
 
-from nuclei_utils.plots import style
-from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY
+from nuclei_utils.labels import distance_map
+from nuclei_utils.plots import images, style
+from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 SKIP = Line2D([], [], color=PURPLE, linestyle="--", label="skip connection")
 
@@ -121,3 +124,141 @@ def _draw_nested_blocks(ax, depth, cut):
         ax.set_title(f"cut at depth {cut}", fontsize=10)
     ax.set(xlim=(-0.7, 2 * depth + 0.9), ylim=(-depth - 0.6, 2.1))
     ax.axis("off")
+
+
+def flooding(relief: np.ndarray, markers: np.ndarray, levels: Sequence[float]) -> Figure:
+    """Draw a watershed in one dimension: the water in a relief at several levels.
+
+    Parameters
+    ----------
+    relief : float array (N,)
+        Height of the ground along a line.
+    markers : int array (N,)
+        Number of the marker at each position, 0 where there is none. The water rises from the markers.
+    levels : sequence of float
+        Height of the water in each panel.
+
+    Examples
+    --------
+    >>> fig = flooding(np.array([1, 0, 2, 0, 1]), np.array([0, 1, 0, 2, 0]), levels=[1, 3])
+    >>> [ax.get_title() for ax in fig.axes]
+    ['water at 1: 2 basins', 'water at 3: 2 basins, 1 dam']
+    """
+    relief, markers = np.asarray(relief, float), np.asarray(markers)
+    # Twenty positions for each pixel, so that the shores of the water lie on the slopes
+    x = np.linspace(0, len(relief) - 1, 20 * len(relief))
+    nearest = np.rint(x).astype(int)
+    ground, basins = np.interp(x, np.arange(len(relief)), relief), watershed(relief, markers)[nearest]
+    floor, ceiling = relief.min() - 0.15 * np.ptp(relief), max(*levels, relief.max()) + 0.1 * np.ptp(relief)
+    fig, axes = style._new_figure(len(levels), 1, 6.5, 1.7 * len(levels) + 0.5, sharex=True)
+    for ax, level in zip(axes[:, 0], levels, strict=True):
+        lakes = _lakes(ground, markers[nearest], basins, level)
+        ax.fill_between(x, floor, ground, color="#999999", linewidth=0)
+        ax.plot(x, ground, color=BLACK, linewidth=1)
+        for number, colour in zip(range(1, basins.max() + 1), cycle((SKY, ORANGE, GREEN, PURPLE)), strict=False):
+            ax.fill_between(x, ground, level, where=lakes == number, color=colour, linewidth=0)
+        is_dam = (lakes[:-1] > 0) & (lakes[1:] > 0) & (lakes[:-1] != lakes[1:])
+        ax.vlines(x[:-1][is_dam], floor, ceiling, color=RED, linewidth=3)
+        for number in np.unique(markers[markers > 0]):
+            middle = int(np.flatnonzero(markers == number).mean())
+            ax.plot(middle, relief[middle], "v", color=BLACK, markersize=8)
+        counts = {"basin": len(np.unique(lakes[lakes > 0])), "dam": int(is_dam.sum())}
+        words = [f"{count} {name}{'s' if count != 1 else ''}" for name, count in counts.items() if count]
+        ax.set_title(f"water at {level:g}: {', '.join(words) or 'dry'}", fontsize=10)
+        ax.set(ylabel="height", ylim=(floor, ceiling), xlim=(0, len(relief) - 1))
+    axes[-1, 0].set_xlabel("pixel along the line")
+    return fig
+
+
+def _lakes(relief, markers, basins, level):
+    """Return the number of the basin at each wet position, 0 where it is dry."""
+    lakes = np.zeros_like(basins)
+    for number in np.unique(markers[markers > 0]):
+        pools = ndimage.label((relief < level) & (basins == number))[0]
+        wet = np.unique(pools[(markers == number) & (pools > 0)])
+        lakes[np.isin(pools, wet)] = number
+    return lakes
+
+
+def other_methods(label_map: np.ndarray, prompt: int = 1, n_rays: int = 16) -> Figure:
+    """Draw what StarDist, Cellpose and SAM predict for the nuclei of a label map.
+
+    The panels show the rays of star-convex polygons (StarDist), the flow towards the centre of each nucleus (Cellpose),
+    and the mask of the nucleus under a point (SAM). All three are computed from the label map.
+
+    Parameters
+    ----------
+    label_map : int array (H, W)
+        A small label map, of about 10 nuclei.
+    prompt : int
+        Label of the nucleus under the point.
+    n_rays : int
+        Number of rays of a polygon.
+
+    Examples
+    --------
+    >>> fig = other_methods(np.pad(np.ones((9, 9), int), 3))
+    >>> [ax.get_title() for ax in fig.axes]
+    ['StarDist: rays', 'Cellpose: flow', 'SAM: a point']
+    """
+    label_map = np.asarray(label_map)
+    fig, axes = style._new_figure(1, 3, 10.5, 3.7)
+    titles = ("StarDist: rays", "Cellpose: flow", "SAM: a point")
+    pale = np.where((label_map > 0)[..., None], 128 + images.colour_labels(label_map) // 2, 255).astype(np.uint8)
+    grey = np.where((label_map > 0) & (label_map != prompt), 225, 255).astype(np.uint8)[..., None]
+    pictures = [pale, pale, np.where((label_map == prompt)[..., None], pale, grey)]
+    for ax, title, picture in zip(axes[0], titles, pictures, strict=True):
+        style._draw_image(ax, picture, 3.3)
+        ax.set_title(title)
+    rays, flow, point = axes[0]
+    numbers = np.unique(label_map[label_map > 0])
+    centres = {n: _deepest_pixel(label_map == n) for n in numbers}
+    for number, (row, column) in centres.items():
+        ends = _ray_ends(label_map == number, row, column, n_rays)
+        for y, x in ends:
+            rays.plot([column, x], [row, y], color=BLACK, linewidth=1)
+        rays.fill(ends[:, 1], ends[:, 0], fill=False, edgecolor=RED, linewidth=2)
+        rays.plot(column, row, "o", color=BLACK, markersize=4)
+        flow.plot(column, row, "o", color=RED, markersize=5)
+    down, right = _flows(label_map, centres)
+    rows, columns = (index[::3, ::3] for index in np.indices(label_map.shape))
+    shown = label_map[::3, ::3] > 0
+    arrows = {"angles": "xy", "scale_units": "xy", "scale": 0.4, "width": 0.006}
+    flow.quiver(columns[shown], rows[shown], right[::3, ::3][shown], down[::3, ::3][shown], **arrows)
+    if prompt in centres:
+        point.plot(*centres[prompt][::-1], "*", color=RED, markersize=18, markeredgecolor="white")
+    return fig
+
+
+def _deepest_pixel(nucleus):
+    depth = distance_map(nucleus.astype(int))
+    return np.unravel_index(depth.argmax(), depth.shape)
+
+
+def _ray_ends(nucleus, row, column, n_rays):
+    """Return the last pixel of the nucleus (row, column) in each direction from a centre."""
+    lengths = np.arange(0, sum(nucleus.shape), 0.25)
+    ends = []
+    for angle in np.arange(n_rays) * 2 * np.pi / n_rays:
+        path = np.stack([row + lengths * np.sin(angle), column + lengths * np.cos(angle)])
+        inside = ndimage.map_coordinates(nucleus.astype(float), path, order=0) > 0
+        ends.append(path[:, np.argmin(inside) - 1])
+    return np.array(ends)
+
+
+def _flows(label_map, centres):
+    """Return the direction (down, right) from each pixel to its centre, around corners.
+
+    Heat that spreads from the centre of a nucleus, and only inside of it, gives the direction, as in Cellpose
+    (doi:10.1038/s41592-020-01018-x).
+    """
+    flows = np.zeros((2, *label_map.shape))
+    for number, centre in centres.items():
+        nucleus = label_map == number
+        heat = np.zeros(label_map.shape)
+        for _ in range(4 * int(np.sqrt(nucleus.sum()))):
+            heat[centre] += 1
+            heat = np.where(nucleus, ndimage.uniform_filter(heat, 3, mode="constant"), 0)
+        gradient = np.array(np.gradient(np.log1p(1e9 * heat)))
+        flows += np.where(nucleus, gradient / np.maximum(np.hypot(*gradient), 1e-9), 0)
+    return flows
