@@ -28,7 +28,7 @@ TAG = "readme-picture"
 ANIMATION = ROOT / "docs" / "training_on_the_sample.gif"
 """Animation of notebook 07, for the README. Notebook 07 opens with the last frame, `LAST_FRAME`."""
 LAST_FRAME = "training.jpg"
-NEW_ANIMATION = ROOT / "notebooks" / "runs" / "unet_sample_laptop" / "film.gif"
+NEW_ANIMATION = ROOT / "notebooks" / "runs" / "unet_sample_laptop" / "animation.gif"
 QUALITY = 85
 
 
