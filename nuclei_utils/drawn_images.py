@@ -111,3 +111,111 @@ def _seams(label_map):
     inside = label_map > 0
     lowest = ndimage.minimum_filter(np.where(inside, label_map, label_map.max() + 1), 3)
     return inside & (ndimage.maximum_filter(label_map, 3) != lowest)
+
+
+def draw_unstained(
+    seed: int | np.random.SeedSequence = 0, size: tuple[int, int] = (256, 256), count: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw unstained nuclei, as a phase-contrast microscope shows them.
+
+    Each nucleus is a dark ring with a bright halo on a grey, textured background. Its inside is as bright as the
+    background, so that brightness alone does not find it. Bubbles are no nuclei: their ring is bright and their halo is
+    dark. Contrast, sharpness, texture, and the size of the nuclei vary from image to image.
+
+    Parameters
+    ----------
+    seed : int or numpy.random.SeedSequence
+        Random seed. The same seed gives the same drawing.
+    size : tuple of int
+        (height, width), each at least 64.
+    count : int
+        Number of nuclei. A small image can have fewer, because nuclei do not overlap.
+
+    Returns
+    -------
+    image : uint8 array (height, width, 3)
+        Grey image, all channels equal.
+    label_map : int32 array (height, width)
+        Nuclei 1..N, each in one piece. Some nuclei touch.
+
+    Examples
+    --------
+    >>> image, label_map = draw_unstained(seed=0, size=(64, 96), count=2)
+    >>> image.shape, image.dtype, label_map.max()
+    ((64, 96, 3), dtype('uint8'), np.int32(2))
+    """
+    if min(size) < 64:
+        raise ValueError(f"found size {size}, expected at least 64 rows and columns")
+    rng = np.random.default_rng(seed)
+    label_map = _place_unstained(rng, size, count, radius=rng.uniform(13, 22))
+    bubbles = _place_unstained(rng, size, int(rng.integers(0, 9)), radius=rng.uniform(6, 14))
+    near = np.unique(bubbles[ndimage.binary_dilation(label_map > 0, iterations=6)])
+    bubbles[np.isin(bubbles, near)] = 0  # a bubble keeps its distance from nuclei
+
+    grey = rng.uniform(105, 150) + rng.uniform(4, 10) * _smooth_noise(rng, size, 30)  # uneven light
+    for grain in (1.0, 2.0, 4.0):
+        grey += rng.uniform(7, 14) * _smooth_noise(rng, size, grain)
+    gaps = np.clip(1 + 0.5 * _smooth_noise(rng, size, 6), 0.1, 1.9)
+    grey += gaps * _rings(
+        label_map, -rng.uniform(35, 75), rng.uniform(1.2, 2.2), rng.uniform(30, 100), rng.uniform(2, 4)
+    )
+    grey += gaps * _rings(bubbles, rng.uniform(35, 75), rng.uniform(1.2, 2.2), -rng.uniform(30, 60), rng.uniform(2, 4))
+    for region, sign in ((label_map > 0, -1), (label_map == 0, 1)):  # nucleoli and granules
+        grey += sign * _spots(rng, region, rng.uniform(1, 2.5))
+    grey = ndimage.gaussian_filter(grey, rng.uniform(0.6, 1.6)) + rng.uniform(2, 5) * rng.standard_normal(size)
+    grey = np.clip(np.round(grey), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2), label_map
+
+
+def _place_unstained(rng, size, count, radius):
+    """Place ellipses with wavy outlines. A nucleus in the way of another is placed elsewhere."""
+    label_map, label = np.zeros(size, np.int32), 0
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    for _ in range(20 * count):
+        if label == count:
+            break
+        y, x, angle = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(0, np.pi)
+        stretch, own_radius = rng.uniform(1, 1.35), radius * np.exp(0.15 * rng.standard_normal())
+        along = ((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)) / stretch
+        across = ((rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)) * stretch
+        direction = np.arctan2(across, along)
+        outline = 1.0
+        for wave in (2, 3, 4):
+            outline = outline + 0.1 / wave * rng.standard_normal() * np.cos(wave * direction + rng.uniform(0, 6.3))
+        inside = np.hypot(along, across) < own_radius * np.clip(outline, 0.7, 1.3)
+        free = inside & (label_map == 0)
+        # a little overlap becomes a common border
+        is_whole = np.count_nonzero(free) >= max(0.95 * np.count_nonzero(inside), 60)
+        if is_whole and ndimage.label(free)[1] == 1:
+            label += 1
+            label_map[free] = label
+    return label_map
+
+
+def _smooth_noise(rng, size, grain):
+    """Return noise of mean 0 and standard deviation 1, with a grain of `grain` pixels."""
+    noise = ndimage.gaussian_filter(rng.standard_normal(size), grain, mode="wrap")
+    return (noise - noise.mean()) / noise.std()
+
+
+def _rings(label_map, ring, ring_width, halo, halo_width):
+    """Return the light of a ring inside the border of each nucleus, and of a halo outside."""
+    inside = np.zeros(label_map.shape)
+    for label, box in enumerate(ndimage.find_objects(label_map), start=1):
+        if box is not None:
+            # the edge of the image is no border
+            mask = np.pad(np.pad(label_map[box] == label, 1, mode="edge"), 1)
+            inside[box] += ndimage.distance_transform_edt(mask)[2:-2, 2:-2] * (label_map[box] == label)
+    outside = ndimage.distance_transform_edt(label_map == 0) if label_map.any() else np.full(label_map.shape, np.inf)
+    light = ring * np.exp(-(((inside - 1.5) / ring_width) ** 2)) * (label_map > 0)
+    return light + halo * np.exp(-((outside / halo_width) ** 2)) * (label_map == 0)
+
+
+def _spots(rng, region, radius):
+    """Return small round spots in a region: nucleoli in nuclei, granules in the background."""
+    seeds = np.zeros(region.shape)
+    places = np.argwhere(region)
+    if len(places):
+        chosen = rng.choice(places, size=len(places) // 400 + 1)
+        seeds[tuple(chosen.T)] = rng.uniform(15, 40, len(chosen))
+    return ndimage.gaussian_filter(seeds, radius) * 2 * np.pi * radius**2

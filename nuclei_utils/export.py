@@ -1,7 +1,7 @@
 """Measure nuclei, and write results for other programs.
 
 `measure_nuclei` makes the table of `nuclei.csv`. Other functions write overlays, outlines for QuPath and ImageJ, and
-the run lengths of the competition. (`deploy` exports networks.)
+the run lengths of the competition, and read outlines and run lengths back. (`deploy` exports networks.)
 
 Positions are in pixels from the upper left corner of the image, as in ImageJ and QuPath. The first pixel reaches from
 0 to 1, and its centre is at (0.5, 0.5).
@@ -9,22 +9,23 @@ Positions are in pixels from the upper left corner of the image, as in ImageJ an
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
+from itertools import count
 from os import PathLike
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
-from roifile import ROI_TYPE, ImagejRoi, roiwrite
-from scipy import ndimage
+from roifile import ROI_TYPE, ImagejRoi, roiread, roiwrite
 from skimage.measure import label as connected_components
 from skimage.measure import regionprops_table
 from skimage.segmentation import find_boundaries
 
 from nuclei_utils import io
-from nuclei_utils.errors import NucleiError
+from nuclei_utils._outlines import paint_outlines, trace_outlines
+from nuclei_utils.errors import LabelWarning, NucleiError, first_line
 from nuclei_utils.files import atomic_write, printable_name
 from nuclei_utils.labels import check_label_map, decode_rle, encode_label_map
 
@@ -32,6 +33,13 @@ OUTLINE_COLOUR = (230, 159, 0)  # orange, which colour-blind readers can tell fr
 WIDEST_FOR_IMAGEJ = 60535  # ROI files hold 16-bit positions, and the last 5,000 stand for negative numbers
 STRIP = 1024  # rows of an overlay that are drawn at a time
 
+_CLOSED_ROIS = {
+    ROI_TYPE.POLYGON,
+    ROI_TYPE.RECT,
+    ROI_TYPE.OVAL,
+    ROI_TYPE.FREEHAND,
+    ROI_TYPE.TRACED,
+}
 _FORMULA = r"[=+\-@\t\r\n]"  # first characters of a text that spreadsheets calculate
 _COLUMNS = {
     "label": "label",
@@ -180,57 +188,6 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
         overlay.save(temporary, compress_level=1)  # PNG: a quarter of the time, for files that are a sixth larger
 
 
-def _outlines(label_map: np.ndarray) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
-    """Trace the outer edges of the pixels of each nucleus.
-
-    ImageJ and QuPath trace outlines in the same way. The outlines enclose exactly the area of the nucleus. Contours of
-    OpenCV run through the centres of the outermost pixels, which makes a nucleus of 10 pixels across smaller by a
-    fifth. Contours of scikit-image cut the corners.
-
-    Yields
-    ------
-    label : int
-    parts : list of list of int array (K, 2)
-        Rings of each 4-connected part of the nucleus: the outer ring, then one ring for each hole. A ring lists its
-        corners (x, y) without repeating the first. Outer rings turn counter-clockwise in the sense of GeoJSON
-        (RFC 7946), holes clockwise.
-
-    Examples
-    --------
-    >>> list(_outlines(np.array([[0, 7, 7]])))
-    [(7, [[array([[3, 0],
-           [3, 1],
-           [1, 1],
-           [1, 0]])]])]
-    """
-    label_map = check_label_map(label_map)
-    for label, box in enumerate(ndimage.find_objects(label_map), start=1):
-        if box is None:
-            continue
-        corner = box[1].start, box[0].start
-        count, parts = cv2.connectedComponents((label_map[box] == label).astype(np.uint8), connectivity=4)
-        yield label, [[ring + corner for ring in _rings(parts == number)] for number in range(1, count)]
-
-
-def _rings(part: np.ndarray) -> list[np.ndarray]:
-    # OpenCV lists the outermost pixels, not their edges. In a mask of twice the size, pixel x becomes 2x and 2x + 1. On
-    # a left edge the outermost pixel is 2x, and the edge is at x. On a right edge it is 2x + 1, and the edge at x + 1.
-    doubled = part.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    outer_first = np.argsort(hierarchy[0, :, 3], kind="stable")  # the parent, -1 for an outer ring
-    return [_corners((contours[index][:, 0] + 1) // 2) for index in outer_first]
-
-
-def _corners(points: np.ndarray) -> np.ndarray:
-    """Remove superfluous points of a ring, and reverse the ring.
-
-    Such points are repeated, or lie on a straight edge.
-    """
-    points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)].astype(np.int64)
-    is_vertical = points[:, 0] == np.roll(points[:, 0], 1)  # the edge that leads to the point
-    return points[is_vertical != np.roll(is_vertical, -1)][::-1]
-
-
 def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
     """Write the outlines of nuclei as GeoJSON for QuPath.
 
@@ -246,7 +203,7 @@ def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
     """
     nucleus_class = {"name": "Nucleus", "color": list(OUTLINE_COLOUR)}
     features = []
-    for label, parts in _outlines(label_map):
+    for label, parts in trace_outlines(label_map):
         polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in parts]
         if len(polygons) == 1:
             geometry = {"type": "Polygon", "coordinates": polygons[0]}
@@ -278,13 +235,134 @@ def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
         limit = f"ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: write GeoJSON, or cut the image"
         raise ValueError(f"{path}: the image is {label_map.shape}, {limit}")
     rois = []
-    for label, parts in _outlines(label_map):
+    for label, parts in trace_outlines(label_map):
         for number, rings in enumerate(parts, start=1):
             roi = ImagejRoi.frompoints(rings[0], name=str(label) if number == 1 else f"{label}-{number}")
             roi.roitype = ROI_TYPE.TRACED  # ImageJ computes the perimeter of a traced ROI from steps of pixels
             rois.append(roi)
     with atomic_write(path) as temporary:
         roiwrite(temporary, rois, mode="w")
+
+
+def read_geojson(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
+    """Read outlines from GeoJSON, as QuPath and `write_geojson` write them, into a label map.
+
+    A pixel belongs to a nucleus if its centre lies inside the outline. Holes stay open, and outlines are clipped at
+    the edge of the image. Of a QuPath cell the nucleus counts, not the cell. A nucleus keeps its label if its name is
+    this whole number. Other nuclei, and further nuclei of the same name, get new numbers above. A `LabelWarning` says
+    if outlines overlap (the smaller nucleus stays on top) or enclose no pixel.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (height, width) of the image, which the file does not hold.
+
+    Returns
+    -------
+    int32 array (H, W)
+
+    Raises
+    ------
+    NucleiError
+        If the file is not GeoJSON, or an object is not a polygon.
+
+    Examples
+    --------
+    >>> write_geojson("nuclei.geojson", np.array([[0, 7, 7]]))
+    >>> read_geojson("nuclei.geojson", (1, 3)).tolist()
+    [[0, 7, 7]]
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise NucleiError(f"{path} cannot be read as GeoJSON ({first_line(error)}): export it again") from error
+    is_collection = isinstance(content, dict) and content.get("type") == "FeatureCollection"
+    features = content.get("features") if is_collection else content
+    nuclei = []
+    for number, feature in enumerate(features if isinstance(features, list) else [features], start=1):
+        try:
+            geometry = feature.get("nucleusGeometry") or feature["geometry"]
+            name = (feature.get("properties") or {}).get("name")
+            if geometry["type"] not in ("Polygon", "MultiPolygon"):
+                advice = "keep closed outlines only"
+                raise NucleiError(f"{path}: object {number} is a {geometry['type']}, expected a polygon; {advice}")
+            is_multiple = geometry["type"] == "MultiPolygon"
+            polygons = geometry["coordinates"] if is_multiple else [geometry["coordinates"]]
+            rings = [[_check_ring([point[:2] for point in ring]) for ring in polygon] for polygon in polygons]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, NucleiError):
+                raise
+            raise NucleiError(f"{path}: object {number} is damaged ({error!r}): export the file again") from error
+        nuclei.append((_label_in_name(name), rings))
+    return _paint_nuclei(path, nuclei, shape)
+
+
+def read_imagej_rois(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
+    """Read outlines from ImageJ, as its ROI Manager and `write_imagej_rois` write them, into a label map.
+
+    The file is a .zip of several ROIs, or a .roi of one. Polygons, freehand and traced outlines, rectangles, ovals and
+    combinations of them are read. "7" and "7-2", the parts of one nucleus in `write_imagej_rois`, become one nucleus.
+    Everything else is as in `read_geojson`.
+
+    Examples
+    --------
+    >>> write_imagej_rois("rois.zip", np.array([[0, 7, 7]]))
+    >>> read_imagej_rois("rois.zip", (1, 3)).tolist()
+    [[0, 7, 7]]
+    """
+    path = Path(path)
+    try:
+        rois = roiread(path)
+        rois = rois if isinstance(rois, list) else [rois]
+        outlines = [[_check_ring(ring) for ring in roi.coordinates(multi=True)] for roi in rois]
+    except Exception as error:  # damaged bytes can raise any error
+        problem = f"cannot be read as ROIs of ImageJ ({first_line(error)})"
+        raise NucleiError(f"{path} {problem}: save them again in the ROI Manager") from error
+    nuclei, parts = [], {}
+    for roi, rings in zip(rois, outlines, strict=True):
+        if roi.roitype not in _CLOSED_ROIS:
+            advice = "keep closed outlines only"
+            raise NucleiError(f"{path}: {roi.name!r} is a {roi.roitype.name}, expected a polygon; {advice}")
+        label, _, part = (roi.name or "").partition("-")
+        if part.isdecimal() and part == str(parts.get(label, 0) + 1):  # the parts follow each other
+            parts[label] += 1
+            nuclei[-1][1].append(rings)
+        else:
+            parts = {label: 1} if not part else {}
+            nuclei.append((_label_in_name(roi.name), [rings]))
+    return _paint_nuclei(path, nuclei, shape)
+
+
+def _check_ring(points):
+    """Return a ring as float array (K, 2)."""
+    ring = np.asarray(points, float)
+    if ring.ndim != 2 or ring.shape[1] != 2 or not (np.abs(ring) < 1e9).all():  # or nan
+        raise ValueError(f"expected an outline of pairs x, y, found {np.shape(points)}")
+    return ring
+
+
+def _label_in_name(name):
+    """Return the label of a nucleus from its name, or None."""
+    return int(name) if isinstance(name, str) and re.fullmatch("[1-9][0-9]{0,8}", name) else None
+
+
+def _paint_nuclei(path, nuclei, shape):
+    """Paint pairs of label and polygons into a label map. Number the nuclei without label."""
+    used = set()
+    for index, (label, polygons) in enumerate(nuclei):
+        nuclei[index] = (None if label in used else label, polygons)
+        used.add(label)
+    next_label = count(max(used - {None}, default=0) + 1)
+    nuclei = [(next(next_label) if label is None else label, polygons) for label, polygons in nuclei]
+    label_map, overlapping, empty = paint_outlines(nuclei, shape)
+    if overlapping:
+        pixels = f"{overlapping} pixels were given to the smaller nucleus"
+        warnings.warn(f"{path}: outlines overlap, {pixels}", LabelWarning, stacklevel=3)
+    if empty:
+        what = f"{empty} outlines enclose no visible pixel of an image of {tuple(shape)} and are left out"
+        warnings.warn(f"{path}: {what}", LabelWarning, stacklevel=3)
+    return label_map
 
 
 def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:

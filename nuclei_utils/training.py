@@ -4,6 +4,7 @@ This module has the profiles (how much is trained), the list of networks (`NETWO
 compilation with losses and metrics, `fit`, fine-tuning on your own images, and preview images.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -358,11 +359,16 @@ def fine_tune(
     min_crops: int = 32,
     seed: int = 0,
     groups: Sequence[str] | None = None,
+    *,
+    learning_rate: float = FINE_TUNING_RATE,
+    crop_size: int = CROP_SIZE,
+    batch_size: int = BATCH_SIZE,
     verbose: str | int = "auto",
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Fine-tune a trained network on a few labelled images.
+    """Fine-tune a copy of a trained network on a few labelled images.
 
-    The learning rate is low. The function returns the same as `fit`.
+    The network itself does not change. All layers that are trainable learn, at a low learning rate. The function
+    returns the same as `load_run`: the copy with the weights of its best epoch, not compiled, and the history.
 
     Parameters
     ----------
@@ -370,14 +376,36 @@ def fine_tune(
         At least two labelled images, for example from `datasets.read_folder`; `splits.hold_out` draws a fifth of them
         for validation.
     min_crops : int
-        Minimum number of crops in an epoch.
+        Minimum number of random crops in an epoch. Few images are used several times in an epoch, at other places. An
+        epoch has about `min_crops / batch_size` steps.
+    learning_rate : float
+        Peak of the learning-rate schedule (`warmup_cosine`).
+    crop_size, batch_size : int
+        As for `batches`.
     """
     sides = splits.hold_out(records, seed, groups)
     keras.utils.set_random_seed(seed)
     targets = "instances" if _has_named_outputs(model) else "mask"
-    crops, validation = batches(seed, targets=targets, records=sides, min_crops=min_crops)
-    compile_model(model, epochs * len(crops), FINE_TUNING_RATE)
-    return fit(model, crops, validation, folder, epochs, patience=epochs, verbose=verbose)
+    crops, validation = batches(
+        seed, targets=targets, records=sides, min_crops=min_crops, crop_size=crop_size, batch_size=batch_size
+    )
+    learner, fresh_state = _compiled_copy(model, epochs * len(crops), learning_rate)
+    learner.set_weights(model.get_weights())
+    for variable, value in zip(learner.optimizer.variables, fresh_state, strict=True):
+        variable.assign(value)
+    fit(learner, crops, validation, folder, epochs, patience=epochs, verbose=verbose)
+    return load_run(folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_copy(model, steps, learning_rate):
+    """Return a compiled copy of a network, and the initial state of its optimizer.
+
+    The last copy is kept: TensorFlow needs ten seconds to trace the first training step, and none for the next
+    training with the same number of steps.
+    """
+    learner = compile_model(keras.models.clone_model(model), steps, learning_rate)
+    return learner, [np.array(variable) for variable in learner.optimizer.variables]
 
 
 def run_folder(name: str) -> Path:

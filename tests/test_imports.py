@@ -24,6 +24,7 @@ ORDER = [
     "metrics",
     "statistics",
     "plots",
+    "_outlines",
     "export",
     "losses",
     "models",

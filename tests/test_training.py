@@ -324,6 +324,43 @@ def test_fine_tuning_keeps_a_random_fifth_for_validation(monkeypatch):
     assert [record.id for record in sides[1]] != ["image8", "image9"]
 
 
+def test_fine_tuning_takes_the_options_and_leaves_the_network_unchanged():
+    model = small_model()
+    before = model.get_weights()
+    options = {"learning_rate": 1e-2, "crop_size": 32, "batch_size": 4, "min_crops": 12}
+    tuned, history = training.fine_tune(model, own_records(), "run", epochs=2, verbose=0, **options)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert any((old != new).any() for old, new in zip(before, tuned.get_weights(), strict=True))
+    learner, _ = training._compiled_copy(model, 8, 1e-2)  # 8 training images twice are 16 crops, 4 batches in an epoch
+    steps = int(learner.optimizer.iterations)  # at the end of the best epoch
+    assert steps in (4, 8)
+    assert float(learner.optimizer.learning_rate) == pytest.approx(float(training.warmup_cosine(1e-2, 8)(steps)))
+    assert len(history) == 2
+
+
+def test_second_fine_tuning_starts_afresh():
+    model, options = small_model(), {"epochs": 2, "verbose": 0, "min_crops": 12, "crop_size": 32, "batch_size": 4}
+    first, history = training.fine_tune(model, own_records(), "run", **options)
+    other, _ = training.fine_tune(model, own_records(), "other", seed=1, **options)
+    again, history_again = training.fine_tune(model, own_records(), "again", **options)
+    pd.testing.assert_frame_equal(history, history_again)
+    for old, new in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert other is not first
+
+
+def test_fine_tuned_copy_of_the_included_network_starts_with_its_weights():
+    model = models.included_network()
+    tuned, _ = training.fine_tune(
+        model, own_records(2), "run", epochs=1, min_crops=1, crop_size=32, batch_size=1, learning_rate=1e-12, verbose=0
+    )
+    assert tuned is not model
+    # the statistics of the decoder's batch normalisation change with the first batch
+    for old, new in zip(model.trainable_weights, tuned.trainable_weights, strict=True):
+        np.testing.assert_allclose(old, new, atol=1e-6)
+
+
 @pytest.mark.parametrize("empty", [{0, 1, 2}, {0, 1}, {0, 2}, {1, 2}])
 def test_images_without_a_nucleus_are_refused(empty):
     records = [
