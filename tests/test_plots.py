@@ -253,6 +253,18 @@ def test_line_panels_has_one_panel_per_group_and_one_line_per_table():
     assert blur.lines[2].get_xdata()[0] == 0.45
 
 
+def test_gradient_descent_draws_the_steps_of_each_run_on_the_curve():
+    curve = pd.Series([4.0, 1, 0, 1, 4], index=[-2.0, -1, 0, 1, 2])
+    fig = plots.gradient_descent(curve, {"right": [2, 1, 0.5], "too large": [2, -3]}, xlabel="threshold", title="steps")
+    right, large = fig.axes
+    assert {"right", "too large", "steps", "threshold", "loss", "start", "end"} <= set(texts(fig))
+    line, steps, start, end = right.lines
+    assert line.get_ydata().tolist() == curve.tolist()
+    assert steps.get_xydata().tolist() == [[2, 4], [1, 1], [0.5, 0.5]]
+    assert (start.get_xydata().tolist(), end.get_xydata().tolist()) == ([[2, 4]], [[0.5, 0.5]])
+    assert large.lines[1].get_xdata().tolist() == [2, -2], "a step beyond the curve is drawn at its border"
+
+
 def history(**columns):
     return pd.DataFrame({"epoch": range(len(next(iter(columns.values())))), **columns})
 

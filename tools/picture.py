@@ -17,6 +17,7 @@ from nuclei_utils.files import atomic_write
 from tools.setup_cell import ROOT
 
 SOURCES = {
+    "learning.jpg": "03_how_a_network_learns",
     "unet.jpg": "04_unet_from_scratch",
     "transfer.jpg": "05_transfer_learning",
     "unet_plus_plus.jpg": "06_unet_plus_plus",

@@ -13,6 +13,7 @@ from nuclei_utils.plots.charts import (
     compare_histories,
     count_scatter,
     dot_plot,
+    gradient_descent,
     heatmaps,
     learning_curves,
     line_chart,

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
 from nuclei_utils.plots import style
-from nuclei_utils.plots.style import BLACK, RED
+from nuclei_utils.plots.style import BLACK, BLUE, ORANGE, RED
 
 Series = Mapping[str, Sequence[float] | pd.Series]
 Tables = Mapping[str, pd.DataFrame]
@@ -72,6 +72,36 @@ def line_panels(
         ax.set(title=panel, xlabel=(xlabels or {}).get(panel, style._readable(x)), ylim=(-0.02, 1.02))
     axes[0, 0].set_ylabel(style._readable(y))
     style._legend_below(fig)
+    return fig
+
+
+def gradient_descent(
+    curve: pd.Series, runs: Mapping[str, Sequence[float]], xlabel: str = "weight", title: str | None = None
+) -> Figure:
+    """Plot the steps of gradient descent on a loss curve, one panel per run.
+
+    `curve` has the loss; its index has the weights in increasing order. `runs` gives the weights of each run, from the
+    start to the end. A step that leaves the curve is drawn at the border of the panel.
+
+    Examples
+    --------
+    >>> curve = pd.Series([4.0, 1, 0, 1, 4], index=[-2.0, -1, 0, 1, 2])
+    >>> fig = gradient_descent(curve, {"rate 0.25": [2, 1, 0.5]})
+    >>> [ax.get_title() for ax in fig.axes]
+    ['rate 0.25']
+    """
+    fig, axes = style._new_figure(
+        1, len(runs), 3.3 * len(runs) + (1.2 if len(runs) == 1 else 0), 3.4, title, sharey=True
+    )
+    for ax, (name, weights) in zip(axes[0], runs.items(), strict=True):
+        visible = np.clip(weights, curve.index[0], curve.index[-1])
+        ax.plot(curve.index, curve, color="grey")
+        ax.plot(visible, np.interp(visible, curve.index, curve), "o-", color=BLUE, markersize=5, linewidth=0.8)
+        ax.plot(visible[0], np.interp(visible[0], curve.index, curve), "s", color=ORANGE, markersize=9, label="start")
+        ax.plot(visible[-1], np.interp(visible[-1], curve.index, curve), "^", color=RED, markersize=10, label="end")
+        ax.set(title=name, xlabel=xlabel)
+    axes[0, 0].set_ylabel("loss")
+    axes[0, 0].legend()
     return fig
 
 
