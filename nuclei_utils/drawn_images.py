@@ -169,10 +169,10 @@ def draw_unstained(
 
 def _place_unstained(rng, size, count, radius):
     """Place ellipses with wavy outlines. A nucleus in the way of another is placed elsewhere."""
-    label_map, label = np.zeros(size, np.int32), 0
+    label_map, placed = np.zeros(size, np.int32), 0
     rows, columns = np.mgrid[: size[0], : size[1]]
     for _ in range(20 * count):
-        if label == count:
+        if placed == count:
             break
         y, x, angle = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(0, np.pi)
         stretch, own_radius = rng.uniform(1, 1.35), radius * np.exp(0.15 * rng.standard_normal())
@@ -187,8 +187,8 @@ def _place_unstained(rng, size, count, radius):
         # a little overlap becomes a common border
         is_whole = np.count_nonzero(free) >= max(0.95 * np.count_nonzero(inside), 60)
         if is_whole and ndimage.label(free)[1] == 1:
-            label += 1
-            label_map[free] = label
+            placed += 1
+            label_map[free] = placed
     return label_map
 
 
@@ -201,11 +201,11 @@ def _smooth_noise(rng, size, grain):
 def _rings(label_map, ring, ring_width, halo, halo_width):
     """Return the light of a ring inside the border of each nucleus, and of a halo outside."""
     inside = np.zeros(label_map.shape)
-    for label, box in enumerate(ndimage.find_objects(label_map), start=1):
+    for nucleus, box in enumerate(ndimage.find_objects(label_map), start=1):
         if box is not None:
             # the edge of the image is no border
-            mask = np.pad(np.pad(label_map[box] == label, 1, mode="edge"), 1)
-            inside[box] += ndimage.distance_transform_edt(mask)[2:-2, 2:-2] * (label_map[box] == label)
+            mask = np.pad(np.pad(label_map[box] == nucleus, 1, mode="edge"), 1)
+            inside[box] += ndimage.distance_transform_edt(mask)[2:-2, 2:-2] * (label_map[box] == nucleus)
     outside = ndimage.distance_transform_edt(label_map == 0) if label_map.any() else np.full(label_map.shape, np.inf)
     light = ring * np.exp(-(((inside - 1.5) / ring_width) ** 2)) * (label_map > 0)
     return light + halo * np.exp(-((outside / halo_width) ** 2)) * (label_map == 0)

@@ -426,6 +426,9 @@ def test_architecture_shows_sizes_and_skip_connections(build, heights, maps):
     skips = [arrow for arrow in arrows if arrow.get_linestyle() == "--"]
     assert len(skips) == len(heights) // 2 - 1, "one skip connection per level"
     assert f"{model.name}: {model.count_params():,} parameters" in texts(fig)
+    assert ("image" in texts(fig)) == (model.name == "mobilenet_unet"), (
+        "its encoder reads the image, not the first block"
+    )
 
 
 def test_architecture_refuses_other_models():
@@ -433,6 +436,15 @@ def test_architecture_refuses_other_models():
         plots.architecture(models.unet((64, None, 3), filters=4, depth=1))
     with pytest.raises(ValueError, match="nested_skips"):
         plots.architecture(models.mobilenet_encoder(None))
+
+
+@pytest.mark.parametrize(("filters", "strides"), [(24, 1), (32, 1), (24, 2)])
+def test_residual_block_adds_maps_of_equal_shape(filters, strides):
+    fig = plots.residual_block(24, filters, expansion=6, strides=strides)
+    heights = [round(bar.get_height()) for bar in fig.axes[0].patches]
+    is_residual = filters == 24 and strides == 1
+    assert heights == [24, 144, 144, filters] + [24] * is_residual
+    assert ("residual connection" in texts(fig)) == is_residual
 
 
 def test_nested_skips_names_every_block_and_output():

@@ -22,7 +22,7 @@ from nuclei_utils.plots.charts import (
     scatter_plot,
     score_vs_cost,
 )
-from nuclei_utils.plots.diagrams import architecture, flooding, nested_skips, other_methods
+from nuclei_utils.plots.diagrams import architecture, flooding, nested_skips, other_methods, residual_block
 from nuclei_utils.plots.images import (
     colour_labels,
     crop_nucleus,

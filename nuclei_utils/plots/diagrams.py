@@ -1,4 +1,4 @@
-"""Diagrams of networks, and of methods that separate nuclei."""
+"""Diagrams of networks and their blocks, and of methods that separate nuclei."""
 
 from collections.abc import Sequence
 from itertools import cycle, pairwise
@@ -16,15 +16,17 @@ from nuclei_utils.plots import images, style
 from nuclei_utils.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 
 SKIP = Line2D([], [], color=PURPLE, linestyle="--", label="skip connection")
+GREY_ARROW = {"arrowstyle": "->", "color": "grey"}
 
 
 def architecture(model: Any) -> Figure:
     """Draw the feature maps and skip connections of a U-Net.
 
     The model is a `keras.Model` with a fixed image size. Each decoder level needs a `Conv2DTranspose` or `UpSampling2D`
-    layer and a `Concatenate` layer.
+    layer and a `Concatenate` layer. If no block but the decoder reads the first block, the second block gets an arrow
+    from the image.
     """
-    blocks = _blocks(model)
+    blocks, is_chain = _blocks(model), _is_chain(model)
     depth = len(blocks) // 2 - 1  # encoder, bottleneck, decoder, output
     drops = np.log2(blocks[0][0] / np.array([height for height, _, _ in blocks]))  # one step down per halving
     colours = [BLUE] * depth + [ORANGE] + [GREEN] * depth + [BLACK]
@@ -35,7 +37,12 @@ def architecture(model: Any) -> Figure:
         ax.text(x, -drop - 0.08, text, ha="center", va="top", fontsize=9)
     for x, (drop, following) in enumerate(pairwise(drops)):
         start, end = (x + 0.42, 0.27 - drop), (x + 0.58, 0.27 - following)
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "grey"})
+        if x or is_chain:
+            ax.annotate("", end, start, arrowprops=GREY_ARROW)
+    if not is_chain:
+        ax.annotate("image", (-0.35, 0.27), (-0.9, 0.27), ha="center", va="center", arrowprops=GREY_ARROW)
+        corner = {"connectionstyle": "angle,angleA=-90,angleB=0", **GREY_ARROW}
+        ax.annotate("", (0.6, 0.27 - drops[1]), (-0.9, 0.15), arrowprops=corner)
     for x in range(depth):
         y = 0.45 - drops[x]
         arrow = {"arrowstyle": "->", "color": PURPLE, "linestyle": "--", "linewidth": 1.5}
@@ -43,7 +50,7 @@ def architecture(model: Any) -> Figure:
     key = {"encoder": BLUE, "bottleneck": ORANGE, "decoder": GREEN, "output": BLACK}
     patches = [Patch(color=colour, label=name) for name, colour in key.items()]
     ax.legend(handles=[*patches, SKIP], loc="lower left", fontsize=9, frameon=False)
-    ax.set(xlim=(-0.8, len(blocks) - 0.2), ylim=(-drops.max() - 0.7, 0.8))
+    ax.set(xlim=(-0.8 if is_chain else -1.3, len(blocks) - 0.2), ylim=(-drops.max() - 0.7, 0.8))
     ax.axis("off")
     ax.set_title(f"{model.name}: {model.count_params():,} parameters")
     return fig
@@ -62,13 +69,63 @@ def _blocks(model):
             "expected one of each per level of a U-Net: draw a U-Net++ with plots.nested_skips"
         )
     levels = zip(upsamplings, concatenations, strict=True)
-    skips = [next(tensor for tensor in join.input if tensor is not up.output) for up, join in levels]
+    skips = [_skip(join, up) for up, join in levels]
     head = model.get_layer(model.output_names[0])
     tensors = [*reversed(skips), *(layer.input for layer in upsamplings), head.input, head.output]
     blocks = [tensor.shape[1:] for tensor in tensors]
     if any(None in block for block in blocks):
         raise ValueError(f"{model.name} leaves the image size open: build the model with a fixed input shape")
     return blocks
+
+
+def _skip(concatenation, upsampling):
+    """Return the tensor that a `Concatenate` layer joins to the output of an upsampling layer."""
+    return next(tensor for tensor in concatenation.input if tensor is not upsampling.output)
+
+
+def _is_chain(model):
+    """Return True if the second block of a U-Net reads the first block."""
+    concatenations = [layer for layer in model.layers if type(layer).__name__ == "Concatenate"]
+    before = model.layers[model.layers.index(concatenations[-1]) - 1]
+    first = _skip(concatenations[-1], before)
+    return any(layer.input is first for layer in model.layers)
+
+
+def residual_block(
+    channels: int = 24, filters: int = 24, expansion: int = 6, strides: int = 1, title: str | None = None
+) -> Figure:
+    """Draw an inverted residual block of MobileNetV2.
+
+    The height of a bar grows with the number of feature maps. A dashed arrow is the residual connection, which exists
+    if input and output have the same shape.
+
+    Parameters
+    ----------
+    channels, filters : int
+        Number of feature maps of the input and of the output.
+    expansion, strides : int
+        Factor of the expansion, and 2 for a block that halves height and width.
+    """
+    wide, add = expansion * channels, strides == 1 and channels == filters
+    size = "full size" if strides == 1 else "half size"
+    bars = [("input", channels, BLUE, ""), ("expand", wide, SKY, "1 x 1"), (f"depthwise\n{size}", wide, SKY, "3 x 3")]
+    bars += [("project", filters, BLUE, "1 x 1")] + [("add", filters, GREEN, "")] * add
+    fig, ((ax,),) = style._new_figure(1, 1, 1.45 * len(bars), 3.6, title)
+    for x, (name, maps, colour, kernel) in enumerate(bars):
+        ax.bar(x, maps, width=0.3, bottom=-maps / 2, color=colour, zorder=3)
+        ax.text(x, -0.58 * wide, f"{name}\n{maps} maps", ha="center", va="top", fontsize=10)
+        if x:
+            ax.annotate("", (x - 0.17, 0), (x - 0.83, 0), arrowprops=GREY_ARROW)
+            ax.text(x - 0.5, 0.04 * wide, kernel, ha="center", va="bottom", fontsize=9)
+    if add:
+        arrow = {"arrowstyle": "->", "color": PURPLE, "linestyle": "--", "linewidth": 1.5}
+        top, edge = 0.62 * wide, 0.5 * channels
+        ax.plot([0, 0, 4], [edge, top, top], color=PURPLE, linestyle="--", linewidth=1.5)
+        ax.annotate("", (4, edge), (4, top), arrowprops=arrow)
+        ax.text(2, top + 0.03 * wide, "residual connection", ha="center", va="bottom", fontsize=10)
+    ax.set(xlim=(-0.6, len(bars) - 0.4), ylim=(-0.95 * wide, 0.8 * wide))
+    ax.axis("off")
+    return fig
 
 
 def nested_skips(depth: int = 4, cuts: Sequence[int] | None = None, title: str | None = None) -> Figure:
