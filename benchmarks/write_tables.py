@@ -129,14 +129,13 @@ def pairs() -> str:
 
 
 def unet() -> str:
-    """Show the scores of the U-Net on validation and test images, by image type."""
+    """Show the scores of the U-Net on the validation images, by image type."""
     runs, rows = runs_of("unet"), []
-    for split in SPLITS:
-        for image_type, row in runs[0][split]["image_types"].items():
-            scores = [mean_and_std(runs, column, image_type, split) for column in SCORES]
-            cells = [image_type.replace("_", " "), row["images"], *scores]
-            rows.append([split, *(f"**{cell}**" if image_type == "all" else cell for cell in cells)])
-    return markdown(["split", "image type", "images", *SCORES.values()], rows, text_columns=2)
+    for image_type, row in runs[0]["validation"]["image_types"].items():
+        scores = [mean_and_std(runs, column, image_type, "validation") for column in SCORES]
+        cells = [image_type.replace("_", " "), row["images"], *scores]
+        rows.append([f"**{cell}**" if image_type == "all" else cell for cell in cells])
+    return markdown(["image type", "images", *SCORES.values()], rows)
 
 
 def pruned() -> str:

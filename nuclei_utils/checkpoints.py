@@ -63,11 +63,11 @@ class Checkpoint(keras.callbacks.Callback):
                 path.unlink()
 
 
-def resume(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.DataFrame | None:
+def resume(model: keras.Model, folder: str | os.PathLike, monitor: str = "val_dice") -> pd.DataFrame:
     """Load the last checkpoint of an interrupted training into a model.
 
     The model is compiled. If the checkpoint is damaged, the best model is loaded. The function returns the history
-    up to the checkpoint, or None for a new training. A finished training is removed.
+    up to the checkpoint, which is empty for a new training. A finished training is removed.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def resume(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.Da
             f"the training in {folder} cannot be resumed. {'. '.join(problems)}. Delete {folder} to train from scratch"
         )
     clear(folder)
-    return None
+    return pd.DataFrame()
 
 
 def _history_until(path, monitor):
@@ -133,7 +133,7 @@ def _repair(model, folder, history, monitor):
     return history
 
 
-def finish(model: keras.Model, folder: str | os.PathLike, monitor: str) -> pd.DataFrame:
+def finish(model: keras.Model, folder: str | os.PathLike, monitor: str = "val_dice") -> pd.DataFrame:
     """Load the best weights, mark a training as finished, return the history."""
     folder = Path(folder)
     history = read_history(folder)

@@ -1,5 +1,6 @@
 """Helpers for notebooks only: start without TensorFlow's messages, and show the target picture at the top."""
 
+import logging
 import os
 import platform
 import sys
@@ -23,6 +24,8 @@ def start() -> None:
     """
     # pooch and other libraries use tqdm's widgets, which need `ipywidgets`; the bars are text without it
     warnings.filterwarnings("ignore", "IProgress not found")
+    # several short trainings in one notebook compile several functions on purpose
+    logging.getLogger("tensorflow").addFilter(lambda record: "tf.function retracing" not in record.getMessage())
     with _quiet_stderr():
         import keras
 

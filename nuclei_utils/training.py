@@ -182,7 +182,7 @@ def fit(
         model.fit(
             train,
             validation_data=validation,
-            initial_epoch=0 if history is None else len(history),
+            initial_epoch=len(history),
             epochs=epochs,
             callbacks=[
                 *callbacks,

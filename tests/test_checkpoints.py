@@ -132,6 +132,25 @@ def test_finished_training_has_the_best_model(finished, full_history):
     assert dice_of(model) == pytest.approx(full_history["val_dice"].max(), abs=1e-5)
 
 
+def test_callback_alone_leaves_a_finished_training(tmp_path, finished, full_history):
+    model = small_model()
+    earlier = checkpoints.resume(model, tmp_path)
+    assert earlier.empty
+    model.fit(
+        batches(),
+        validation_data=batches(),
+        epochs=EPOCHS,
+        initial_epoch=len(earlier),
+        callbacks=[checkpoints.Checkpoint(tmp_path, earlier)],
+        shuffle=False,
+        verbose=0,
+    )
+    history = checkpoints.finish(model, tmp_path)
+    pd.testing.assert_frame_equal(history, full_history, rtol=1e-3)
+    assert names(tmp_path) == names(finished) - {"tensorboard"}
+    assert training.is_finished(tmp_path)
+
+
 def test_finished_training_is_replaced_and_other_files_stay(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "notes.txt").write_text("mine")

@@ -45,6 +45,16 @@ def test_start_prints_one_line_and_shows_other_messages_only_if_it_fails():
     assert "after" in str(after.outputs), "standard error is restored"
 
 
+def test_start_hides_tensorflows_advice_about_retracing_only():
+    logger = "import logging\nlogger = logging.getLogger('tensorflow')\n"
+    *_, warnings = execute(
+        f"{IMPORT}\n\nnotebook.start()",
+        f"{logger}logger.warning('calls triggered tf.function retracing')\nlogger.warning('another warning')",
+    )
+    assert "another warning" in str(warnings.outputs)
+    assert "retracing" not in str(warnings.outputs)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="closes a file descriptor as a POSIX shell does")
 def test_start_works_without_standard_error():
     code = f"{IMPORT}\nnotebook.start()"

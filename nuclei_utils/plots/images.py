@@ -195,7 +195,12 @@ def show_image_rows(
 
 
 def show_predictions(
-    images: Images, masks: Images, probabilities: Images, dice: Sequence[float] = (), title: str | None = None
+    images: Images,
+    masks: Images,
+    probabilities: Images,
+    dice: Sequence[float] = (),
+    title: str | None = None,
+    size: float = 2.1,
 ) -> Figure:
     """Show image, truth, predicted probability and errors, one row per image.
 
@@ -214,7 +219,7 @@ def show_predictions(
         rows.append([image, mask, probability, error_map(mask, probability > 0.5)])
     titles = ["image", "truth", "probability of nucleus", "errors"]
     captions = [["", "", "", f"Dice {score:.2f}"] for score in dice]
-    fig = show_image_rows(rows, titles=[titles], captions=captions, size=2.1, title=title, cmap="viridis")
+    fig = show_image_rows(rows, titles=[titles], captions=captions, size=size, title=title, cmap="viridis")
     key = {"true positive": "white", "false negative (missed)": ORANGE, "false positive": BLUE}
     style._legend_below(fig, [Patch(facecolor=colour, edgecolor=BLACK, label=name) for name, colour in key.items()])
     return fig
