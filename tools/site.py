@@ -116,7 +116,7 @@ def describe_pictures(notebook) -> None:
     The text is the sentence that the course writes after an output: it says what the output shows. A picture with a
     description of its own (`notebook.show_goal`) keeps it.
     """
-    for cell, after in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+    for i, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
         tags = cell.metadata.setdefault("tags", [])
@@ -129,8 +129,13 @@ def describe_pictures(notebook) -> None:
             if not kinds:
                 continue
             alt = output.metadata.get(kinds[0], {}).get("alt")
-            if not alt:
-                alt = "Figure. " + (first_sentence(after.source) if after and after.cell_type == "markdown" else "")
+            if not alt:  # the text after the cell, or else the texts before it, the nearest first
+                texts = [
+                    near
+                    for near in (*notebook.cells[i + 1 : i + 2], *notebook.cells[:i][::-1])
+                    if near.cell_type == "markdown"
+                ]
+                alt = "Figure. " + next(filter(None, (first_sentence(near.source) for near in texts)), "")
             cell.metadata["mystnb"] = {"image": {"alt": alt.strip()}}
 
 
