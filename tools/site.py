@@ -36,7 +36,7 @@ OPTIONAL = ("05", "06")
 NOT_IN_REFERENCE = ("cli", "dsb2018")
 """Modules that are used by their commands, not by their functions."""
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
-SENTENCE = re.compile(r"(.+?[.!?:])(?:\s|$)", re.DOTALL)
+SENTENCE = re.compile(r"(.+?[.!?])(?:\s|$)", re.DOTALL)
 MARKUP = re.compile(r"[*`_]|<[^>]*>|\[|\]\([^)]*\)")
 
 
