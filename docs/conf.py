@@ -14,12 +14,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
 
 nb_execution_mode = "off"  # the notebooks are shown as they were committed
 nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "image/gif", 1)]
-nb_number_source_lines = False
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
@@ -33,17 +31,13 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True  # attributes are listed in the description of their class alone
 default_role = "code"  # docstrings write `name` for code
 
-templates_path = []
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
-html_copy_source = True
-html_show_sourcelink = True
 html_theme_options = {
     "repository_url": "REPOSITORY",  # `tools/site.py` fills in both
     "repository_branch": "BRANCH",
-    "path_to_docs": "",
     "navbar_persistent": [],  # the side bar has a search already
     "use_repository_button": True,
     "use_download_button": True,
@@ -52,5 +46,4 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "back_to_top_button": True,
-    "extra_footer": "",
 }

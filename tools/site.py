@@ -100,9 +100,10 @@ def write_reference(folder: Path) -> None:
     for name in names:
         first_line = (getattr(nuclei_utils, name).__doc__ or "").split("\n")[0]
         rows.append(f"| [{name}]({name}.md) | {first_line} |")
-        options = ":members:\n:imported-members:" if hasattr(getattr(nuclei_utils, name), "__path__") else ":members:"
-        page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: nuclei_utils.{name}\n"
-        page += "".join(f"   {option}\n" for option in options.split("\n")) + "```\n"
+        page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: nuclei_utils.{name}\n   :members:\n"
+        if hasattr(getattr(nuclei_utils, name), "__path__"):  # a package: its functions are in its modules
+            page += "   :imported-members:\n"
+        page += "```\n"
         (folder / f"{name}.md").write_text(page, encoding="utf-8")
     text = "# The package nuclei_utils\n\n`from nuclei_utils import io` loads a module.\n\n"
     text += "| module | subject |\n|---|---|\n"
