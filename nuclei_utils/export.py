@@ -285,14 +285,13 @@ def read_geojson(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
             geometry = feature.get("nucleusGeometry") or feature["geometry"]
             name = (feature.get("properties") or {}).get("name")
             if geometry["type"] not in ("Polygon", "MultiPolygon"):
-                advice = "keep closed outlines only"
-                raise NucleiError(f"{path}: object {number} is a {geometry['type']}, expected a polygon; {advice}")
+                raise _not_a_polygon(path, f"object {number}", geometry["type"])
             is_multiple = geometry["type"] == "MultiPolygon"
             polygons = geometry["coordinates"] if is_multiple else [geometry["coordinates"]]
             rings = [[_check_ring([point[:2] for point in ring]) for ring in polygon] for polygon in polygons]
+        except NucleiError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, NucleiError):
-                raise
             raise NucleiError(f"{path}: object {number} is damaged ({error!r}): export the file again") from error
         nuclei.append((_label_in_name(name), rings))
     return _paint_nuclei(path, nuclei, shape)
@@ -322,8 +321,7 @@ def read_imagej_rois(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray
     nuclei, parts = [], {}
     for roi, rings in zip(rois, outlines, strict=True):
         if roi.roitype not in _CLOSED_ROIS:
-            advice = "keep closed outlines only"
-            raise NucleiError(f"{path}: {roi.name!r} is a {roi.roitype.name}, expected a polygon; {advice}")
+            raise _not_a_polygon(path, repr(roi.name), roi.roitype.name)
         label, _, part = (roi.name or "").partition("-")
         if part.isdecimal() and part == str(parts.get(label, 0) + 1):  # the parts follow each other
             parts[label] += 1
@@ -332,6 +330,10 @@ def read_imagej_rois(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray
             parts = {label: 1} if not part else {}
             nuclei.append((_label_in_name(roi.name), [rings]))
     return _paint_nuclei(path, nuclei, shape)
+
+
+def _not_a_polygon(path, name, kind):
+    return NucleiError(f"{path}: {name} is a {kind}, expected a polygon; keep closed outlines only")
 
 
 def _check_ring(points):
