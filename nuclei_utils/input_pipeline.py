@@ -97,7 +97,8 @@ def training_batches(
     batch_size : int
         Number of crops in a batch. The last batch of an epoch is dropped if it is smaller and not the only one.
     augment : "all", "flips" or None
-        Random changes of the crops. "all" is CLAHE of some crops and `augment_pair`; "flips" flips half of the crops.
+        Random changes of the crops. "all" is CLAHE of some crops and `augment_pair`. "flips" flips half of the crops
+        upside down, and half of the crops left to right.
         With `targets="instances"`, "all" is the only choice: rotation, zoom by up to 2, `random_colours`, and
         inversion of some crops.
     seed : int
@@ -178,11 +179,12 @@ def _repeat_rare_types(examples, min_crops):
 
 
 def _random_flip(image, mask, seed):
-    """Flip along both axes with probability 1/2, as `keras.layers.RandomFlip("horizontal_and_vertical")` does."""
+    """Flip upside down with probability 1/2, and left to right with probability 1/2."""
     pair = tf.concat([image, mask], axis=-1)
-    flip = tf.random.stateless_uniform((), seed) < 0.5
-    flipped = tf.cond(flip, lambda: tf.reverse(pair, (0, 1)), lambda: pair)
-    return flipped[..., :-1], flipped[..., -1:]
+    flips = tf.random.stateless_uniform((2,), seed) < 0.5
+    pair = tf.cond(flips[0], lambda: tf.reverse(pair, (0,)), lambda: pair)
+    pair = tf.cond(flips[1], lambda: tf.reverse(pair, (1,)), lambda: pair)
+    return pair[..., :-1], pair[..., -1:]
 
 
 def random_rotation(image: tf.Tensor, mask: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -223,11 +223,12 @@ def test_validation_batches_of_instances_have_the_same_crops():
 # Augmentation
 
 
-def test_flips_turn_half_of_the_crops_and_their_masks():
+def test_crops_and_their_masks_are_flipped_along_each_axis_or_not():
     (image, mask) = epoch(input_pipeline.training_batches(discs(1), 140, 1, augment=None))[0]
     batches = input_pipeline.training_batches(discs(1), 140, 1, augment="flips", min_crops=20)
     crops = [(tuple(images.ravel()), tuple(masks.ravel())) for images, masks in epoch(batches)]
-    expected = [(image, mask), (image[:, ::-1, ::-1], mask[:, ::-1, ::-1])]
+    sides = [(rows, columns) for rows in (1, -1) for columns in (1, -1)]
+    expected = [(image[:, ::rows, ::columns], mask[:, ::rows, ::columns]) for rows, columns in sides]
     assert set(crops) == {(tuple(images.ravel()), tuple(masks.ravel())) for images, masks in expected}
 
 
