@@ -43,11 +43,15 @@ def draw_colonies(count: int, seed: int = 0, size: tuple[int, int] = (128, 128))
     >>> record.image.shape, int(record.label_map.max()) > 5
     ((128, 128, 3), True)
     """
-    if min(size) < 64:
-        raise ValueError(f"found size {size}, expected at least 64 rows and columns")
+    _check_size(size)
     return [
         _draw_colony_image(f"colonies_{seed}_{i:03d}", np.random.default_rng((seed, i)), size) for i in range(count)
     ]
+
+
+def _check_size(size):
+    if min(size) < 64:
+        raise ValueError(f"found size {size}, expected at least 64 rows and columns")
 
 
 def _draw_colony_image(name, rng, size):
@@ -114,8 +118,8 @@ def _seams(label_map):
 
 
 def draw_unstained(
-    seed: int | np.random.SeedSequence = 0, size: tuple[int, int] = (256, 256), count: int = 20
-) -> tuple[np.ndarray, np.ndarray]:
+    count: int, seed: int = 0, size: tuple[int, int] = (256, 256), nuclei: int | None = None
+) -> list[Record]:
     """Draw unstained nuclei, as a phase-contrast microscope shows them.
 
     Each nucleus is a dark ring with a bright halo on a grey, textured background. Its inside is as bright as the
@@ -124,30 +128,33 @@ def draw_unstained(
 
     Parameters
     ----------
-    seed : int or numpy.random.SeedSequence
-        Random seed. The same seed gives the same drawing.
-    size : tuple of int
-        (height, width), each at least 64.
-    count : int
-        Number of nuclei. A small image can have fewer, because nuclei do not overlap.
+    count, seed, size
+        As for `draw_colonies`.
+    nuclei : int, optional
+        Number of nuclei in an image. A small image can have fewer, because nuclei do not overlap. Default: 20 for
+        256 x 256 pixels, and in proportion for other sizes.
 
     Returns
     -------
-    image : uint8 array (height, width, 3)
-        Grey image, all channels equal.
-    label_map : int32 array (height, width)
-        Nuclei 1..N, each in one piece. Some nuclei touch.
+    list of Record
+        Grey images, all channels equal. Each nucleus is in one piece, and some nuclei touch. The image type is "".
 
     Examples
     --------
-    >>> image, label_map = draw_unstained(seed=0, size=(64, 96), count=2)
-    >>> image.shape, image.dtype, label_map.max()
-    ((64, 96, 3), dtype('uint8'), np.int32(2))
+    >>> (record,) = draw_unstained(1, size=(64, 96), nuclei=2)
+    >>> record.image.shape, int(record.label_map.max())
+    ((64, 96, 3), 2)
     """
-    if min(size) < 64:
-        raise ValueError(f"found size {size}, expected at least 64 rows and columns")
-    rng = np.random.default_rng(seed)
-    label_map = _place_unstained(rng, size, count, radius=rng.uniform(13, 22))
+    _check_size(size)
+    nuclei = max(20 * size[0] * size[1] // 256**2, 1) if nuclei is None else nuclei
+    return [
+        _draw_unstained_image(f"unstained_{seed}_{i:03d}", np.random.default_rng((seed, i)), size, nuclei)
+        for i in range(count)
+    ]
+
+
+def _draw_unstained_image(name, rng, size, nuclei):
+    label_map = _place_unstained(rng, size, nuclei, radius=rng.uniform(13, 22))
     bubbles = _place_unstained(rng, size, int(rng.integers(0, 9)), radius=rng.uniform(6, 14))
     near = np.unique(bubbles[ndimage.binary_dilation(label_map > 0, iterations=6)])
     bubbles[np.isin(bubbles, near)] = 0  # a bubble keeps its distance from nuclei
@@ -164,7 +171,7 @@ def draw_unstained(
         grey += sign * _spots(rng, region, rng.uniform(1, 2.5))
     grey = ndimage.gaussian_filter(grey, rng.uniform(0.6, 1.6)) + rng.uniform(2, 5) * rng.standard_normal(size)
     grey = np.clip(np.round(grey), 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2), label_map
+    return Record(name, np.repeat(grey[..., None], 3, axis=2), label_map, "")
 
 
 def _place_unstained(rng, size, count, radius):
