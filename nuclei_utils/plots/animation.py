@@ -141,7 +141,7 @@ def _frame_drawer(records, predictions, title):
             ax.images[0].set_data(np.asarray(probability, float))
             ax.set_xlabel(f"Dice {scores[-1]:.2f}")
         state = f"epoch {epoch} of {len(predictions) - 1}" if epoch else "before training"
-        heading.set_text(f"{title + ': ' if title else ''}{state}, mean Dice of these images {np.mean(scores):.2f}")
+        heading.set_text(f"{title + ': ' if title else ''}{state}\nmean Dice of these images {np.mean(scores):.2f}")
         bar.set_width(epoch)
         fig.canvas.draw()
         return Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB")

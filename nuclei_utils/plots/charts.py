@@ -163,8 +163,9 @@ def pr_roc_curves(tables: Tables, threshold: float = 0.5, zoom: float = 1.0, tit
         ax.grid(alpha=0.4)
     left.set(title="precision and recall", xlabel="recall: fraction of nucleus found", xlim=(low, high))
     right.set(title="ROC", xlabel="false positive rate: fraction of background", xlim=(-margin, zoom + margin))
-    (diagonal,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
-    right.legend(handles=[diagonal], loc="lower right")
+    if zoom == 1:  # a smaller part does not show the diagonal
+        (diagonal,) = right.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
+        right.legend(handles=[diagonal], loc="lower right")
     point = Line2D([], [], color="grey", marker="o", linestyle="", label=f"threshold {threshold:g}")
     style._legend_below(fig, [*left.lines, point])
     return fig
@@ -296,7 +297,7 @@ def score_vs_cost(
         if family:
             colour, marker = next(looks)
             name = f"{family[0]} \N{HORIZONTAL ELLIPSIS} {family[-1]}"
-            ax.plot(*points.loc[family].to_numpy().T, f"{marker}-", color=colour, markersize=12, label=name)
+            ax.plot(*points.loc[family].to_numpy().T, f"{marker}-", color=colour, markersize=12, label=name, zorder=2.5)
             for number, point in enumerate(points.loc[family].to_numpy(), start=1):
                 ax.annotate(str(number), point, ha="center", va="center_baseline", fontsize=9, color="white")
         for (name, point), (colour, marker) in zip(points.drop(family).iterrows(), looks, strict=False):
