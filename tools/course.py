@@ -61,6 +61,7 @@ def execute(notebook, folder, log):
             timeout=None,  # a training may take hours
             kernel_name="python3",
             record_timing=False,  # time stamps would change the file with each run
+            coalesce_streams=True,  # one output for all lines that a cell prints
             store_widget_state=False,  # GitHub does not show notebooks with an incomplete widget state
             resources={"metadata": {"path": str(folder)}},
             on_cell_start=start,
