@@ -109,6 +109,14 @@ def test_packing_changes_no_pixel(mode):
     assert np.array_equal(np.asarray(Image.open(BytesIO(base64.b64decode(after)))), pixels)
 
 
+def test_packing_gives_a_large_picture_a_palette():
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    packed = Image.open(BytesIO(base64.b64decode(course.packed(base64.b64encode(stream.getvalue()).decode()))))
+    assert (packed.mode, packed.size) == ("P", (500, 400))
+
+
 def test_course_names_the_failed_cell_and_keeps_earlier_outputs(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "notebooks"
     folder.mkdir()

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tools.setup_cell import METADATA, ROOT, notebooks, write
 
 OUT = ROOT / "build" / "course"
+LARGE = 2**18  # bytes of a picture
 
 
 def first_line(source):
@@ -120,7 +121,7 @@ def run(path, in_place=False):
 
 
 def tidy(notebook):
-    """Remove paths of this machine from tracebacks, and compress PNG images without loss."""
+    """Remove paths of this machine from tracebacks, and compress PNG images."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "traceback" in output:
@@ -131,13 +132,20 @@ def tidy(notebook):
 
 
 def packed(code):
-    """Compress a PNG image without loss; input and output are base64 text."""
+    """Compress a PNG image; input and output are base64 text.
+
+    A picture of more than `LARGE` bytes gets a palette of 256 colours, so that GitHub still shows the notebook. Other
+    pictures keep each pixel.
+    """
     before = base64.b64decode(code)
     picture = Image.open(BytesIO(before))
     if picture.mode == "RGBA" and picture.getextrema()[3] == (255, 255):  # opaque
         picture = picture.convert("RGB")
     stream = BytesIO()
     picture.save(stream, "PNG", optimize=True)
+    if stream.tell() > LARGE:
+        stream = BytesIO()
+        picture.convert("RGB").quantize(256).save(stream, "PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode("ascii") if len(stream.getvalue()) < len(before) else code
 
 
