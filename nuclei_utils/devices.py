@@ -13,6 +13,7 @@ All devices are in one machine. Keras 3 does not support TensorFlow's MultiWorke
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 
@@ -72,7 +73,8 @@ def use_devices(devices: str = "auto", precision: str = "float32") -> Iterator[i
     """Build and train networks on devices, and in a precision.
 
     Build, compile and fit the network in the context. The value of the context is the number of devices. The size of a
-    batch is that of all devices together, and must be a multiple of this number (`input_pipeline.pad_batches`).
+    batch is that of all devices together, and must be a multiple of this number (`input_pipeline.pad_batches`). With
+    TensorFlow, choose the same set of several devices for all trainings of a process.
 
     Parameters
     ----------
@@ -106,12 +108,18 @@ def _strategy(names):
     """Return a context in which variables are copied to all devices."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.distribute.MirroredStrategy(names).scope()
+        return _mirrored_strategy(tuple(names)).scope()
     if backend == "jax":
         return keras.distribution.DataParallel(devices=names).scope()
     raise NucleiError(f"found the {backend} backend, expected tensorflow or jax to choose devices: use auto")
+
+
+@functools.cache
+def _mirrored_strategy(names):
+    """Return the same strategy for the same devices: two strategies would confuse their messages between devices."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(names)
 
 
 def in_float32(model: keras.Model) -> keras.Model:
