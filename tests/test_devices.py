@@ -151,8 +151,7 @@ print(json.dumps([[table["loss"].tolist() for table in (history, resumed, elsewh
 """
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("tensorflow", "mixed_float16"), ("tensorflow", "float32")])
-def test_training_on_two_devices_resumes_with_the_same_result(tmp_path, backend, precision):
+def check_training(tmp_path, backend, precision):
     (whole, resumed, elsewhere), dtype = two_devices(TRAIN, backend, tmp_path, precision)
     assert len(whole) == 4
     assert resumed == pytest.approx(whole, rel=1e-4)
@@ -160,9 +159,13 @@ def test_training_on_two_devices_resumes_with_the_same_result(tmp_path, backend,
     assert dtype == "float32", "the saved network runs anywhere"
 
 
+def test_training_on_two_devices_resumes_with_the_same_result(tmp_path):
+    check_training(tmp_path, "tensorflow", "mixed_float16")  # its optimizer has the most state
+
+
 @pytest.mark.skipif(find_spec("jax") is None, reason="jax is not installed")
 def test_training_under_jax_resumes_with_the_same_result(tmp_path):
-    test_training_on_two_devices_resumes_with_the_same_result(tmp_path, "jax", "mixed_bfloat16")
+    check_training(tmp_path, "jax", "mixed_bfloat16")
 
 
 # In this process
