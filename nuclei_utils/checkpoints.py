@@ -88,7 +88,8 @@ def resume(model: keras.Model, folder: str | os.PathLike, monitor: str = "val_di
             problems.append(str(error))
             continue
         try:
-            model.optimizer.build(model.trainable_variables)
+            if not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
             model.load_weights(path)
         except ValueError as error:
             raise NucleiError(

@@ -158,6 +158,25 @@ def validation_batches(
     return examples.map(crop, tf.data.AUTOTUNE).batch(batch_size).cache().prefetch(tf.data.AUTOTUNE)
 
 
+def pad_batches(batches: tf.data.Dataset, multiple: int) -> tf.data.Dataset:
+    """Pad batches to a multiple of a number of examples.
+
+    A batch repeats its first examples. Several devices then get equal shares of each batch.
+
+    Examples
+    --------
+    >>> [len(batch) for batch in pad_batches(tf.data.Dataset.range(7).batch(4), 2)]
+    [4, 4]
+    """
+
+    def pad(*batch):
+        size = tf.shape(tf.nest.flatten(batch)[0])[0]
+        rows = tf.range(-(-size // multiple) * multiple) % size
+        return tf.nest.map_structure(lambda array: tf.gather(array, rows), batch if len(batch) > 1 else batch[0])
+
+    return batches.map(pad, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
 def _check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"found {name}={value!r}, expected {' or '.join(map(repr, choices))}")

@@ -44,14 +44,14 @@ class BinaryCrossentropyDice(keras.losses.Loss):
 
     U-Net++ has the same loss (arXiv 1807.10165, eq. 2). Cross-entropy gives every pixel a gradient from the first step.
     Dice (V-Net, arXiv 1606.04797) counts the nuclei although the background is larger. Dice is taken over the whole
-    batch, so a crop without a nucleus does no harm.
+    batch, so a crop without a nucleus does no harm. The loss is computed in float32, also in mixed precision.
     """
 
     def __init__(self, name="binary_crossentropy_dice", **kwargs):
         super().__init__(name=name, **kwargs)
-        self._binary_crossentropy = keras.losses.BinaryCrossentropy()
-        self._dice = keras.losses.Dice()
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return the loss of masks and probabilities (batch, H, W, 1)."""
-        return self._binary_crossentropy(y_true, y_pred) + self._dice(y_true, y_pred)
+        """Return the loss of masks and probabilities (batch, H, W, 1) as an array (1,)."""
+        loss = ops.mean(keras.losses.binary_crossentropy(y_true, y_pred)) + keras.losses.dice(y_true, y_pred)
+        # With several devices, Keras divides a loss by their number. It does not divide a scalar.
+        return ops.reshape(loss, (1,))

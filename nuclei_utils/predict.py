@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,9 +16,10 @@ import keras
 import numpy as np
 from keras import ops
 from scipy import ndimage
+from skimage.segmentation import relabel_sequential
 from tqdm import tqdm
 
-from nuclei_utils import matching, preprocess, segmentation
+from nuclei_utils import io, matching, preprocess, segmentation
 from nuclei_utils.errors import NucleiError
 
 if TYPE_CHECKING:
@@ -31,6 +33,20 @@ CONTEXT = 192
 
 MIN_CONSISTENCY = 0.5
 """Value of `tta_consistency` below which a result must not be trusted."""
+
+DIAMETER = 19.6
+"""Median diameter of the nuclei that the included network knows, pixels (of the circle of equal area).
+
+The value is that of the 28,986 nuclei of the real training images: `diameter` in
+`benchmarks/results/explore_stage1_fixed.json`.
+"""
+
+DIAMETER_RANGE = (9.0, 52.0)
+"""Diameters that are usual in the training images, pixels.
+
+From the same file (`diameter_by_type`): a quarter of the nuclei of grey tissue, the image type with the smallest
+nuclei, is smaller than 9 pixels. A quarter of the large nuclei in fluorescence is larger than 52 pixels.
+"""
 
 _MULTIPLE = 32  # tiles and blocks begin and end at multiples of 32 pixels, which every network of the course takes
 # quarter turns and mirroring of each copy for test-time augmentation; the first four copies keep the shape of the image
@@ -137,6 +153,7 @@ def predict_labels(
     context: int = CONTEXT,
     n_tta: int = 1,
     progress: bool = False,
+    diameter: float | None = None,
     **options: float,
 ) -> np.ndarray:
     """Find the nuclei in an image of any size.
@@ -152,6 +169,10 @@ def predict_labels(
     block, context : int
         Side of a block, and width of the frame around a block that is predicted too, pixels: multiples of 32. A
         smaller block needs less memory and more time.
+    diameter : float, optional
+        Usual diameter of a nucleus in the image, pixels. The image is resized so that such a nucleus has the diameter
+        `DIAMETER`, and the label map is resized back by nearest neighbour. `min_size` is in pixels of the
+        image. Set the diameter if the nuclei are much smaller or larger than those of the training images.
     **options
         `prob_thresh`, `min_prominence` and `min_size` of `segmentation.maps_to_labels`.
 
@@ -167,6 +188,10 @@ def predict_labels(
     np.int32(1)
     """
     _check_image(image)
+    if diameter is not None:
+        return _predict_resized(
+            model, image, diameter, block=block, context=context, n_tta=n_tta, progress=progress, **options
+        )
     if block <= 0 or context < 0 or block % _MULTIPLE or context % _MULTIPLE:
         raise ValueError(f"block={block} and context={context} must be multiples of 32")
     intensity_range = preprocess.intensity_range(image)
@@ -176,6 +201,39 @@ def predict_labels(
         maps = predict_maps(model, image[rows.seen, columns.seen], n_tta=n_tta, intensity_range=intensity_range)
         count = _add_nuclei(label_map, segmentation.maps_to_labels(maps, **options), rows, columns, count)
     return label_map
+
+
+def _predict_resized(model, image, diameter, min_size=segmentation.MIN_SIZE, **options):
+    """Find the nuclei in an image that is resized to the nuclei that the network knows."""
+    if not 0 < diameter < math.inf:
+        raise ValueError(f"found diameter={diameter}, expected a length above 0 in pixels")
+    size = image.shape[:2]
+    scale = DIAMETER / diameter
+    resized_size = tuple(max(round(scale * side), 1) for side in size)
+    if math.prod(resized_size) > max(io.MAX_PIXELS, math.prod(size)):
+        raise NucleiError(
+            f"nuclei of {diameter:g} pixels need an image of {resized_size} (height, width), expected at most "
+            f"{io.MAX_PIXELS:,} pixels: give a larger diameter, or cut the image"
+        )
+    resized = preprocess.resize(image, resized_size)
+    label_map = predict_labels(model, resized, min_size=round(scale**2 * min_size), **options)
+    # a nucleus of a few pixels can vanish when the label map shrinks
+    return relabel_sequential(preprocess.resize_label_map(label_map, size))[0].astype(np.int32)
+
+
+def median_diameter(label_map: np.ndarray) -> float:
+    """Return the median diameter of the nuclei in a label map, in pixels.
+
+    The diameter is that of the circle of equal area. Without a nucleus, the result is NaN.
+
+    Examples
+    --------
+    >>> round(median_diameter(np.array([[1, 1, 0], [1, 1, 2]])), 2)
+    1.69
+    """
+    areas = np.bincount(label_map.ravel())[1:]
+    areas = areas[areas > 0]
+    return float(np.median(2 * np.sqrt(areas / np.pi))) if areas.size else math.nan
 
 
 def tta_consistency(

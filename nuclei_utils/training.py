@@ -17,6 +17,8 @@ from keras.callbacks import Callback
 
 from nuclei_utils import checkpoints, datasets, input_pipeline, losses, models, predict, preprocess, saving, splits
 from nuclei_utils.checkpoints import best_epoch, is_finished, phases, read_history  # noqa: F401
+from nuclei_utils.devices import in_float32, use_devices
+from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, file_lock
 
 
@@ -292,6 +294,8 @@ def train(
     patience: int | None = None,
     previews: Sequence[np.ndarray] = (),
     verbose: str | int = "auto",
+    devices: str = "auto",
+    precision: str = "float32",
     **batch_options,
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Build and train a network, or resume an interrupted training.
@@ -311,43 +315,51 @@ def train(
         Weights of the encoder. "auto": ImageNet's weights if they are available, otherwise random weights.
     previews : sequence of uint8 array (H, W, 3)
         Images whose predictions are recorded (`PreviewRecorder`).
+    devices, precision
+        As for `devices.use_devices`, with the same errors. A resumed training may use other devices.
     **batch_options
-        Options of `batches`.
+        Options of `batches`. `batch_size` is that of all devices together, and a multiple of their number.
     """
     folder, frozen = Path(folder), Path(folder) / checkpoints.FROZEN
-    if is_finished(folder):
-        checkpoints.clear(frozen)
-        checkpoints.clear(folder)
-    keras.utils.set_random_seed(seed)
-    targets = "instances" if name == "instance_unet" else "mask"
-    crops, validation = batches(seed, targets=targets, **batch_options)
-    if weights == "auto":
-        weights = imagenet_weights() if NETWORKS[name].has_encoder else None
-    model = build(name, weights, filters)
-    if weights is None and frozen in phases(folder):
-        raise FileNotFoundError(
-            f"the training in {folder} started with pretrained weights, which are missing now: name their file in "
-            f"${models.WEIGHTS_VARIABLE}, or delete {folder} to train from scratch"
-        )
-    epochs = epochs or profile().epochs
-    patience = patience or (10 if targets == "mask" else epochs)
+    with use_devices(devices, precision) as device_count:
+        batch_size = batch_options.get("batch_size", BATCH_SIZE)
+        if batch_size % device_count:
+            raise NucleiError(f"found a batch size of {batch_size}, expected a multiple of the {device_count} devices")
+        if is_finished(folder):
+            checkpoints.clear(frozen)
+            checkpoints.clear(folder)
+        keras.utils.set_random_seed(seed)
+        targets = "instances" if name == "instance_unet" else "mask"
+        crops, validation = batches(seed, targets=targets, **batch_options)
+        if device_count > 1:  # the last batch may be smaller
+            crops, validation = (input_pipeline.pad_batches(side, device_count) for side in (crops, validation))
+        if weights == "auto":
+            weights = imagenet_weights() if NETWORKS[name].has_encoder else None
+        model = build(name, weights, filters)
+        if weights is None and frozen in phases(folder):
+            raise FileNotFoundError(
+                f"the training in {folder} started with pretrained weights, which are missing now: name their file in "
+                f"${models.WEIGHTS_VARIABLE}, or delete {folder} to train from scratch"
+            )
+        epochs = epochs or profile().epochs
+        patience = patience or (10 if targets == "mask" else epochs)
 
-    def fit_phase(folder, epochs, learning_rate=None, first_epoch=0):
-        compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
-        recorders = [PreviewRecorder(previews, folder, first_epoch)] if len(previews) else []
-        fit(model, crops, validation, folder, epochs, patience, callbacks=recorders, verbose=verbose)
+        def fit_phase(folder, epochs, learning_rate=None, first_epoch=0):
+            compile_model(model, epochs * len(crops), learning_rate, amsgrad=name == "unet_plus_plus")
+            recorders = [PreviewRecorder(previews, folder, first_epoch)] if len(previews) else []
+            fit(model, crops, validation, folder, epochs, patience, callbacks=recorders, verbose=verbose)
 
-    frozen_epochs = epochs // 2 if name == "mobilenet_unet" and weights else 0
-    if not frozen_epochs:
-        fit_phase(folder, epochs)
-        return load_run(folder)
-    if folder not in phases(folder):  # the checkpoint of a second phase has all weights
-        if not is_finished(frozen):
-            fit_phase(frozen, frozen_epochs)
-        checkpoints.check_model_file(frozen / checkpoints.BEST)
-        model.load_weights(frozen / checkpoints.BEST)
-    models.unfreeze_encoder(model, FINE_TUNED_BLOCKS)
-    fit_phase(folder, epochs - frozen_epochs, FINE_TUNING_RATE, first_epoch=len(read_history(frozen)))
+        frozen_epochs = epochs // 2 if name == "mobilenet_unet" and weights else 0
+        if frozen_epochs:
+            if folder not in phases(folder):  # the checkpoint of a second phase has all weights
+                if not is_finished(frozen):
+                    fit_phase(frozen, frozen_epochs)
+                checkpoints.check_model_file(frozen / checkpoints.BEST)
+                model.load_weights(frozen / checkpoints.BEST)
+            models.unfreeze_encoder(model, FINE_TUNED_BLOCKS)
+            fit_phase(folder, epochs - frozen_epochs, FINE_TUNING_RATE, first_epoch=len(read_history(frozen)))
+        else:
+            fit_phase(folder, epochs)
     return load_run(folder)
 
 
@@ -419,8 +431,8 @@ def run_folder(name: str) -> Path:
 def load_run(folder: str | os.PathLike, finished: bool = True) -> tuple[keras.Model, pd.DataFrame]:
     """Load the network and the history of a training from its folder.
 
-    The network is not compiled. A U-Net++ predicts the mean of its outputs (`models.accurate_mode`). The history has
-    one row per epoch, of both phases if there are two.
+    The network is not compiled, and computes in float32. A U-Net++ predicts the mean of its outputs
+    (`models.accurate_mode`). The history has one row per epoch, of both phases if there are two.
 
     Parameters
     ----------
@@ -442,7 +454,7 @@ def load_run(folder: str | os.PathLike, finished: bool = True) -> tuple[keras.Mo
         raise FileNotFoundError(f"no model in {folder}: resume the training")
     # only a network for masks has two phases
     best = max(candidates, key=lambda phase: histories[phase].get("val_dice", pd.Series([0.0])).max())
-    model = saving.load_model(best / checkpoints.BEST)
+    model = in_float32(saving.load_model(best / checkpoints.BEST))
     if isinstance(model, models.DeepSupervision):
         model = models.accurate_mode(model)
     history = pd.concat(histories.values(), ignore_index=True)

@@ -157,6 +157,51 @@ def test_images_without_nuclei_or_with_low_consistency_are_named(tmp_path, out, 
     assert submission["EncodedPixels"].isna().tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize(
+    ("options", "diameter"),
+    [
+        ([], None),
+        (["--diameter", "30"], 30),
+        (["--diameter", "12um", "--pixel-size", 0.5], 24),
+        (["--diameter=9µm"], None),
+    ],
+)
+def test_diameter_reaches_the_prediction_in_pixels(tmp_path, out, monkeypatch, capsys, options, diameter):
+    given = []
+
+    def predict_labels(_model, image, diameter=None, **_options):
+        given.append(diameter)
+        return np.ones(image.shape[:2], np.int32)
+
+    monkeypatch.setattr(predict, "predict_labels", predict_labels)
+    is_complete = "--diameter=9µm" not in options
+    assert run("predict", write_image(tmp_path / "a.png"), "--out", out, *options) == (0 if is_complete else 1)
+    if is_complete:
+        assert set(given) == {diameter}, "for the label map and for its consistency"
+    else:
+        assert "--pixel-size" in capsys.readouterr().err
+        assert not given
+
+
+@pytest.mark.parametrize("text", ["0", "-3um", "nan", "12mm", "um"])
+def test_other_diameters_are_wrong_usage(folder, out, text):
+    with pytest.raises(SystemExit):
+        run("predict", folder, "--out", out, f"--diameter={text}")
+
+
+@pytest.mark.parametrize(("side", "unusual"), [(5, True), (16, False), (60, True)])
+def test_images_with_unusually_small_or_large_nuclei_are_named(tmp_path, out, capsys, side, unusual):
+    label_map = np.zeros((96, 96), int)
+    label_map[10 : 10 + side, 10 : 10 + side] = 1
+    image = write_image(tmp_path / "a.png", label_map)
+    assert run("predict", image, "--out", out, "--min-size", 9) == 0
+    named = [text for text in complaints(capsys) if "--diameter" in text]
+    assert len(named) == unusual
+    assert all("a: " in text and f"{2 * side / np.sqrt(np.pi):.1f}" in text for text in named)
+    assert run("predict", image, "--out", tmp_path / "again", "--diameter", side) == 0
+    assert not [text for text in complaints(capsys) if "--diameter" in text]
+
+
 def test_a_label_map_beyond_16_bits_is_a_tiff(tmp_path, out, monkeypatch):
     image = write_image(tmp_path / "a.png")
     monkeypatch.setattr(io, "HIGHEST_IN_16_BITS", 2)
@@ -280,6 +325,7 @@ def test_an_interrupted_replacement_is_resumed(folder, out, monkeypatch):
     [
         ["--tta", 4],
         ["--pixel-size", 0.5],
+        ["--diameter", 30],
         ["--format", "rois"],
         ["--model", "m.keras"],
         ["--min-size", 9],

@@ -291,3 +291,29 @@ def test_folder_of_images_that_links_to_itself_is_named(tmp_path, words, capsys)
     assert run(*words) == 1
     assert str(tmp_path / "loop") in capsys.readouterr().err
     assert names(tmp_path) == {"loop"}
+
+
+def test_devices_precision_and_batch_size_reach_the_training(words, monkeypatch, capsys):
+    given = {}
+
+    def record(*_, **options):
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", record)
+    assert run(*words, "--devices", "cpu", "--precision", "mixed_bfloat16", "--batch-size", 6) == 1
+    assert (given["devices"], given["precision"], given["batch_size"]) == ("cpu", "mixed_bfloat16", 6)
+    assert run(*words, "--crop-size", 256) == 1
+    assert (given["devices"], given["precision"], given["batch_size"]) == ("auto", "float32", 8)
+    capsys.readouterr()
+    assert run(*words, "--devices", "gpu:99") == 1
+    assert "gpu:99" in (error := capsys.readouterr().err)
+    assert "cpu:0" in error
+
+
+def test_resuming_with_another_batch_size_or_precision_is_refused(tmp_path, words, unfinished, capsys):
+    for option, value in (("--batch-size", 4), ("--precision", "mixed_bfloat16")):
+        assert run(*words, "--resume", option, value) == 1
+        assert option in capsys.readouterr().err
+    assert run(*words, "--resume", "--devices", "cpu") == 0, "other devices may continue a training"
+    assert names(tmp_path) == RESULTS

@@ -29,6 +29,7 @@ ORDER = [
     "losses",
     "models",
     "saving",
+    "devices",
     "distortions",
     "input_pipeline",
     "deploy",
@@ -39,7 +40,7 @@ ORDER = [
     "exercises",
     "cli",
 ]
-KNOWS_TENSORFLOW = {"dsb2018", "input_pipeline", "deploy"}
+KNOWS_TENSORFLOW = {"dsb2018", "input_pipeline", "deploy", "devices"}
 PACKAGE = Path(nuclei_utils.__file__).parent
 MODULES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__")]
 

@@ -1,4 +1,6 @@
+import json
 import tracemalloc
+from pathlib import Path
 
 import cv2
 import keras
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from nuclei_utils import datasets, matching, metrics, models, predict, preprocess, segmentation
+from nuclei_utils import datasets, drawn_images, matching, metrics, models, predict, preprocess, segmentation
 from nuclei_utils.errors import NucleiError
 from tools import draw_sample
 
@@ -337,3 +339,70 @@ def test_tiles_change_the_maps_of_the_included_network_little():
         difference = np.abs(tiled[name] - values)
         assert 0 < difference.mean() < 0.001
         assert difference.max() < 0.1
+
+
+# Diameter
+
+
+def test_diameter_gives_the_network_nuclei_of_its_size_and_keeps_the_shape(monkeypatch, red):
+    image = np.zeros((90, 133, 3), np.uint8)
+    image[20:60, 30:70] = 255  # 40 pixels wide
+    seen = []
+    predict_maps = predict.predict_maps
+
+    def record(model, image, **options):
+        seen.append(image.shape)
+        return predict_maps(model, image, **options)
+
+    monkeypatch.setattr(predict, "predict_maps", record)
+    label_map = predict.predict_labels(red, image, diameter=2 * predict.DIAMETER)
+    assert seen == [(45, 66, 3)]
+    assert label_map.shape == (90, 133)
+    assert label_map.dtype == np.int32
+    true = np.zeros((90, 133), bool)
+    true[20:60, 30:70] = True
+    assert np.count_nonzero((label_map == 1) ^ true) < 4 * 40, "the outline moves by less than a pixel"
+    assert predict.median_diameter(label_map) == pytest.approx(2 * 40 / np.sqrt(np.pi), rel=0.05)
+
+
+def test_size_of_the_smallest_nucleus_is_in_pixels_of_the_image(red):
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[20:40, 20:40] = 255
+    image[60:70, 60:70] = 255
+    for diameter in (5, 20, 60):
+        for min_size, count in ((50, 2), (200, 1), (800, 0)):
+            assert predict.predict_labels(red, image, diameter=diameter, min_size=min_size).max() == count
+
+
+@pytest.mark.parametrize("diameter", [0, -3, np.nan, np.inf])
+def test_impossible_diameter_is_refused(red, diameter):
+    with pytest.raises(ValueError, match="diameter"):
+        predict.predict_labels(red, noise(20, 20), diameter=diameter)
+
+
+def test_diameter_that_needs_too_many_pixels_is_refused(red):
+    with pytest.raises(NucleiError, match="larger diameter"):
+        predict.predict_labels(red, noise(20, 20), diameter=1e-4)
+
+
+@pytest.mark.parametrize("factor", [4, 6])
+def test_large_nuclei_are_found_better_with_their_diameter(factor):
+    record = drawn_images.draw_colonies(1)[0]
+    size = tuple(factor * side for side in record.label_map.shape)
+    image, true = preprocess.resize(record.image, size), preprocess.resize_label_map(record.label_map, size)
+    model = models.included_network()
+
+    def found(**options):
+        overlap = matching.label_overlap(true, predict.predict_labels(model, image, **options))
+        return 2 * np.count_nonzero(overlap.ious >= 0.5) / (len(overlap.true) + len(overlap.predicted))
+
+    assert found(diameter=predict.median_diameter(true)) > found() + 0.15
+
+
+def test_training_diameters_are_those_of_the_results_file():
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "explore_stage1_fixed.json"
+    run = json.loads(path.read_text())["runs"]["stage1_fixed"]
+    by_type = run["diameter_by_type"].values()
+    low, high = min(quartiles["quarter"] for quartiles in by_type), max(row["three_quarters"] for row in by_type)
+    assert pytest.approx(run["diameter"]["median"], abs=0.05) == predict.DIAMETER
+    assert pytest.approx((low, high), abs=0.5) == predict.DIAMETER_RANGE

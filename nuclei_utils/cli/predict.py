@@ -25,6 +25,8 @@ examples:
   python -m nuclei_utils predict photos --out result                 all images of a folder
   python -m nuclei_utils predict a.tif b.jpg --out result --pixel-size 0.325
                                                                      measure in micrometres
+  python -m nuclei_utils predict photos --out result --diameter 80
+                                                                     nuclei much larger than usual, about 80 pixels wide
   python -m nuclei_utils predict photos --out result --format geojson --format rois
                                                                      write outlines for QuPath and for ImageJ too
   python -m nuclei_utils predict photos --out result --model mine.keras
@@ -54,9 +56,22 @@ rows of other images. With --resume and --replace, it skips finished images and 
 If an image cannot be read, a message on stderr names it, the other images are predicted, and the exit status is 1. A
 message also names each image whose nuclei change when the image is mirrored and made smaller. Do not trust such a
 result before you have seen the overlay.
+
+The included network was trained on nuclei with a median diameter of 19.6 pixels, most of them between 9 and 52. Without
+--diameter, a message names each image whose nuclei have another median diameter. It is that of the nuclei that were
+found: a network can also take parts of very large nuclei for nuclei of the usual size, so look at the overlay.
 """
 
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
+
+
+def _diameter(text):
+    """Return a diameter as (pixels, None) or (None, micrometres)."""
+    if text.endswith(("um", "µm", "μm")):  # micro sign and Greek letter
+        return None, _length(text[:-2])
+    return _length(text), None
+
+
 _probability = number(float, lambda probability: 0 < probability < 1, "a number between 0 and 1, such as 0.6")
 _area = number(int, lambda area: area >= 0, "a whole number, 0 or more")
 
@@ -75,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, metavar="FILE", help=text)
     text = "width of a pixel in micrometres; nuclei.csv then has micrometres instead of pixels"
     add("--pixel-size", type=_length, metavar="UM", help=text)
+    text = (
+        "usual diameter of a nucleus, in pixels (30) or in micrometres (12um, with --pixel-size): the image is resized "
+        "to nuclei that the network knows, and the label map back; for much smaller or larger nuclei, see below"
+    )
+    add("--diameter", type=_diameter, metavar="LENGTH", help=text)
     text = "write outlines too: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice"
     add("--format", action="append", choices=("geojson", "rois"), default=[], help=text)
     text = "number of mirrored and turned copies of an image; more copies are better and take longer (default: 1)"
@@ -128,11 +148,21 @@ def _settings(args):
     return {
         "--model": hashlib.sha256(args.model.read_bytes()).hexdigest() if args.model else "included",
         "--pixel-size": args.pixel_size,
+        "--diameter": _diameter_in_pixels(args.diameter, args.pixel_size),
         "--tta": args.tta,
         "--prob-thresh": args.prob_thresh,
         "--min-size": args.min_size,
         "--format": sorted(set(args.format)),
     }
+
+
+def _diameter_in_pixels(diameter, pixel_size):
+    if diameter is None:
+        return None
+    pixels, micrometres = diameter
+    if pixels is None and pixel_size is None:
+        raise NucleiError("a --diameter in micrometres needs the width of a pixel: add --pixel-size, or give pixels")
+    return pixels if micrometres is None else micrometres / pixel_size
 
 
 def _find_images(inputs):
@@ -252,12 +282,15 @@ def _predict_image(path, model, tables, is_measured, args):
             f"is {nu.export.WIDEST_FOR_IMAGEJ} pixels: use --format geojson, or cut the image"
         )
     options = {"n_tta": args.tta, "prob_thresh": args.prob_thresh, "min_size": args.min_size}
+    options["diameter"] = _diameter_in_pixels(args.diameter, args.pixel_size)
     progress = sys.stderr.isatty() and max(image.shape) > 2048  # a large image has its own progress bar
     try:
         label_map = nu.predict.predict_labels(model, image, progress=progress, **options)
         consistency = nu.predict.tta_consistency(model, image, label_map, **options)
     except NucleiError as error:
         raise NucleiError(f"{path}: {error}") from error
+    if args.diameter is None and args.model is None:
+        _check_diameter(path.stem, label_map)
     name = printable_name(path.stem)
     table = nu.export.measure_nuclei(raw, label_map, name, args.pixel_size)
     submission = nu.export.submission_table({name: label_map})
@@ -265,6 +298,17 @@ def _predict_image(path, model, tables, is_measured, args):
     with contextlib.nullcontext() if is_measured else tables.adding(table, submission):
         results.write_results(args.out, path.stem, image, label_map, args.format, keep_existing=is_measured)
     return len(table), consistency
+
+
+def _check_diameter(name, label_map):
+    """Complain if the nuclei are much smaller or larger than those of the training images."""
+    diameter = nu.predict.median_diameter(label_map)
+    low, high = nu.predict.DIAMETER_RANGE
+    if diameter < low or diameter > high:
+        _complain(
+            f"{name}: the median diameter of the nuclei found is {diameter:.1f} pixels. Most nuclei of the training "
+            f"images have {low:g} to {high:g}: look at the overlay, measure a few nuclei, and try --diameter"
+        )
 
 
 def _report(name, count, consistency):

@@ -24,6 +24,8 @@ examples:
       train the network that separates touching nuclei, on your own images
   python -m nuclei_utils train --model instance_unet --epochs 60 --data mine --out mine.keras --resume
       resume this training after Ctrl-C or a crash
+  python -m nuclei_utils train --model instance_unet --data mine --out mine.keras --devices gpu:0,1 --batch-size 32
+      train on two GPUs, which share each batch
   python -m nuclei_utils predict photos --model mine.keras --out result
       use the network
 
@@ -37,6 +39,13 @@ Feature maps at full size for --channel-width 0.5 / 1 / 2:
   mobilenet_unet, instance_unet     8 / 16 / 32 in the decoder. The encoder is MobileNetV2 with ImageNet's weights,
                                    which are downloaded once (14 MB). Without internet, set NUCLEI_MOBILENET_WEIGHTS
                                    to the path of their file.
+
+--devices auto is the first GPU, or the CPU without a GPU. Several GPUs share each batch, so give them larger batches
+with --batch-size. With the TensorFlow backend of Keras, each GPU computes batch normalisation and the Dice loss from
+its share of a batch. With the JAX backend (KERAS_BACKEND=jax), the numbers are those of one device. An interrupted
+training can be resumed on other devices. The command uses one machine: Keras 3 does not support TensorFlow's
+MultiWorkerMirroredStrategy (keras-team/keras#20585). For several machines, write a script for the JAX backend with
+jax.distributed.initialize and keras.distribution.DataParallel.
 
 Output files for --out mine.keras: mine.keras, the best epoch by the Dice of the validation images (instance_unet: by
 the loss of all outputs); mine_history.csv; mine_curves.png. The folder mine.training exists until the training has
@@ -94,6 +103,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random seed for weights, crops and validation images, 0 to 4294967295 (default: 0)",
     )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_integer,
+        metavar="N",
+        help="number of crops in a batch, of all devices together (default: 16; 8 for crops of 256 pixels)",
+    )
+    parser.add_argument(
+        "--devices",
+        default="auto",
+        metavar="auto|cpu|gpu|gpu:0,1",
+        help="train on the CPU, a GPU, or GPUs by number (default: auto), see below",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        default="float32",
+        help="mixed precision needs less time and memory on a GPU: mixed_bfloat16 from compute capability 8.0 on, "
+        "mixed_float16 from 7.0 on (default: float32); the saved network computes in float32",
+    )
     parser.add_argument("--resume", action="store_true", help="resume an interrupted training")
     parser.set_defaults(interrupted="the same command with --resume continues the training")
 
@@ -131,12 +159,13 @@ def run(args: argparse.Namespace) -> int:
                 raise
             raise NucleiError(
                 f"out of memory or disk space ({first_line(error)}). Use fewer or smaller images in --data, a smaller "
-                f"--crop-size, or --channel-width 0.5; or free space on the disk of {folder}"
+                f"--crop-size or --batch-size, or --channel-width 0.5; or free space on the disk of {folder}"
             ) from error
 
 
 def _train(args, folder):
     _check_output(args.out, folder, args.resume)
+    nu.devices.find_devices(args.devices)  # before the images are read
     with contextlib.redirect_stdout(sys.stderr):  # for the progress bars of Keras
         if args.data is None:
             train, validation = (nu.datasets.load(split=split) for split in ("train", "validation"))
@@ -158,7 +187,9 @@ def _train(args, folder):
                     verbose=1 if sys.stderr.isatty() else 2,
                     records=(train, validation),
                     crop_size=args.crop_size,
-                    batch_size=_BATCH_SIZES[args.crop_size],
+                    batch_size=_batch_size(args),
+                    devices=args.devices,
+                    precision=args.precision,
                     min_crops=48,  # so that a few images are used several times
                     augment="all",
                 )
@@ -172,6 +203,10 @@ def _train(args, folder):
     print(f"best epoch: {best['epoch'] + 1:.0f}, validation Dice {dice:.3f}")
     print(*_output_files(args.out), sep="\n")
     return 0
+
+
+def _batch_size(args):
+    return args.batch_size or _BATCH_SIZES[args.crop_size]
 
 
 def _check_output(out, folder, resume):
@@ -217,6 +252,8 @@ def _check_settings(args, folder, weights, train, validation):
         "--channel-width": args.channel_width,
         "--epochs": args.epochs,
         "--seed": args.seed,
+        "--batch-size": _batch_size(args),
+        "--precision": args.precision,
         "weights of the encoder": weights,
         "images to train on": [record.id for record in train],
         "images to validate on": [record.id for record in validation],
@@ -232,8 +269,8 @@ def _check_settings(args, folder, weights, train, validation):
             temporary.write_text(json.dumps(settings, indent=1))
         return
     for name, value in settings.items():
-        if saved.get(name) != value:
-            difference = f"{saved.get(name)}, not {value}" if name.startswith("--") else "they have changed since"
+        if saved.get(name, value) != value:  # an older version did not save every option
+            difference = f"{saved[name]}, not {value}" if name.startswith("--") else "they have changed since"
             raise NucleiError(
                 f"the training in {folder} started with other {name}: {difference}. Use the same, or another --out"
             )
