@@ -24,6 +24,7 @@ from skimage.measure import regionprops_table
 from skimage.segmentation import find_boundaries
 
 from nuclei_utils import io
+from nuclei_utils._intensities import channels_of, measure_intensities
 from nuclei_utils._outlines import paint_outlines, trace_outlines
 from nuclei_utils.errors import LabelWarning, NucleiError, first_line
 from nuclei_utils.files import atomic_write, printable_name
@@ -54,15 +55,12 @@ _COLUMNS = {
     "axis_minor_length": "minor_axis",
     "eccentricity": "eccentricity",
     "solidity": "solidity",
-    "intensity_mean-0": "mean_red",
-    "intensity_mean-1": "mean_green",
-    "intensity_mean-2": "mean_blue",
 }
 _QUALITY_COLUMNS = {"equivalent_diameter_area": "diameter", "image_filled": "holes", "image": "parts"}
 
 
 def measure_nuclei(
-    image: np.ndarray | None,
+    image: np.ndarray | Mapping[str, np.ndarray] | None,
     label_map: np.ndarray,
     name: str,
     pixel_size: float | None = None,
@@ -72,9 +70,10 @@ def measure_nuclei(
 
     Parameters
     ----------
-    image : uint8 or uint16 array (H, W, 1) or (H, W, 3), or None
-        Grey or RGB values of the file (`io.read_raw`). The values that networks see (`io.read_image`) have another
-        scale in each 16-bit image. Without an image, intensities are nan.
+    image : uint8 or uint16 array (H, W, 1) or (H, W, 3), or dict, or None
+        Grey or RGB values of the file (`io.read_raw`), or the name and the values (H, W) of each channel
+        (`microscopy.read_planes`). The values that networks see (`io.read_image`) have another scale in each 16-bit
+        image. Without an image, intensities are nan.
     label_map : int array (H, W)
     name : str
         Name of the image, for the first column. Bytes that are not UTF-8 are escaped.
@@ -90,9 +89,20 @@ def measure_nuclei(
         One row per nucleus, in the order of the labels. The columns are `image` and `label`; `area`, `centroid_x`,
         `centroid_y`; `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`; `major_axis` and `minor_axis` of the ellipse
         with the same second moments; `eccentricity` (0 circle, 1 line); `solidity` (area over convex area, 0..1);
-        `mean_red`, `mean_green`, `mean_blue` in the units of `image`, equal if the image is grey; and `unit`. With
+        `mean_NAME`, `sum_NAME`, `std_NAME` (standard deviation) and `background_NAME` of each channel, in the units of
+        `image`; and `unit`. The channels of an array are red, green and blue, and equal if the image is grey. With
         `pixel_size`, lengths are in micrometres, areas in square micrometres, and `unit` is "micrometre". Otherwise
         `unit` is "pixel".
+
+    Notes
+    -----
+    The local background is the median in a ring, 3 to 7 pixels away from the nucleus. Pixels of other nuclei, and
+    pixels up to 2 pixels away from any nucleus, do not count, because the edges of nuclei are blurred. If no pixel is
+    left, the background is nan. Astronomers measure the sky around a star in this way [1]_. To correct an intensity,
+    subtract: ``sum - area * background``, with the area in pixels.
+
+    .. [1] P. B. Stetson. DAOPHOT: a computer program for crowded-field stellar photometry. Publications of the
+       Astronomical Society of the Pacific 99, 1987. doi:10.1086/131977
 
     Examples
     --------
@@ -101,17 +111,12 @@ def measure_nuclei(
     [[1.0, 2.0, 1.0, 9.0], [4.0, 1.0, 2.5, 9.0]]
     """
     label_map = check_label_map(label_map)
-    image = np.full((*label_map.shape, 1), np.nan) if image is None else np.asarray(image)
-    if image.shape not in ((*label_map.shape, 1), (*label_map.shape, 3)):
-        raise ValueError(
-            f"{name}: expected an image {(*label_map.shape, 3)} or {(*label_map.shape, 1)}, found {image.shape}"
-        )
+    channels = channels_of(image, label_map.shape, name)
     if pixel_size is not None and not 0 < pixel_size < np.inf:
         raise ValueError(f"expected micrometres per pixel above 0, found a pixel size of {pixel_size}")
     columns = _COLUMNS | (_QUALITY_COLUMNS if quality else {})
     properties = dict.fromkeys(["slice", *(column.split("-")[0] for column in columns)])
-    colours = np.broadcast_to(image, (*label_map.shape, 3))
-    table = pd.DataFrame(regionprops_table(label_map, colours, properties=properties)).rename(columns=columns)
+    table = pd.DataFrame(regionprops_table(label_map, properties=properties)).rename(columns=columns)
     if quality:
         # a small nucleus on top of a large nucleus is not a hole
         filled = zip(table["holes"], table["slice"], strict=True)
@@ -126,6 +131,7 @@ def measure_nuclei(
         table[lengths] = table[lengths] * pixel_size
         table["area"] = table["area"] * pixel_size**2
     table.insert(0, "image", printable_name(name))
+    table = table.assign(**measure_intensities(channels, label_map))
     return table.assign(unit="pixel" if pixel_size is None else "micrometre")
 
 
