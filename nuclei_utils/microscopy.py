@@ -14,7 +14,7 @@ import numpy as np
 
 from nuclei_utils import io
 from nuclei_utils._decode import Refusal, check_size
-from nuclei_utils._stacks import Stack, needs_extra, open_stack
+from nuclei_utils._stacks import Stack, is_zarr, needs_extra, open_stack
 
 NUCLEAR_STAINS = (
     *("dapi", "hoechst", "draq5", "draq7", "nucblue", "nucred", "nucspot", "sytox", "syto", "topro", "propidium"),
@@ -129,8 +129,11 @@ def read_planes(
 def list_images(folder: Path) -> list[Path]:
     """List the images of a folder that an optional package reads: OME-Zarr, CZI, ND2 and LIF.
 
-    The list is sorted and without hidden files. `datasets.list_images` lists the other images.
+    The list is sorted and without hidden files. If the folder itself is an OME-Zarr image, the list holds the folder.
+    `datasets.list_images` lists the other images.
     """
+    if is_zarr(folder):
+        return [folder]
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and needs_extra(path))
 
 

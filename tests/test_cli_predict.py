@@ -130,7 +130,8 @@ def test_the_tables_are_those_of_all_images_at_once(folder, tmp_path, out):
     assert run("predict", folder, "--out", out) == 0
     label_maps = {name: io.read_label_map(out / f"{name}_labels.png") for name in ("a", "aa", "b", "c")}
     tables = [export.measure_nuclei(io.read_image(folder / f"{name}.png"), label_maps[name], name) for name in "abc"]
-    export.write_table(tmp_path / "nuclei.csv", pd.concat(tables))
+    table = pd.concat(tables).assign(pixel_size=None, pixel_size_source="")
+    export.write_table(tmp_path / "nuclei.csv", table)
     export.write_table(tmp_path / "submission.csv", export.submission_table(label_maps))
     for name in TABLES:
         assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
@@ -284,6 +285,10 @@ def test_an_interrupted_replacement_is_resumed(folder, out, monkeypatch):
         ["--model", "m.keras"],
         ["--min-size", 9],
         ["--prob-thresh", 0.4],
+        ["--channel", "0"],
+        ["--z", "max"],
+        ["--time", 0],
+        ["--value-range", 0, 255],
     ],
 )
 @pytest.mark.parametrize("option", ["--resume", "--replace"])

@@ -27,6 +27,7 @@ def write_ome(path, array, axes, names=None, size=None, **options):
     if size:
         metadata |= {"PhysicalSizeX": size[0], "PhysicalSizeY": size[1], "PhysicalSizeXUnit": size[2]}
         metadata["PhysicalSizeYUnit"] = size[2]
+    path.parent.mkdir(exist_ok=True)
     tifffile.imwrite(path, array, ome=True, metadata=metadata, **options)
     return path
 

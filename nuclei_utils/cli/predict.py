@@ -29,10 +29,23 @@ examples:
                                                                      write outlines for QuPath and for ImageJ too
   python -m nuclei_utils predict photos --out result --model mine.keras
                                                                      use a network that 'train' wrote
+  python -m nuclei_utils predict stack.ome.tif --out result --channel DAPI --z max
+                                                                     maximum of a z-stack, nuclei in the channel DAPI
+  python -m nuclei_utils predict cells.zarr --out result --channel auto --time 0
+                                                                     first time, channel named like a nuclear stain
   python -m nuclei_utils predict photos --out result --resume        resume an interrupted run, or add new images
 
-Images may have any size: grey, RGB or RGBA, 8 or 16 bits, PNG, JPEG, TIFF or BMP, nuclei bright or dark. If a folder
-has no images, the command reads the layout of the competition in it, NAME/images/*.png.
+Images may have any size: grey, RGB or RGBA, 8 or 16 bits, nuclei bright or dark. If a folder has no images, the command
+reads the layout of the competition in it, NAME/images/*.png.
+
+Formats:
+  PNG, JPEG, BMP, TIFF, OME-TIFF, ImageJ hyperstacks    always
+  OME-Zarr 0.4 and 0.5 (a folder)                       pip install "nuclei-utils[large]"
+  ND2, LIF, and TIFF with LZW or JPEG compression       pip install "nuclei-utils[formats]"
+  CZI                                                   pip install bioio bioio-czi (its licence is the GPL)
+The network sees one plane of one channel, or the colours of an RGB image. If the file leaves a choice, the message
+names the channels or the number of times. All channels of the plane are measured. Images with fractions (float) or
+negative values need --value-range. The pixel size comes from the file (OME or ImageJ) unless you give --pixel-size.
 
 Output files for each image:
   NAME_labels.png   label map, 16 bits: 0 background, 1..N one number for each nucleus (above 65,535: NAME_labels.tif)
@@ -41,7 +54,9 @@ Output files for each image:
   NAME.geojson      outlines for QuPath (--format geojson)
   NAME_rois.zip     outlines for ImageJ and Fiji (--format rois)
 Output files for all images:
-  nuclei.csv        one row for each nucleus: position, size, shape, colour
+  nuclei.csv        one row for each nucleus: position, size, shape; mean, sum, standard deviation and local background
+                    of each channel in the units of the file; pixel size and its source. Grey and RGB images without
+                    names of channels have red, green and blue. All images of a table have the same channels.
   submission.csv    run lengths in the format of the 2018 Data Science Bowl
   predict_settings.json  the options that the results depend on
 
@@ -58,10 +73,15 @@ result before you have seen the overlay.
 
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
 _probability = number(float, lambda probability: 0 < probability < 1, "a number between 0 and 1, such as 0.6")
-_area = number(int, lambda area: area >= 0, "a whole number, 0 or more")
+_whole = number(int, lambda value: value >= 0, "a whole number, 0 or more")
+_value = number(float, math.isfinite, "a number")
 
 # errors of writing that every further image would meet too
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def _depth(text):
+    return text if text == "max" else _whole(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +93,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     text = "a .keras file, which is checked before it is loaded (default: the included network)"
     add("--model", type=Path, metavar="FILE", help=text)
-    text = "width of a pixel in micrometres; nuclei.csv then has micrometres instead of pixels"
+    text = "name or index (from 0) of the channel with the nuclei; auto: the one named like a nuclear stain"
+    add("--channel", metavar="NAME", help=text)
+    text = "max: the maximum of all z planes, which is the default; or the index of one z plane, from 0"
+    add("--z", type=_depth, metavar="max|INDEX", help=text)
+    add("--time", type=_whole, metavar="INDEX", help="index of a time, from 0; needed for files with several times")
+    text = "values of the file that become black and white for the network; measurements keep the values of the file"
+    add("--value-range", type=_value, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    text = (
+        "width of a pixel in micrometres (default: the size in the file); nuclei.csv then has micrometres, not pixels"
+    )
     add("--pixel-size", type=_length, metavar="UM", help=text)
     text = "write outlines too: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice"
     add("--format", action="append", choices=("geojson", "rois"), default=[], help=text)
@@ -81,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tta", type=int, choices=(1, 4, 8), default=1, help=text)
     text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.6)"
     add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)
-    add("--min-size", type=_area, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
+    add("--min-size", type=_whole, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
     text = "refuse images with more pixels, height times width (default: 1,000,000,000)"
     add("--max-pixels", type=positive_integer, metavar="N", help=text)
     add("--resume", action="store_true", help="skip finished images, and add the other images to the tables")
@@ -95,15 +124,18 @@ def run(args: argparse.Namespace) -> int:
 
     The exit status is 1 if an image fails, otherwise 0.
     """
+    if args.value_range and args.value_range[0] >= args.value_range[1]:
+        low, high = args.value_range
+        raise NucleiError(f"--value-range {low:g} {high:g}: expected two numbers, the lower first")
     paths, empty = _find_images(args.images)
     _check_names(paths, args)
     for folder in empty:
-        _complain(f"{folder} holds no image: expected PNG, JPEG, TIFF or BMP, or NAME/images/NAME.png")
+        _complain(f"{folder} holds no image: expected one of the formats in --help, or NAME/images/NAME.png")
     if not paths:
         return 1
     message = f"another `nuclei-utils predict` is writing into {args.out}: wait for its end, or use another --out"
     with file_lock(args.out / ".predict.lock", message):
-        tables = results.Tables(args.out, _columns(args.pixel_size))
+        tables = results.Tables(args.out, _existing_columns(args.out))
         names = [path.stem for path in paths]
         plan = results.make_plan(args.out, names, args.format, tables, args.resume, args.replace)
         model = _load_network(args.model)
@@ -116,17 +148,33 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures or empty else 0
 
 
-def _columns(pixel_size):
+def _existing_columns(folder):
+    """Return the columns that an existing nuclei.csv must have, or None."""
+    header = results.read_header(folder / "nuclei.csv")
+    return None if header is None else _columns(_channels(header))
+
+
+def _channels(columns):
+    return [name.removeprefix("mean_") for name in columns if name.startswith("mean_")]
+
+
+def _columns(channels):
+    """Return the columns of nuclei.csv for images with these channels."""
     import numpy as np
 
-    image, label_map = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.int32)
-    return nu.export.measure_nuclei(image, label_map, "", pixel_size).columns
+    empty = np.zeros((1, 1), np.int32)
+    table = nu.export.measure_nuclei(dict.fromkeys(channels, empty), empty, "")
+    return [*table.columns, "pixel_size", "pixel_size_source"]
 
 
 def _settings(args):
     """Return the options that the results depend on."""
     return {
         "--model": hashlib.sha256(args.model.read_bytes()).hexdigest() if args.model else "included",
+        "--channel": args.channel,
+        "--z": args.z,
+        "--time": args.time,
+        "--value-range": args.value_range,
         "--pixel-size": args.pixel_size,
         "--tta": args.tta,
         "--prob-thresh": args.prob_thresh,
@@ -139,7 +187,9 @@ def _find_images(inputs):
     """Return the image files, each file once, and the folders without images."""
     paths, empty = {}, []
     for path in inputs:
-        images = nu.datasets.list_images(path) if path.is_dir() else [path]
+        images = nu.microscopy.list_images(path) if path.is_dir() else [path]
+        if images != [path]:
+            images = sorted(images + nu.datasets.list_images(path))
         if not images:  # the layout of the competition
             folders = [folder for folder in sorted(path.glob("*/images")) if folder.is_dir()]
             images = [image for folder in folders for image in nu.datasets.list_images(folder)]
@@ -214,12 +264,12 @@ def _predict_all(paths, model, tables, plan, args):
     if plan.finished:
         print(f"{len(plan.finished)} of {len(paths)} images were finished before")
     nuclei = sum(plan.measured[name] for name in plan.finished)
-    done, failures = len(plan.finished), 0
+    done, failures, unknown_sizes = len(plan.finished), 0, 0
     remaining = [path for path in paths if path.stem not in plan.finished]
     # disable=None: no progress bar if stderr is no terminal
     for path in tqdm(remaining, "finding nuclei", unit="image", disable=None if len(remaining) > 1 else True):
         try:
-            count, consistency = _predict_image(path, model, tables, path.stem in plan.measured, args)
+            count, consistency, pixel_size = _predict_image(path, model, tables, path.stem in plan.measured, args)
         except (MemoryError, cv2.error) as error:
             if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
                 raise
@@ -237,15 +287,35 @@ def _predict_all(paths, model, tables, plan, args):
         else:
             done += 1
             nuclei += count
+            unknown_sizes += pixel_size is None
             _report(path.stem, count, consistency)
+    if unknown_sizes:
+        print(
+            f"{unknown_sizes} of {len(paths)} images: no pixel size is known, nuclei.csv has pixels (see --pixel-size)"
+        )
     print(f"{done} of {len(paths)} images, {nuclei:,} nuclei: {args.out}")
     return failures
 
 
 def _predict_image(path, model, tables, is_measured, args):
-    """Find and measure nuclei, write the results, return number and consistency."""
-    raw = nu.io.read_raw(path, args.max_pixels or nu.io.MAX_PIXELS)  # for the measurements
-    image = nu.io.to_rgb8(raw)
+    """Find and measure nuclei, write the results. Return their number, the consistency and the pixel size."""
+    planes = nu.microscopy.read_planes(
+        path,
+        args.channel,
+        args.z,
+        args.time,
+        args.value_range,
+        args.pixel_size,
+        args.max_pixels or nu.io.MAX_PIXELS,
+    )
+    columns = _columns(planes.channels)
+    if tables.measured_columns not in (None, columns):
+        raise NucleiError(
+            f"{path}: found the channels {', '.join(planes.channels)}, but nuclei.csv has "
+            f"{', '.join(_channels(tables.measured_columns))} from the images before: predict images with other "
+            "channels into another folder with --out"
+        )
+    image = nu.io.to_rgb8(planes.image)
     if "rois" in args.format and max(image.shape) > nu.export.WIDEST_FOR_IMAGEJ:
         raise NucleiError(
             f"{path}: the image of {image.shape[:2]} (height, width) is too large for the ROIs of ImageJ, whose limit "
@@ -259,12 +329,13 @@ def _predict_image(path, model, tables, is_measured, args):
     except NucleiError as error:
         raise NucleiError(f"{path}: {error}") from error
     name = printable_name(path.stem)
-    table = nu.export.measure_nuclei(raw, label_map, name, args.pixel_size)
+    table = nu.export.measure_nuclei(planes.channels, label_map, name, planes.pixel_size)
+    table = table.assign(pixel_size=planes.pixel_size, pixel_size_source=planes.pixel_size_source)
     submission = nu.export.submission_table({name: label_map})
     # the rows come first: then a file without rows is never from this command, and no run needs to overwrite it
     with contextlib.nullcontext() if is_measured else tables.adding(table, submission):
         results.write_results(args.out, path.stem, image, label_map, args.format, keep_existing=is_measured)
-    return len(table), consistency
+    return len(table), consistency, planes.pixel_size
 
 
 def _report(name, count, consistency):

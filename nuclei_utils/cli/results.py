@@ -30,11 +30,17 @@ class Tables:
     The rows of an image are added at the end, first to `nuclei.csv`, then to `submission.csv`. A killed process may
     leave incomplete rows, which `repair` removes. `submission.csv` has one row for each nucleus, or one row without a
     code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first column of
-    each table has the name of the image.
+    each table has the name of the image. `columns` are those of `nuclei.csv`. None: the first image sets them.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[str]):
-        self.columns = {folder / "nuclei.csv": list(columns), folder / "submission.csv": ["ImageId", "EncodedPixels"]}
+    def __init__(self, folder: Path, columns: Sequence[str] | None):
+        columns = None if columns is None else list(columns)
+        self.columns = {folder / "nuclei.csv": columns, folder / "submission.csv": ["ImageId", "EncodedPixels"]}
+
+    @property
+    def measured_columns(self) -> list[str] | None:
+        """Return the columns of `nuclei.csv`, or None before the first image."""
+        return next(iter(self.columns.values()))
 
     @property
     def existing(self) -> list[Path]:
@@ -77,7 +83,7 @@ class Tables:
         sizes = {path: path.stat().st_size if path.exists() else None for path in self.columns}
         try:
             for (path, columns), table in zip(self.columns.items(), (nuclei, submission), strict=True):
-                _append(path, table[columns], is_new=sizes[path] is None)
+                _append(path, table if columns is None else table[columns], is_new=sizes[path] is None)
             yield
         except BaseException:
             for path, size in sizes.items():
@@ -86,6 +92,7 @@ class Tables:
                 elif path.stat().st_size > size:
                     os.truncate(path, size)
             raise
+        self.columns[next(iter(self.columns))] = list(nuclei.columns)
 
     def _keep(self, is_kept: Callable[[str], bool]) -> None:
         for path, columns in self.columns.items():
@@ -121,6 +128,14 @@ class Tables:
                 row = next_row
         if row is not None:
             yield row if len(row) == len(columns) and _ends_with_newline(path) else []
+
+
+def read_header(path: Path) -> list[str] | None:
+    """Return the columns of a table, or None if the table does not exist."""
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        return next(csv.reader(file), [])
 
 
 def names_in_tables(names: Sequence[str]) -> list[str]:
