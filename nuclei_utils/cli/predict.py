@@ -41,7 +41,7 @@ reads the layout of the competition in it, NAME/images/*.png.
 Formats:
   PNG, JPEG, BMP, TIFF, OME-TIFF, ImageJ hyperstacks    always
   OME-Zarr 0.4 and 0.5 (a folder)                       pip install "nuclei-utils[large]"
-  ND2, LIF, and TIFF with LZW or JPEG compression       pip install "nuclei-utils[formats]"
+  ND2, LIF, and TIFF stacks with LZW or JPEG inside      pip install "nuclei-utils[formats]"
   CZI                                                   pip install bioio bioio-czi (its licence is the GPL)
 The network sees one plane of one channel, or the colours of an RGB image. If the file leaves a choice, the message
 names the channels or the number of times. All channels of the plane are measured. Images with fractions (float) or
