@@ -30,13 +30,19 @@ _CLOSED_ROIS = {
 }
 
 
-def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
+def write_geojson(path: str | PathLike, label_map: np.ndarray, object_type: str = "annotation") -> None:
     """Write the outlines of nuclei as GeoJSON for QuPath.
 
-    Open the file with File > Import objects from file. Each nucleus is a detection of the class "Nucleus" with its label
+    Open the file with File > Import objects from file. Each nucleus is an object of the class "Nucleus" with its label
     as name. A nucleus in several parts is a MultiPolygon, any other nucleus a Polygon. The outlines run along the edges
     of the pixels and enclose exactly the area of the nucleus. Holes stay open. The file does not hold the size of the
     image. The name of the file usually ends in .geojson.
+
+    Parameters
+    ----------
+    object_type : str
+        "annotation", which can be edited in QuPath, or "detection". QuPath is quicker with detections if there are
+        more than ten thousand nuclei, but cannot edit them.
 
     Examples
     --------
@@ -52,7 +58,7 @@ def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
             geometry = {"type": "Polygon", "coordinates": polygons[0]}
         else:
             geometry = {"type": "MultiPolygon", "coordinates": polygons}
-        properties = {"objectType": "detection", "name": str(label), "classification": nucleus_class}
+        properties = {"objectType": object_type, "name": str(label), "classification": nucleus_class}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
     with atomic_write(path) as temporary:
