@@ -16,6 +16,7 @@ ORDER = [
     "io",
     "_outlines",
     "_outline_files",
+    "annotations",
     "datasets",
     "download",
     "dsb2018",
