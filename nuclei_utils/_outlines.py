@@ -166,7 +166,7 @@ def paint_named_outlines(
     if overlaps:
         above, below = max(overlaps, key=overlaps.get)
         pixels = f"{sum(overlaps.values())} pixels were given to the smaller nucleus"
-        where = f"most of them where {descriptions[above]} lies on {descriptions[below]}"
+        where = f"the largest overlap is that of {descriptions[above]} on {descriptions[below]}"
         advice = "correct the outlines, and remove outlines of regions"
         warnings.warn(f"{path}: outlines overlap, {pixels}, {where}: {advice}", LabelWarning, stacklevel=3)
     if empty:
