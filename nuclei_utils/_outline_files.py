@@ -136,7 +136,8 @@ def read_geojson(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
             properties = feature.get("properties") or {}
             if _is_no_nucleus(properties):
                 continue
-            geometry, name = feature.get("nucleusGeometry") or feature["geometry"], properties.get("name")
+            geometry = feature if "coordinates" in feature else feature.get("nucleusGeometry") or feature["geometry"]
+            name = properties.get("name")
             description = repr(name) if isinstance(name, str) else f"object {number}"
             if geometry["type"] not in ("Polygon", "MultiPolygon"):
                 raise _not_a_polygon(path, f"object {number}", geometry["type"])
@@ -155,7 +156,7 @@ def read_geojson(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _uncompressed(path):
-    """Return the bytes of a file that may be compressed with gzip, or as the only GeoJSON file of a zip."""
+    """Return the bytes of a GeoJSON file, which may be compressed with gzip or zip."""
     with path.open("rb") as file:
         start = file.read(2)
     if start == b"\x1f\x8b":
@@ -170,7 +171,7 @@ def _uncompressed(path):
 
 
 def _zip_contents(path, endings):
-    """Return the bytes of the files of a zip that have certain endings, without the hidden files of macOS."""
+    """Return the bytes of the files in a zip by ending, without the hidden files of macOS."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
         names = [name for name in names if name.lower().endswith(endings)]
@@ -182,9 +183,11 @@ def _zip_contents(path, endings):
 
 
 def _is_no_nucleus(properties):
-    classification = properties.get("classification") or {}
-    names = [classification.get("name"), *(classification.get("names") or [])]
-    return properties.get("objectType") in ("root", "tmaCore") or any(str(name).endswith("*") for name in names)
+    classes = properties.get("classification")
+    if isinstance(classes, dict):
+        classes = classes.get("names") or classes.get("name")
+    classes = classes if isinstance(classes, list) else [classes]
+    return properties.get("objectType") in ("root", "tmaCore") or any(str(name).endswith("*") for name in classes)
 
 
 def read_imagej_rois(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:

@@ -150,11 +150,11 @@ def check_ring(points: Sequence) -> np.ndarray:
 def paint_named_outlines(
     path: Path, nuclei: Sequence[tuple[str, str | None, Sequence]], shape: tuple[int, int]
 ) -> np.ndarray:
-    """Paint the nuclei of a file into a label map, int32 (H, W).
+    """Paint the nuclei of a file into a label map.
 
-    Each nucleus is (description for messages, name, polygons). A name that is a whole number becomes the label. Nuclei
-    with other names, and further nuclei of the same name, get new numbers above. A `LabelWarning` says if outlines
-    overlap or enclose no pixel.
+    The label map is int32 (H, W). Each nucleus is (description for messages, name, polygons). A name that is a whole
+    number becomes the label. Nuclei with other names, and further nuclei of the same name, get new numbers above. A
+    `LabelWarning` says if outlines overlap or enclose no pixel.
     """
     labels = [int(name) if name and re.fullmatch("[1-9][0-9]{0,8}", name) else None for _, name, _ in nuclei]
     next_label = count(max(filter(None, labels), default=0) + 1)

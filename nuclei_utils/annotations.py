@@ -27,7 +27,7 @@ ENDINGS = (".geojson", ".geojson.gz", ".zip", ".roi", ".zarr")
 
 
 def image_name(path: str | PathLike) -> str:
-    """Return the name of the image that a file of labels belongs to.
+    """Return the name of the image of a file of labels.
 
     The name has no ending, and no `_labels` or `_rois`.
 
@@ -43,7 +43,7 @@ def image_name(path: str | PathLike) -> str:
 
 
 def read_labels(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
-    """Read the labels of an image from a label map, outlines or OME-Zarr.
+    """Read labels from a label map, outlines or OME-Zarr.
 
     Label maps and OME-Zarr keep their labels, holes and overlaps are as in `export.read_geojson`. In OME-Zarr, the
     label image is the array itself, a multiscale image (the largest level is read), or the only one in the group
@@ -85,7 +85,8 @@ def read_labels(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
 def _holds_geojson(path):
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.lower().endswith((".geojson", ".json")) for name in archive.namelist())
+            endings = {Path(name).suffix.lower() for name in archive.namelist()}
+        return ".roi" not in endings and not endings.isdisjoint({".geojson", ".json"})
     except (OSError, ValueError, zipfile.BadZipFile):
         return False  # `read_imagej_rois` says what is wrong
 

@@ -212,10 +212,17 @@ def test_objects_of_qupath_are_read(tmp_path):
     assert areas[0] == pytest.approx(np.pi * 8 * 5, rel=0.03)
 
 
-def test_classes_of_several_names_can_be_ignored_as_well(tmp_path):
+@pytest.mark.parametrize(("classification", "area"), [({"names": ["Tumor", "Ignore*"]}, 0), ("Tumor", 64), (None, 64)])
+def test_classes_have_several_forms(tmp_path, classification, area):
     feature = qupath_object(polygon(square(0, 0, 8)))
-    feature["properties"]["classification"] = {"names": ["Tumor", "Ignore*"]}
-    assert not annotations.read_labels(write_qupath(tmp_path / "a.geojson", feature), (9, 9)).any()
+    feature["properties"]["classification"] = classification
+    assert annotations.read_labels(write_qupath(tmp_path / "a.geojson", feature), (9, 9)).sum() == area
+
+
+def test_geometries_without_properties_are_read(tmp_path):
+    (tmp_path / "a.geojson").write_text(json.dumps([polygon(square(0, 0, 3)), polygon(square(4, 4, 3))]))
+    label_map = annotations.read_labels(tmp_path / "a.geojson", (9, 9))
+    assert np.bincount(label_map.ravel())[1:].tolist() == [9, 9]
 
 
 def test_objects_of_several_planes_are_refused(tmp_path):
@@ -234,7 +241,7 @@ def test_objects_of_several_planes_are_refused(tmp_path):
         ("a.geojson", b"", "cannot be read as GeoJSON"),
         ("a.geojson", b'{"type": "FeatureCollection", "features": [{"type": "Fea', "cannot be read as GeoJSON"),
         ("a.geojson", b'{"type": "Feature", "properties": {}, "geometry": null}', "object 1 is damaged"),
-        ("a.geojson", b'{"type": "Feature", "properties": {"classification": "x"}}', "object 1 is damaged"),
+        ("a.geojson", b'{"type": "Feature", "properties": "x", "geometry": {}}', "object 1 is damaged"),
         ("a.zip", b"", "cannot be read as ROIs"),
         ("a.roi", b"", "cannot be read as ROIs"),
     ],
@@ -316,6 +323,7 @@ def test_files_that_macos_adds_to_a_zip_are_left_out(tmp_path):
     export.write_imagej_rois(tmp_path / "a.zip", three_nuclei())
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
         archive.writestr("__MACOSX/._1.roi", b"\0\5\x16\7")
+        archive.writestr("notes.json", "{}")
     np.testing.assert_array_equal(annotations.read_labels(tmp_path / "a.zip", (60, 80)), three_nuclei())
 
 
