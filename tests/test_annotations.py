@@ -47,8 +47,8 @@ def write_zip(path, label_map):
 
 def write_roi(path, label_map):
     """Write the only nucleus of a label map as ROI."""
-    export.write_imagej_rois(path.with_suffix(".rois"), label_map)
-    with zipfile.ZipFile(path.with_suffix(".rois")) as archive:
+    export.write_imagej_rois(path.with_suffix(".zip"), label_map)
+    with zipfile.ZipFile(path.with_suffix(".zip")) as archive:
         (name,) = archive.namelist()
         path.write_bytes(archive.read(name))
 
