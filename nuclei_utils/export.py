@@ -7,40 +7,49 @@ Positions are in pixels from the upper left corner of the image, as in ImageJ an
 0 to 1, and its centre is at (0.5, 0.5).
 """
 
-import json
 import re
-import warnings
 from collections.abc import Mapping
-from itertools import count
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from roifile import ROI_TYPE, ImagejRoi, roiread, roiwrite
 from skimage.measure import label as connected_components
 from skimage.measure import regionprops_table
 from skimage.segmentation import find_boundaries
 
 from nuclei_utils import io
 from nuclei_utils._intensities import channels_of, measure_intensities
-from nuclei_utils._outlines import paint_outlines, trace_outlines
-from nuclei_utils.errors import LabelWarning, NucleiError, first_line
+from nuclei_utils._outline_files import (
+    OUTLINE_COLOUR,
+    WIDEST_FOR_IMAGEJ,
+    read_geojson,
+    read_imagej_rois,
+    write_geojson,
+    write_imagej_rois,
+)
+from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, printable_name
 from nuclei_utils.labels import check_label_map, decode_rle, encode_label_map
 
-OUTLINE_COLOUR = (230, 159, 0)  # orange, which colour-blind readers can tell from the colours of stains
-WIDEST_FOR_IMAGEJ = 60535  # ROI files hold 16-bit positions, and the last 5,000 stand for negative numbers
+__all__ = [
+    "WIDEST_FOR_IMAGEJ",
+    "csv_bytes",
+    "measure_nuclei",
+    "read_geojson",
+    "read_imagej_rois",
+    "read_solution",
+    "read_submission",
+    "submission_table",
+    "write_geojson",
+    "write_imagej_rois",
+    "write_overlay",
+    "write_table",
+]
+
 STRIP = 1024  # rows of an overlay that are drawn at a time
 
-_CLOSED_ROIS = {
-    ROI_TYPE.POLYGON,
-    ROI_TYPE.RECT,
-    ROI_TYPE.OVAL,
-    ROI_TYPE.FREEHAND,
-    ROI_TYPE.TRACED,
-}
 _FORMULA = r"[=+\-@\t\r\n]"  # first characters of a text that spreadsheets calculate
 _COLUMNS = {
     "label": "label",
@@ -192,185 +201,6 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
         overlay.paste(Image.fromarray(strip[above : above + STRIP]), (0, top))
     with atomic_write(path) as temporary:
         overlay.save(temporary, compress_level=1)  # PNG: a quarter of the time, for files that are a sixth larger
-
-
-def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
-    """Write the outlines of nuclei as GeoJSON for QuPath.
-
-    Open the file with File > Import objects from file. Each nucleus is a detection of the class "Nucleus" with its
-    label as name. A nucleus in several parts is a MultiPolygon, any other nucleus a Polygon. The outlines run along the
-    edges of the pixels and enclose exactly the area of the nucleus. The name of the file usually ends in .geojson.
-
-    Examples
-    --------
-    >>> write_geojson("nuclei.geojson", np.array([[0, 7, 7]]))
-    >>> json.loads(Path("nuclei.geojson").read_text())["features"][0]["geometry"]["coordinates"]
-    [[[3, 0], [3, 1], [1, 1], [1, 0], [3, 0]]]
-    """
-    nucleus_class = {"name": "Nucleus", "color": list(OUTLINE_COLOUR)}
-    features = []
-    for label, parts in trace_outlines(label_map):
-        polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in parts]
-        if len(polygons) == 1:
-            geometry = {"type": "Polygon", "coordinates": polygons[0]}
-        else:
-            geometry = {"type": "MultiPolygon", "coordinates": polygons}
-        properties = {"objectType": "detection", "name": str(label), "classification": nucleus_class}
-        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
-    """Write the outlines of nuclei as ROIs for ImageJ.
-
-    The file is a zip. Open the file with ROI Manager, More > Open. Each nucleus is a traced polygon, as ImageJ's wand
-    draws it, with its label as name. Further parts of a nucleus are named "7-2", "7-3". Holes are filled, because a
-    polygon of ImageJ has no holes. An image of more than `WIDEST_FOR_IMAGEJ` pixels in one direction raises
-    `ValueError`.
-
-    Examples
-    --------
-    >>> write_imagej_rois("rois.zip", np.array([[0, 7, 7]]))
-    >>> [roi.name for roi in ImagejRoi.fromfile("rois.zip")]
-    ['7']
-    """
-    label_map = check_label_map(label_map)
-    if max(label_map.shape) > WIDEST_FOR_IMAGEJ:
-        limit = f"ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: write GeoJSON, or cut the image"
-        raise ValueError(f"{path}: the image is {label_map.shape}, {limit}")
-    rois = []
-    for label, parts in trace_outlines(label_map):
-        for number, rings in enumerate(parts, start=1):
-            roi = ImagejRoi.frompoints(rings[0], name=str(label) if number == 1 else f"{label}-{number}")
-            roi.roitype = ROI_TYPE.TRACED  # ImageJ computes the perimeter of a traced ROI from steps of pixels
-            rois.append(roi)
-    with atomic_write(path) as temporary:
-        roiwrite(temporary, rois, mode="w")
-
-
-def read_geojson(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
-    """Read outlines from GeoJSON, as QuPath and `write_geojson` write them, into a label map.
-
-    A pixel belongs to a nucleus if its centre lies inside the outline. Holes stay open, and outlines are clipped at
-    the edge of the image. Of a QuPath cell the nucleus counts, not the cell. A nucleus keeps its label if its name is
-    this whole number. Other nuclei, and further nuclei of the same name, get new numbers above. A `LabelWarning` says
-    if outlines overlap (the smaller nucleus stays on top) or enclose no pixel.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        (height, width) of the image, which the file does not hold.
-
-    Returns
-    -------
-    int32 array (H, W)
-
-    Raises
-    ------
-    NucleiError
-        If the file is not GeoJSON, or an object is not a polygon.
-
-    Examples
-    --------
-    >>> write_geojson("nuclei.geojson", np.array([[0, 7, 7]]))
-    >>> read_geojson("nuclei.geojson", (1, 3)).tolist()
-    [[0, 7, 7]]
-    """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise NucleiError(f"{path} cannot be read as GeoJSON ({first_line(error)}): export it again") from error
-    is_collection = isinstance(content, dict) and content.get("type") == "FeatureCollection"
-    features = content.get("features") if is_collection else content
-    nuclei = []
-    for number, feature in enumerate(features if isinstance(features, list) else [features], start=1):
-        try:
-            geometry = feature.get("nucleusGeometry") or feature["geometry"]
-            name = (feature.get("properties") or {}).get("name")
-            if geometry["type"] not in ("Polygon", "MultiPolygon"):
-                raise _not_a_polygon(path, f"object {number}", geometry["type"])
-            is_multiple = geometry["type"] == "MultiPolygon"
-            polygons = geometry["coordinates"] if is_multiple else [geometry["coordinates"]]
-            rings = [[_check_ring([point[:2] for point in ring]) for ring in polygon] for polygon in polygons]
-        except NucleiError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise NucleiError(f"{path}: object {number} is damaged ({error!r}): export the file again") from error
-        nuclei.append((_label_in_name(name), rings))
-    return _paint_nuclei(path, nuclei, shape)
-
-
-def read_imagej_rois(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
-    """Read outlines from ImageJ, as its ROI Manager and `write_imagej_rois` write them, into a label map.
-
-    The file is a .zip of several ROIs, or a .roi of one. Polygons, freehand and traced outlines, rectangles, ovals and
-    combinations of them are read. "7" and "7-2", the parts of one nucleus in `write_imagej_rois`, become one nucleus.
-    Everything else is as in `read_geojson`.
-
-    Examples
-    --------
-    >>> write_imagej_rois("rois.zip", np.array([[0, 7, 7]]))
-    >>> read_imagej_rois("rois.zip", (1, 3)).tolist()
-    [[0, 7, 7]]
-    """
-    path = Path(path)
-    try:
-        rois = roiread(path)
-        rois = rois if isinstance(rois, list) else [rois]
-        outlines = [[_check_ring(ring) for ring in roi.coordinates(multi=True)] for roi in rois]
-    except Exception as error:  # damaged bytes can raise any error
-        problem = f"cannot be read as ROIs of ImageJ ({first_line(error)})"
-        raise NucleiError(f"{path} {problem}: save them again in the ROI Manager") from error
-    nuclei, parts = [], {}
-    for roi, rings in zip(rois, outlines, strict=True):
-        if roi.roitype not in _CLOSED_ROIS:
-            raise _not_a_polygon(path, repr(roi.name), roi.roitype.name)
-        label, _, part = (roi.name or "").partition("-")
-        if part.isdecimal() and part == str(parts.get(label, 0) + 1):  # the parts follow each other
-            parts[label] += 1
-            nuclei[-1][1].append(rings)
-        else:
-            parts = {label: 1} if not part else {}
-            nuclei.append((_label_in_name(roi.name), [rings]))
-    return _paint_nuclei(path, nuclei, shape)
-
-
-def _not_a_polygon(path, name, kind):
-    return NucleiError(f"{path}: {name} is a {kind}, expected a polygon; keep closed outlines only")
-
-
-def _check_ring(points):
-    """Return a ring as float array (K, 2)."""
-    ring = np.asarray(points, float)
-    if ring.ndim != 2 or ring.shape[1] != 2 or not (np.abs(ring) < 1e9).all():  # or nan
-        raise ValueError(f"expected an outline of pairs x, y, found {np.shape(points)}")
-    return ring
-
-
-def _label_in_name(name):
-    """Return the label of a nucleus from its name, or None."""
-    return int(name) if isinstance(name, str) and re.fullmatch("[1-9][0-9]{0,8}", name) else None
-
-
-def _paint_nuclei(path, nuclei, shape):
-    """Paint pairs of label and polygons into a label map. Number the nuclei without label."""
-    used = set()
-    for index, (label, polygons) in enumerate(nuclei):
-        nuclei[index] = (None if label in used else label, polygons)
-        used.add(label)
-    next_label = count(max(used - {None}, default=0) + 1)
-    nuclei = [(next(next_label) if label is None else label, polygons) for label, polygons in nuclei]
-    label_map, overlapping, empty = paint_outlines(nuclei, shape)
-    if overlapping:
-        pixels = f"{overlapping} pixels were given to the smaller nucleus"
-        warnings.warn(f"{path}: outlines overlap, {pixels}", LabelWarning, stacklevel=3)
-    if empty:
-        what = f"{empty} outlines enclose no visible pixel of an image of {tuple(shape)} and are left out"
-        warnings.warn(f"{path}: {what}", LabelWarning, stacklevel=3)
-    return label_map
 
 
 def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:

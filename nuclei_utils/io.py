@@ -168,7 +168,19 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     array([[0, 1, 7]], dtype=int32)
     """
     path = Path(path)
-    pixels = read_pixels(path, MAX_PIXELS, LABEL_MAP)
+    return to_label_map(read_pixels(path, MAX_PIXELS, LABEL_MAP), path)
+
+
+def to_label_map(pixels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Convert the pixels of a file to a label map, int32 (H, W).
+
+    `NucleiError` is raised if the pixels are not whole numbers from 0 in one channel. Its message names `path`.
+
+    Examples
+    --------
+    >>> to_label_map(np.array([[0, 7]], np.uint8), "labels.png")
+    array([[0, 7]], dtype=int32)
+    """
     if pixels.ndim != 2:
         problem = f"pixels of shape {pixels.shape}"
     elif pixels.dtype.kind not in "biu":

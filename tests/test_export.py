@@ -301,7 +301,7 @@ def test_geojson_has_what_qupath_imports(tmp_path, label_map):
     drawn, types = np.zeros_like(label_map), {}
     for feature in content["features"]:
         properties, geometry = feature["properties"], feature["geometry"]
-        assert (feature["type"], properties["objectType"]) == ("Feature", "detection")
+        assert (feature["type"], properties["objectType"]) == ("Feature", "annotation")
         assert properties["classification"] == {"name": "Nucleus", "color": [230, 159, 0]}
         types[properties["name"]] = geometry["type"]
         polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
