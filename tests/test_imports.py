@@ -25,6 +25,7 @@ ORDER = [
     "splits",
     "drawn_images",
     "segmentation",
+    "blocks",
     "matching",
     "metrics",
     "statistics",
