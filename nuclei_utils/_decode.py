@@ -275,7 +275,7 @@ def _decode_tiff(content, max_pixels, purpose):
         _check_samples(page, purpose)
         if page.compression in _LOSSY:
             _refuse_lossy(purpose)
-        _check_strips(page, len(content))
+        check_strips(page, len(content))
         pixels = _decode_page(page, content)
         # a label map keeps its numbers, and signed numbers and fractions have no white
         if page.photometric == _MINISWHITE and purpose != LABEL_MAP and pixels.dtype in (np.uint8, np.uint16):
@@ -325,7 +325,7 @@ def _check_last_page(file, content):
 def decode_page(page: tifffile.TiffPage | tifffile.TiffFrame, content: bytes) -> np.ndarray:
     """Decode one page of a TIFF file of several pages. The pixels have the shape of the page."""
     layout = page.keyframe
-    _check_strips(page, len(content))
+    check_strips(page, len(content))
     if layout.compression in _DEFLATE:
         _check_deflated(page, content)
     try:
@@ -333,13 +333,18 @@ def decode_page(page: tifffile.TiffPage | tifffile.TiffFrame, content: bytes) ->
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        raise Refusal(
-            f"found the compression {layout.compression.name}: install its decoder, pip install "
-            '"nuclei-utils[formats]", or save the file without compression'
-        ) from None
+        raise missing_decoder(layout) from None
     if layout.photometric == _MINISWHITE and pixels.dtype in (np.uint8, np.uint16):
         pixels = np.iinfo(pixels.dtype).max - pixels
     return pixels
+
+
+def missing_decoder(page: tifffile.TiffPage) -> Refusal:
+    """Return the refusal of a compression that needs the package imagecodecs."""
+    return Refusal(
+        f'found the compression {page.compression.name}: install its decoder, pip install "nuclei-utils[formats]", or '
+        "save the file without compression"
+    )
 
 
 def _check_samples(page, purpose):
@@ -376,7 +381,7 @@ def _check_samples(page, purpose):
             raise Refusal("the palette is missing or cut short: export the file again")
 
 
-def _check_strips(page, size):
+def check_strips(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> None:
     """Refuse a file that lacks pixels, or whose strips or tiles overlap."""
     offsets, counts, page = page.dataoffsets, page.databytecounts, page.keyframe  # pages of a stack share the layout
     needed = int(np.prod(page.chunked))

@@ -1,4 +1,4 @@
-"""Open the files of microscopes: which axes, channels and pixel size they have, and how a plane of them is read.
+"""Open the files of microscopes: which axes, channels and pixel size they have, and how a part of them is read.
 
 TIFF files (stacks, ImageJ hyperstacks, OME-TIFF) are read by tifffile, OME-Zarr by zarr, CZI, ND2 and LIF by bioio. The
 last two packages are optional. All other files go through `io.read_raw`. Of a pyramid, the largest level is read.
@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 
 from nuclei_utils import io
-from nuclei_utils._decode import Refusal, check_pages, decode_page, named_errors
+from nuclei_utils._decode import Refusal, check_pages, check_strips, decode_page, missing_decoder, named_errors
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes
 _ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup")  # in the folder of a Zarr group
@@ -26,7 +26,7 @@ _BIOIO_READERS = {  # by ending: how to install the reader
     ".lif": _FORMATS_EXTRA,
     ".nd2": _FORMATS_EXTRA,
 }
-_RGB, _PALETTE, _YCBCR = 2, 3, 6  # values of the TIFF tag "photometric"
+_GREY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6  # values of the TIFF tag "photometric"
 _MICROMETRES = {
     **dict.fromkeys(("pm", "picometer"), 1e-6),
     **dict.fromkeys(("å", "angstrom"), 1e-4),
@@ -48,6 +48,7 @@ class Stack(NamedTuple):
     names: list[str | None]  # of the channels; empty if the file has no names
     pixel_size: tuple[float | None, float | None]  # width and height in micrometres
     read: Callable[[tuple[int | slice, ...]], np.ndarray]  # one index for each axis -> pixels of the axes with slices
+    in_parts: bool = False  # whether `read` reads a part of a plane without reading the plane
 
 
 def is_zarr(path: Path) -> bool:
@@ -61,10 +62,11 @@ def needs_extra(path: Path) -> bool:
 
 
 @contextmanager
-def open_stack(path: Path, max_pixels: int) -> Iterator[Stack]:
+def open_stack(path: Path, max_pixels: int, in_parts: bool = False) -> Iterator[Stack]:
     """Open an image file. The pixels of a plane can be read until the end of the block.
 
-    Errors within the block become `NucleiError` with the file's name.
+    Errors within the block become `NucleiError` with the file's name. `in_parts` opens a TIFF file so that parts of a
+    plane can be read, if the file allows it.
     """
     with named_errors(path, "a microscopy image"):
         if path.is_dir():
@@ -80,7 +82,12 @@ def open_stack(path: Path, max_pixels: int) -> Iterator[Stack]:
                 # files that the description names are not opened
                 tifffile.TiffFile(opened, name=path.name, _multifile=False) as file,
             ):
-                yield _open_tiff(file, content, path, max_pixels)
+                yield _open_tiff(file, content, path, max_pixels, in_parts)
+
+
+def can_be_slide(path: Path) -> bool:
+    """Return whether the format of a file can be read in parts."""
+    return is_zarr(path) or _is_tiff(path)
 
 
 def _is_tiff(path):
@@ -92,7 +99,7 @@ def _is_tiff(path):
 
 def _plain_image(path, max_pixels, pixel_size=(None, None), names=()):
     raw = io.read_raw(path, max_pixels)
-    return Stack("YXS", raw.shape, raw.dtype, list(names), pixel_size, lambda _index: raw)
+    return Stack("YXS", raw.shape, raw.dtype, list(names), pixel_size, lambda index: raw[index])
 
 
 def _to_micrometres(size, unit):
@@ -108,7 +115,7 @@ def _to_micrometres(size, unit):
 # TIFF
 
 
-def _open_tiff(file, content, path, max_pixels):
+def _open_tiff(file, content, path, max_pixels, in_parts):
     check_pages(file, content)
     description = ElementTree.fromstring(file.ome_metadata) if file.is_ome else None
     if description is not None:
@@ -127,10 +134,17 @@ def _open_tiff(file, content, path, max_pixels):
     is_alpha = axes[-1] == "S" and series.shape[-1] == 2 and page.extrasamples
     if "S" in axes and "C" not in axes and page.photometric < _RGB and not is_alpha:
         axes = axes.replace("S", "C")  # channels that are stored as samples of one page
-    if len(file.pages) == 1 and axes in ("YX", "YXS", "SYX") and page.dtype in (np.uint8, np.uint16, bool):
+    in_parts = in_parts and page.photometric in (_GREY, _RGB, _YCBCR) and page.dtype != bool
+    in_parts = in_parts and page.tags.valueof("Orientation", 1) == 1
+    is_plain = len(file.pages) == 1 and axes in ("YX", "YXS", "SYX") and page.dtype in (np.uint8, np.uint16, bool)
+    if is_plain and not in_parts:
         return _plain_image(path, max_pixels, pixel_size, names)
     if page.photometric > _RGB and not is_colour and not (page.photometric == _PALETTE and file.is_imagej):
         raise Refusal(f"found a stack of the type {page.photometric.name}, expected grey or RGB: convert the file")
+    if in_parts:
+        return Stack(
+            axes, series.shape, series.dtype, names, pixel_size, _tiff_part_reader(series, content, path), True
+        )
     return Stack(axes, series.shape, series.dtype, names, pixel_size, _tiff_reader(file, series, content, path))
 
 
@@ -179,18 +193,45 @@ def _tiff_reader(file, series, content, path):
     return read
 
 
+def _tiff_part_reader(series, content, path):
+    """Return a function that reads parts of planes, and only the tiles or strips that hold them."""
+    if series.dataoffset is not None:  # not compressed, and one byte after the other
+        dtype = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
+        array = np.memmap(path, dtype, "r", series.dataoffset, series.shape)
+        return lambda index: np.array(array[index])
+    for page in series.levels[0].pages:
+        if page is None:
+            raise Refusal("a plane is missing: export the file again")
+        check_strips(page, len(content))
+    array = import_zarr("TIFF files in parts").open_array(series.aszarr(level=0), mode="r")
+
+    def read(index):
+        try:
+            return np.asarray(array[index])
+        except ValueError as error:
+            raise (missing_decoder(series.keyframe) if "imagecodecs" in str(error) else error) from None
+
+    return read
+
+
 # OME-Zarr
 
 
-def _open_zarr(path):
-    if not is_zarr(path):
-        raise Refusal("found a folder, expected an image file or OME-Zarr: name the files in it")
+def import_zarr(what: str):
+    """Import zarr 3, which is optional."""
     try:
         import zarr
     except ImportError:
         zarr = None
     if zarr is None or zarr.__version__.startswith("2."):
-        raise Refusal('OME-Zarr needs zarr 3: pip install "nuclei-utils[large]"')
+        raise Refusal(f'{what} needs zarr 3: pip install "nuclei-utils[large]"')
+    return zarr
+
+
+def _open_zarr(path):
+    if not is_zarr(path):
+        raise Refusal("found a folder, expected an image file or OME-Zarr: name the files in it")
+    zarr = import_zarr("OME-Zarr")
     try:
         group = zarr.open_group(path, mode="r")
     except Exception as error:
@@ -223,6 +264,7 @@ def _open_zarr(path):
         [channel.get("label") for channel in ome.get("omero", {}).get("channels", [])],
         tuple(_to_micrometres(scales.get(name), units.get(name)) for name in "XY"),
         lambda index: np.asarray(array[index]),
+        True,
     )
 
 

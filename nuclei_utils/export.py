@@ -74,6 +74,7 @@ def measure_nuclei(
     name: str,
     pixel_size: float | None = None,
     quality: bool = False,
+    corner: tuple[int, int] = (0, 0),
 ) -> pd.DataFrame:
     """Measure position, size, shape and intensity of each nucleus.
 
@@ -91,6 +92,8 @@ def measure_nuclei(
     quality : bool
         Add the columns `diameter` (of the circle of equal area), `holes` (enclosed background, always in pixels) and
         `parts` (connected components). Holes and several parts are signs of an error in the label map.
+    corner : (int, int)
+        First row and column, if the image is a part of a larger image. Positions are those in the larger image.
 
     Returns
     -------
@@ -134,6 +137,8 @@ def measure_nuclei(
     table = table[list(columns.values())]
     table[["bbox_width", "bbox_height"]] -= table[["bbox_left", "bbox_top"]].to_numpy()
     table[["centroid_x", "centroid_y"]] += 0.5  # scikit-image counts from the centre of the first pixel
+    table[["centroid_y", "bbox_top"]] += corner[0]
+    table[["centroid_x", "bbox_left"]] += corner[1]
     table["area"] = table["area"].astype(int)
     if pixel_size is not None:
         lengths = table.filter(regex="^(centroid|bbox|diameter)|_axis$").columns
@@ -203,11 +208,14 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
         overlay.save(temporary, compress_level=1)  # PNG: a quarter of the time, for files that are a sixth larger
 
 
-def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def submission_table(
+    label_maps: Mapping[str, np.ndarray], corner: tuple[int, int] = (0, 0), height: int | None = None
+) -> pd.DataFrame:
     """Encode label maps as a submission to the Kaggle competition.
 
     `label_maps` gives the int array (H, W) of each image by name. The table, for `write_table`, has the columns
-    `ImageId` and `EncodedPixels` and one row per nucleus. An image without nuclei has one row with "".
+    `ImageId` and `EncodedPixels` and one row per nucleus. An image without nuclei has one row with "". For a part of
+    a larger image, `corner` is its first row and column, and `height` the height of the larger image.
 
     Examples
     --------
@@ -217,7 +225,7 @@ def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
     rows = [
         (printable_name(name), code)
         for name, label_map in label_maps.items()
-        for code in encode_label_map(label_map).values() or [""]
+        for code in encode_label_map(label_map, corner, height).values() or [""]
     ]
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=object)
 

@@ -7,6 +7,8 @@ needed are read, and each plane must fit into memory.
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,23 @@ class Planes(NamedTuple):
     """Micrometres per pixel. None: not known."""
     pixel_size_source: str
     """"file", "option", or "" if the pixel size is not known."""
+
+
+class OpenPlanes(NamedTuple):
+    """One plane of each channel of an open file, of which parts can be read."""
+
+    shape: tuple[int, int]
+    """Height and width."""
+    names: list[str]
+    """Names of the channels."""
+    read: Callable[[slice, slice], tuple[np.ndarray, dict[str, np.ndarray]]]
+    """Function of rows and columns: `image` and `channels` of `Planes` for this part."""
+    read_image: Callable[[slice, slice], np.ndarray]
+    """Function of rows and columns: `image` alone."""
+    pixel_size: float | None
+    pixel_size_source: str
+    in_parts: bool
+    """Whether `read` reads a part without reading the whole planes."""
 
 
 def read_planes(
@@ -93,11 +112,42 @@ def read_planes(
     >>> planes.image.shape, list(planes.channels), planes.pixel_size
     ((20, 30, 1), ['DAPI', 'GFP'], 0.25)
     """
+    with open_planes(path, channel, z, time, value_range, pixel_size, max_pixels) as planes:
+        image, channels = planes.read(slice(None), slice(None))
+        return Planes(image, channels, planes.pixel_size, planes.pixel_size_source)
+
+
+@contextmanager
+def open_planes(
+    path: str | os.PathLike,
+    channel: str | int | None = None,
+    z: str | int | None = None,
+    time: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    pixel_size: float | None = None,
+    max_pixels: float = io.MAX_PIXELS,
+    in_parts: bool = False,
+) -> Iterator[OpenPlanes]:
+    """Open a microscopy file, to read parts of one plane of each channel.
+
+    The parts can be read until the end of the block. Parameters and errors are those of `read_planes`. With `in_parts`,
+    parts of a TIFF or OME-Zarr file are read without reading a whole plane, if the file allows it (`in_parts` of the
+    result). Compressed TIFF files then need the extra `[large]`.
+
+    Examples
+    --------
+    >>> import tifffile
+    >>> tifffile.imwrite("slide.tif", np.zeros((3000, 4000), np.uint16))
+    >>> with open_planes("slide.tif", in_parts=True) as planes:
+    ...     image, channels = planes.read(slice(0, 500), slice(1000, 1600))
+    >>> planes.shape, image.shape
+    ((3000, 4000), (500, 600, 1))
+    """
     if not (z in (None, "max") or isinstance(z, int)):
         raise ValueError(f'expected "max" or the index of a plane, found z={z!r}')
     if value_range is not None and not (np.isfinite(value_range).all() and value_range[0] < value_range[1]):
         raise ValueError(f"expected two numbers, the lower first, found value_range={value_range}")
-    with open_stack(Path(path), max_pixels) as stack:
+    with open_stack(Path(path), max_pixels, in_parts) as stack:
         stack = _name_unknown_axis(stack, channel, z, time)
         sizes = dict(zip(stack.axes, stack.shape, strict=True))
         check_size(sizes["Y"], sizes["X"], max_pixels)
@@ -107,23 +157,35 @@ def read_planes(
         is_colour = sizes.get("S", 1) > 1
         names = _name_channels(stack.names, sizes, is_colour)
         chosen = _choose_channel(names, channel, is_colour)
-        channels = {
-            name: _project(stack, fixed | {"C": 0 if is_colour else number}, depths)
-            for number, name in enumerate(["rgb"] if is_colour else names)
-        }
-        if is_colour:
-            colours = channels.pop("rgb")
-            channels = {name: colours[..., number] for number, name in enumerate(names)}
-        plane = colours if chosen is None else channels[names[chosen]][..., None]
-        image = _to_network(plane, value_range)
+
+        def read_pixels(rows, columns, number):
+            return _project(stack, fixed | {"Y": rows, "X": columns, "C": number}, depths)
+
+        def choose(colours):
+            return colours if chosen is None else colours[..., chosen : chosen + 1]
+
+        def read_image(rows, columns):
+            plane = (
+                choose(read_pixels(rows, columns, 0)) if is_colour else read_pixels(rows, columns, chosen)[..., None]
+            )
+            return _to_network(plane, value_range)
+
+        def read(rows, columns):
+            if is_colour:
+                colours = read_pixels(rows, columns, 0)
+                channels = {name: colours[..., number] for number, name in enumerate(names)}
+                return _to_network(choose(colours), value_range), channels
+            channels = {name: read_pixels(rows, columns, number) for number, name in enumerate(names)}
+            image = _to_network(channels[names[chosen]][..., None], value_range)
+            return image, dict.fromkeys(_COLOURS, channels["grey"]) if names == ["grey"] else channels
+
         source = "file"
         if pixel_size is not None:
             source = "option"
         elif (pixel_size := _square(*stack.pixel_size)) is None:
             source = ""
-    if list(channels) == ["grey"]:
-        channels = dict.fromkeys(_COLOURS, channels["grey"])
-    return Planes(image, channels, pixel_size, source)
+        columns = list(_COLOURS) if names == ["grey"] else names
+        yield OpenPlanes((sizes["Y"], sizes["X"]), columns, read, read_image, pixel_size, source, stack.in_parts)
 
 
 def list_images(folder: Path) -> list[Path]:
