@@ -141,16 +141,19 @@ class Job:
             labels = _label_images.write_tiff(labels, self.folder / "labels.ome.tif", self.slide.pixel_size)
         return Result(count, consistency, labels)
 
-    def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the rows of `nuclei.csv` and `submission.csv` without headers, block by block."""
+    def rows(self) -> Iterator[bytes]:
+        """Yield the rows of `nuclei.csv` without its header, block by block."""
+        return (self._rows(number).read_bytes() for number in range(len(self.places)))
+
+    def codes(self) -> Iterator[bytes]:
+        """Yield the rows of `submission.csv` without its header, block by block."""
         is_empty = True
         for number in range(len(self.places)):
-            parts = tuple(path.read_bytes() for path in (self._rows(number), self._codes(number)))
-            is_empty = is_empty and not parts[0]
-            yield parts
+            content = self._codes(number).read_bytes()
+            is_empty = is_empty and not content
+            yield content
         if is_empty:
-            empty = export.submission_table({self.name: np.zeros((1, 1), np.int32)})
-            yield b"", export.csv_bytes(empty, header=False)
+            yield export.csv_bytes(export.submission_table({self.name: np.zeros((1, 1), np.int32)}), header=False)
 
     def _run_all(self, function, numbers, path_of, client, bar):
         missing = [number for number in numbers if not path_of(number).exists()]

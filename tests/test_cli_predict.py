@@ -308,7 +308,8 @@ def test_results_of_different_options_are_not_mixed(folder, tmp_path, out, monke
 def add(tables, name, label_map, error=None):
     """Add the rows of an image; raise an error before the end."""
     table = export.measure_nuclei(np.zeros((60, 80, 3), np.uint8), label_map, name)
-    with tables.adding(table, export.submission_table({name: label_map})):
+    parts = [[export.csv_bytes(part, header=False)] for part in (table, export.submission_table({name: label_map}))]
+    with tables.adding(table.columns, *parts):
         if error:
             raise error
 
@@ -391,9 +392,10 @@ def test_tables_with_another_encoding_and_long_codes_are_read(filled_tables, tmp
 KILLED = """
 import os, random, signal, sys, time
 from nuclei_utils import cli, io, export, predict, segmentation
+import nuclei_utils.cli.predict_images
 
 # without a network: a process that has used TensorFlow cannot be forked
-cli.predict._load_network = lambda path: None
+cli.predict_images.load_network = lambda path: None
 predict.predict_labels = lambda model, image, **_: segmentation.components(image[..., 0] > 128)
 predict.tta_consistency = lambda *_, **__: 1.0
 

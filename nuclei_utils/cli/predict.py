@@ -6,16 +6,18 @@ import errno
 import hashlib
 import math
 import os
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 import nuclei_utils as nu
-from nuclei_utils.cli import results
+from nuclei_utils.cli import predict_images, results
 from nuclei_utils.cli.arguments import number, positive_integer
-from nuclei_utils.errors import NucleiError, first_line
-from nuclei_utils.files import file_lock, printable_name
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import file_lock
 
 HELP = "find the nuclei in images: label maps, overlays and a table of measurements"
 
@@ -34,6 +36,10 @@ examples:
   python -m nuclei_utils predict cells.zarr --out result --channel auto --time 0
                                                                      first time, channel named like a nuclear stain
   python -m nuclei_utils predict photos --out result --resume        resume an interrupted run, or add new images
+  python -m nuclei_utils predict slide.ome.tif --out result --channel DAPI --workers 4
+                                                                     a slide, block by block, in four processes
+  python -m nuclei_utils predict photos --out result --scheduler tcp://10.0.0.1:8786
+                                                                     the workers of a Dask cluster, see docs/scale.md
 
 Images may have any size: grey, RGB or RGBA, 8 or 16 bits, nuclei bright or dark. If a folder has no images, the command
 reads the layout of the competition in it, NAME/images/*.png.
@@ -60,9 +66,16 @@ Output files for all images:
   submission.csv    run lengths in the format of the 2018 Data Science Bowl
   predict_settings.json  the options that the results depend on
 
+Slides: a TIFF or OME-Zarr image of more than --slide-pixels is never in memory as a whole. Instead of label map, mask
+and overlay, the command writes NAME_labels.ome.zarr (OME-Zarr 0.4 for napari and QuPath: the labels, and a small image
+of the slide) or NAME_labels.ome.tif (--label-format tif). Save slides in tiles, not in strips. Slides and several
+workers need pip install "nuclei-utils[large]". Workers on other machines must see the images, the network and --out
+under the same names.
+
 The tables grow with each image. If a run ends early (Ctrl-C, a full disk, a crash), the tables hold all finished
-images, and the same command with --resume does the others. --resume skips finished images and keeps all rows. You can
-also use it to add new images to a folder of results, with the same options.
+images, and the same command with --resume does the others. --resume skips finished images and the finished blocks of a
+slide, and keeps all rows. You can also use it to add new images to a folder of results, with the same options.
+Unfinished work is in the hidden folder .predict_work of DIR, which is removed at the end.
 The command overwrites no file. With --replace, it overwrites the results of the images that you name, and keeps the
 rows of other images. With --resume and --replace, it skips finished images and replaces the results of the others.
 
@@ -111,7 +124,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.6)"
     add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)
     add("--min-size", type=_whole, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
-    text = "refuse images with more pixels, height times width (default: 1,000,000,000)"
+    text = "take TIFF and OME-Zarr images with more pixels, height times width, as slides (default: 100,000,000)"
+    add("--slide-pixels", type=positive_integer, default=100_000_000, metavar="N", help=text)
+    text = "file for the labels of a slide: OME-Zarr or OME-TIFF, both pyramids (default: zarr)"
+    add("--label-format", choices=("zarr", "tif"), default="zarr", help=text)
+    text = "number of processes that share the work; needs the extra [large] (default: this process alone)"
+    cluster = parser.add_mutually_exclusive_group()
+    cluster.add_argument("--workers", type=positive_integer, default=0, metavar="N", help=text)
+    text = "address of a Dask scheduler whose workers do the work, or its scheduler file; needs the extra [large]"
+    cluster.add_argument("--scheduler", metavar="ADDRESS", help=text)
+    text = "refuse images with more pixels, height times width (default: 1,000,000,000; slides: no limit)"
     add("--max-pixels", type=positive_integer, metavar="N", help=text)
     add("--resume", action="store_true", help="skip finished images, and add the other images to the tables")
     add("--replace", action="store_true", help="overwrite the results of these images")
@@ -135,36 +157,39 @@ def run(args: argparse.Namespace) -> int:
         return 1
     message = f"another `nuclei-utils predict` is writing into {args.out}: wait for its end, or use another --out"
     with file_lock(args.out / ".predict.lock", message):
+        work = args.out.absolute() / ".predict_work"
+        if (work / "slides").exists() and not (args.resume or args.replace):
+            raise NucleiError(
+                f"{work} holds finished blocks of a slide: add --resume to use them, or delete the folder"
+            )
         tables = results.Tables(args.out, _existing_columns(args.out))
         names = [path.stem for path in paths]
         plan = results.make_plan(args.out, names, args.format, tables, args.resume, args.replace)
-        model = _load_network(args.model)
         settings = _settings(args)
-        if plan.others:
-            results.check_settings(args.out, settings)
-        tables.drop(plan.outdated)
-        results.write_settings(args.out, settings)
-        failures = _predict_all(paths, model, tables, plan, args)
-    return 1 if failures or empty else 0
+        with nu.cluster.connect(args.workers, args.scheduler) as client:
+            if client:
+                _complain(f"{sum(client.nthreads().values())} workers, dashboard at {client.dashboard_link}")
+            nu.cluster.run_task(partial(predict_images.check_network, args.model, settings["--model"]), client)
+            if plan.others:
+                results.check_settings(args.out, settings)
+            tables.drop(plan.outdated)
+            results.write_settings(args.out, settings)
+            run = _Run(work, tables, plan, settings, client, args)
+            try:
+                run.predict_all(paths)
+            finally:
+                run.clean()
+    return 1 if run.failures or empty else 0
 
 
 def _existing_columns(folder):
     """Return the columns that an existing nuclei.csv must have, or None."""
     header = results.read_header(folder / "nuclei.csv")
-    return None if header is None else _columns(_channels(header))
+    return None if header is None else predict_images.columns_of(_channels(header))
 
 
 def _channels(columns):
     return [name.removeprefix("mean_") for name in columns if name.startswith("mean_")]
-
-
-def _columns(channels):
-    """Return the columns of nuclei.csv for images with these channels."""
-    import numpy as np
-
-    empty = np.zeros((1, 1), np.int32)
-    table = nu.export.measure_nuclei(dict.fromkeys(channels, empty), empty, "")
-    return [*table.columns, "pixel_size", "pixel_size_source"]
 
 
 def _settings(args):
@@ -180,6 +205,8 @@ def _settings(args):
         "--prob-thresh": args.prob_thresh,
         "--min-size": args.min_size,
         "--format": sorted(set(args.format)),
+        "--slide-pixels": args.slide_pixels,
+        "--label-format": args.label_format,
     }
 
 
@@ -224,118 +251,107 @@ def _check_names(paths, args):
                 raise NucleiError(f"{file} is one of the images, and would be overwritten: use another --out")
 
 
-def _load_network(path):
-    """Load a network, and test it on a small random image."""
-    import keras
-    import numpy as np
+class _Run:
+    """The work on all images: who does it, and what is done."""
 
-    model = nu.saving.load_model(path) if path else nu.models.included_network()
-    if path:
-        _check_network(model, path)
-    if keras.backend.backend() == "tensorflow":
-        model = nu.deploy.freeze(model)
-    try:
-        nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    except Exception as error:  # the layers of an unknown network can fail in any way
-        if not path:
-            raise
-        raise NucleiError(f"{path} cannot be used: {first_line(error)}") from error
-    return model
-
-
-def _check_network(model, path):
-    """Refuse a network with the wrong inputs or outputs."""
-    inputs = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
-    outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
-    is_network = len(inputs) == 1 and all(len(shape) == 4 for shape in (*inputs, *outputs))
-    if not is_network or inputs[0][-1] != 3 or any(shape[-1] != 1 for shape in outputs):
-        raise NucleiError(
-            f"{path}: found a network from {inputs} to {outputs}, expected a network from colour images, "
-            "[(None, None, None, 3)], to one value for each pixel, [(None, None, None, 1)]"
+    def __init__(self, work, tables, plan, settings, client, args):
+        self.work, self.tables, self.plan = work, tables, plan
+        self.settings, self.client, self.args = settings, client, args
+        self.done, self.failures, self.unknown_sizes = len(plan.finished), 0, 0
+        self.nuclei = sum(plan.measured[name] for name in plan.finished)
+        self.options = predict_images.Options(
+            work=work,
+            model=args.model and args.model.absolute(),
+            digest=settings["--model"],
+            planes={"channel": args.channel, "z": args.z, "time": args.time, "value_range": args.value_range},
+            max_pixels=args.max_pixels,
+            slide_pixels=args.slide_pixels,
+            pixel_size=args.pixel_size,
+            formats=args.format,
+            tta=args.tta,
+            segmentation={"prob_thresh": args.prob_thresh, "min_size": args.min_size},
+            progress=client is None and sys.stderr.isatty(),
         )
-    if isinstance(model.output, dict) and "mask" not in model.output:
-        raise NucleiError(f'{path}: found outputs with the names {sorted(model.output)}, expected "mask" among them')
 
+    def predict_all(self, paths):
+        """Predict the images that are not finished: first images that fit into memory, then slides."""
+        if self.plan.finished:
+            print(f"{len(self.plan.finished)} of {len(paths)} images were finished before")
+        remaining, slides = [path for path in paths if path.stem not in self.plan.finished], []
+        if self.args.scheduler:  # workers may have another working directory
+            remaining = [path.absolute() for path in remaining]
+        find_nuclei = partial(predict_images.find_nuclei, options=self.options)
+        tasks = nu.cluster.run_tasks(find_nuclei, remaining, self.client)
+        # disable=None: no progress bar if stderr is no terminal
+        bar = {"unit": "image", "total": len(remaining), "disable": None if len(remaining) > 1 else True}
+        for path, task in tqdm(tasks, "finding nuclei", **bar):
+            with self._failures_of(path, len(paths)):
+                found = task.result()
+                if isinstance(found, predict_images.Found):
+                    self._keep(path, found)
+                else:
+                    slides.append(found)
+        for slide in slides:
+            with self._failures_of(slide.path, len(paths)):
+                self._predict_slide(slide)
+        if self.unknown_sizes:
+            text = "no pixel size is known, nuclei.csv has pixels (see --pixel-size)"
+            print(f"{self.unknown_sizes} of {len(paths)} images: {text}")
+        print(f"{self.done} of {len(paths)} images, {self.nuclei:,} nuclei: {self.args.out}")
 
-def _predict_all(paths, model, tables, plan, args):
-    """Predict the images that are not finished. Return the number of images that fail."""
-    import cv2
+    def clean(self):
+        """Remove the work folder, apart from the finished blocks of slides."""
+        shutil.rmtree(self.work / "images", ignore_errors=True)
+        for folder in (self.work / "slides", self.work):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
-    if plan.finished:
-        print(f"{len(plan.finished)} of {len(paths)} images were finished before")
-    nuclei = sum(plan.measured[name] for name in plan.finished)
-    done, failures, unknown_sizes = len(plan.finished), 0, 0
-    remaining = [path for path in paths if path.stem not in plan.finished]
-    # disable=None: no progress bar if stderr is no terminal
-    for path in tqdm(remaining, "finding nuclei", unit="image", disable=None if len(remaining) > 1 else True):
+    @contextlib.contextmanager
+    def _failures_of(self, path, total):
+        """Report the errors of an image. An error of the disk ends the run."""
         try:
-            count, consistency, pixel_size = _predict_image(path, model, tables, path.stem in plan.measured, args)
-        except (MemoryError, cv2.error) as error:
-            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
-                raise
-            failures += 1
-            _complain(f"{path} does not fit into memory ({first_line(error)}): cut the image into pieces")
+            yield
         except (NucleiError, OSError) as error:
             if getattr(error, "errno", None) in _DISK_ERRORS:
                 raise NucleiError(
-                    f"{error}: the results of {path} could not be written. The tables hold the {done} finished of "
-                    f"{len(paths)} images. Free disk space, or allow writing in the folder; then resume with the same "
+                    f"{error}: the results of {path} could not be written. The tables hold the {self.done} finished of "
+                    f"{total} images. Free disk space, or allow writing in the folder; then resume with the same "
                     "command and --resume"
                 ) from error
-            failures += 1
+            self.failures += 1
             _complain(error)
-        else:
-            done += 1
-            nuclei += count
-            unknown_sizes += pixel_size is None
-            _report(path.stem, count, consistency)
-    if unknown_sizes:
-        print(
-            f"{unknown_sizes} of {len(paths)} images: no pixel size is known, nuclei.csv has pixels (see --pixel-size)"
-        )
-    print(f"{done} of {len(paths)} images, {nuclei:,} nuclei: {args.out}")
-    return failures
 
+    def _predict_slide(self, slide):
+        """Find the nuclei of a slide, block by block."""
+        self._check_columns(slide.path, columns := predict_images.columns_of(slide.names))
+        job = predict_images.prepare_slide(slide, self.options, self.settings)
+        result = job.run(self.args.label_format, self.client, progress=None)
+        (kind,) = (kind for kind, name in results.SLIDE_LABELS.items() if name == self.args.label_format)
+        details = result.count, result.consistency, slide.pixel_size, {kind: result.labels}
+        self._keep(slide.path, predict_images.Found(columns, job.rows(), job.codes(), *details))
+        shutil.rmtree(job.folder)
 
-def _predict_image(path, model, tables, is_measured, args):
-    """Find and measure nuclei, write the results. Return their number, the consistency and the pixel size."""
-    planes = nu.microscopy.read_planes(
-        path,
-        args.channel,
-        args.z,
-        args.time,
-        args.value_range,
-        args.pixel_size,
-        args.max_pixels or nu.io.MAX_PIXELS,
-    )
-    columns = _columns(planes.channels)
-    if tables.measured_columns not in (None, columns):
-        raise NucleiError(
-            f"{path}: found the channels {', '.join(planes.channels)}, but nuclei.csv has "
-            f"{', '.join(_channels(tables.measured_columns))} from the images before: predict images with other "
-            "channels into another folder with --out"
-        )
-    image = nu.io.to_rgb8(planes.image)
-    if "rois" in args.format and max(image.shape) > nu.export.WIDEST_FOR_IMAGEJ:
-        raise NucleiError(
-            f"{path}: the image of {image.shape[:2]} (height, width) is too large for the ROIs of ImageJ, whose limit "
-            f"is {nu.export.WIDEST_FOR_IMAGEJ} pixels: use --format geojson, or cut the image"
-        )
-    options = {"n_tta": args.tta, "prob_thresh": args.prob_thresh, "min_size": args.min_size}
-    progress = sys.stderr.isatty() and max(image.shape) > 2048  # a large image has its own progress bar
-    try:
-        label_map = nu.predict.predict_labels(model, image, progress=progress, **options)
-        consistency = nu.predict.tta_consistency(model, image, label_map, **options)
-    except NucleiError as error:
-        raise NucleiError(f"{path}: {error}") from error
-    name = printable_name(path.stem)
-    table = nu.export.measure_nuclei(planes.channels, label_map, name, planes.pixel_size)
-    table = table.assign(pixel_size=planes.pixel_size, pixel_size_source=planes.pixel_size_source)
-    submission = nu.export.submission_table({name: label_map})
-    # the rows come first: then a file without rows is never from this command, and no run needs to overwrite it
-    with contextlib.nullcontext() if is_measured else tables.adding(table, submission):
-        results.write_results(args.out, path.stem, image, label_map, args.format, keep_existing=is_measured)
-    return len(table), consistency, planes.pixel_size
+    def _keep(self, path, found):
+        """Add the rows of an image to the tables, and move its files to the results."""
+        self._check_columns(path, found.columns)
+        is_measured = path.stem in self.plan.measured
+        # the rows come first: then a file without rows is never from this command, and no run needs to overwrite it
+        rows = self.tables.adding(found.columns, found.rows, found.codes)
+        with contextlib.nullcontext() if is_measured else rows:
+            results.move_results(found.files, self.args.out, path.stem, keep_existing=is_measured)
+        self.done += 1
+        self.nuclei += found.count
+        self.unknown_sizes += found.pixel_size is None
+        _report(path.stem, found.count, found.consistency)
+
+    def _check_columns(self, path, columns):
+        existing = self.tables.measured_columns
+        if existing not in (None, columns):
+            raise NucleiError(
+                f"{path}: found the channels {', '.join(_channels(columns))}, but nuclei.csv has "
+                f"{', '.join(_channels(existing))} from the images before: predict images with other channels into "
+                "another folder with --out"
+            )
 
 
 def _report(name, count, consistency):
