@@ -7,6 +7,7 @@ last two packages are optional. All other files go through `io.read_raw`. Of a p
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -203,11 +204,14 @@ def _tiff_part_reader(series, content, path):
         if page is None:
             raise Refusal("a plane is missing: export the file again")
         check_strips(page, len(content))
-    array = import_zarr("TIFF files in parts").open_array(series.aszarr(level=0), mode="r")
+
+    @cache
+    def array():
+        return import_zarr("a compressed TIFF file that is read in blocks").open_array(series.aszarr(level=0), mode="r")
 
     def read(index):
         try:
-            return np.asarray(array[index])
+            return np.asarray(array()[index])
         except ValueError as error:
             raise (missing_decoder(series.keyframe) if "imagecodecs" in str(error) else error) from None
 
@@ -218,7 +222,7 @@ def _tiff_part_reader(series, content, path):
 
 
 def import_zarr(what: str):
-    """Import zarr 3, which is optional."""
+    """Import zarr 3, which is optional. `what` needs the package."""
     try:
         import zarr
     except ImportError:

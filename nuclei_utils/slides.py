@@ -19,8 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from nuclei_utils import _label_images, blocks, cluster, export, io, predict, preprocess
+from nuclei_utils._decode import Refusal
 from nuclei_utils._intensities import GAP, RING
-from nuclei_utils._stacks import can_be_slide
+from nuclei_utils._stacks import can_be_slide, import_zarr
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write
 from nuclei_utils.microscopy import open_planes
@@ -52,7 +53,8 @@ class Slide(NamedTuple):
 def find_slide(path: str | PathLike, min_pixels: int = SLIDE_PIXELS, **choice: Any) -> Slide | None:
     """Return a file as a slide, or None if the image is smaller or its format has no parts.
 
-    `choice` are options of `microscopy.open_planes`. The errors are those of `microscopy.read_planes`.
+    Without the extra `[large]`, an image up to `io.MAX_PIXELS` is no slide, because it may fit into memory. `choice` are
+    options of `microscopy.open_planes`. The errors are those of `microscopy.read_planes`.
 
     Examples
     --------
@@ -69,6 +71,12 @@ def find_slide(path: str | PathLike, min_pixels: int = SLIDE_PIXELS, **choice: A
     with open_planes(path, **choice, max_pixels=math.inf, in_parts=True) as planes:
         if not planes.in_parts or math.prod(planes.shape) <= min_pixels:
             return None
+        try:
+            import_zarr("a slide")
+        except Refusal:
+            if math.prod(planes.shape) <= io.MAX_PIXELS:
+                return None
+            raise
         return Slide(path, choice, planes.shape, planes.names, planes.pixel_size, planes.pixel_size_source)
 
 

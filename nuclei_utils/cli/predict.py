@@ -87,6 +87,7 @@ result before you have seen the overlay.
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
 _probability = number(float, lambda probability: 0 < probability < 1, "a number between 0 and 1, such as 0.6")
 _whole = number(int, lambda value: value >= 0, "a whole number, 0 or more")
+_block = number(int, lambda side: side > 0 and side % 32 == 0, "a multiple of 32, such as 768")
 _value = number(float, math.isfinite, "a number")
 
 # errors of writing that every further image would meet too
@@ -128,6 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slide-pixels", type=positive_integer, default=100_000_000, metavar="N", help=text)
     text = "file for the labels of a slide: OME-Zarr or OME-TIFF, both pyramids (default: zarr)"
     add("--label-format", choices=("zarr", "tif"), default="zarr", help=text)
+    text = "height and width of a block, a multiple of 32; smaller blocks need less memory and more time (default: 768)"
+    add("--block", type=_block, default=768, metavar="PIXELS", help=text)
     text = "number of processes that share the work; needs the extra [large] (default: this process alone)"
     cluster = parser.add_mutually_exclusive_group()
     cluster.add_argument("--workers", type=positive_integer, default=0, metavar="N", help=text)
@@ -205,6 +208,7 @@ def _settings(args):
         "--prob-thresh": args.prob_thresh,
         "--min-size": args.min_size,
         "--format": sorted(set(args.format)),
+        "--block": args.block,
         "--slide-pixels": args.slide_pixels,
         "--label-format": args.label_format,
     }
@@ -267,6 +271,7 @@ class _Run:
             max_pixels=args.max_pixels,
             slide_pixels=args.slide_pixels,
             pixel_size=args.pixel_size,
+            block=args.block,
             formats=args.format,
             tta=args.tta,
             segmentation={"prob_thresh": args.prob_thresh, "min_size": args.min_size},

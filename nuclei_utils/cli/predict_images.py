@@ -32,6 +32,7 @@ class Options(NamedTuple):
     max_pixels: int | None
     slide_pixels: int
     pixel_size: float | None
+    block: int
     formats: list[str]
     tta: int
     segmentation: dict[str, float]  # options of `segmentation.maps_to_labels`
@@ -83,7 +84,14 @@ def _find_nuclei(path, options):
             f"{path}: the image of {image.shape[:2]} (height, width) is too large for the ROIs of ImageJ, whose limit "
             f"is {nu.export.WIDEST_FOR_IMAGEJ} pixels: use --format geojson, or cut the image"
         )
-    model, prediction = network(options.model, options.digest), {"n_tta": options.tta, **options.segmentation}
+    model, prediction = (
+        network(options.model, options.digest),
+        {
+            "n_tta": options.tta,
+            "block": options.block,
+            **options.segmentation,
+        },
+    )
     progress = options.progress and max(image.shape) > 2048
     try:
         label_map = nu.predict.predict_labels(model, image, progress=progress, **prediction)
@@ -125,7 +133,8 @@ def prepare_slide(slide: Slide, options: Options, settings: dict) -> Job:
         with atomic_write(note) as partial_path:
             partial_path.write_text(made_from, encoding="utf-8")
     load_model = partial(network, options.model, options.digest)
-    return nu.slides.Job(slide, folder, load_model, printable_name(slide.path.stem), options.tta, options.segmentation)
+    name = printable_name(slide.path.stem)
+    return nu.slides.Job(slide, folder, load_model, name, options.tta, options.segmentation, options.block)
 
 
 # The network: each worker loads it once
