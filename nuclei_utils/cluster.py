@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nuclei_utils.errors import NucleiError
@@ -48,14 +49,16 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
         yield None
         return
     try:
-        from distributed import Client, LocalCluster
-        from distributed.system import CPU_COUNT, MEMORY_LIMIT
+        import distributed
     except ImportError as error:
         raise NucleiError('several workers need Dask: pip install "nuclei-utils[large]"') from error
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = str(max(CPU_COUNT // workers, 1))
-            cluster = LocalCluster(
+            cluster = distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,  # of Dask; the libraries have threads of their own
                 memory_limit=int(MEMORY_LIMIT / workers),
@@ -63,11 +66,13 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
                 env=dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
                 | {"TF_NUM_INTEROP_THREADS": "1"},
             )
-            yield stack.enter_context(Client(stack.enter_context(cluster)))
+            yield stack.enter_context(distributed.Client(stack.enter_context(cluster)))
             return
         where = {"scheduler_file": scheduler} if scheduler.endswith(".json") else {"address": scheduler}
         try:
-            client = stack.enter_context(Client(**where, timeout=timeout, set_as_default=False))
+            if "scheduler_file" in where:
+                Path(scheduler).stat()  # Dask would wait for the file without an end
+            client = stack.enter_context(distributed.Client(**where, timeout=timeout, set_as_default=False))
         except (OSError, ValueError) as error:  # asyncio.TimeoutError is an OSError
             raise NucleiError(
                 f"no Dask scheduler answers at {scheduler} within {timeout:g} seconds ({error}): check the address, "
@@ -116,7 +121,7 @@ def run_tasks(
         return
     from distributed import as_completed
 
-    items, waiting, running = iter(items), {}, as_completed()
+    items, waiting, running = iter(items), {}, as_completed(loop=client.loop)
 
     def submit(count):
         for item in islice(items, count):

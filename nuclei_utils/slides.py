@@ -53,8 +53,8 @@ class Slide(NamedTuple):
 def find_slide(path: str | PathLike, min_pixels: int = SLIDE_PIXELS, **choice: Any) -> Slide | None:
     """Return a file as a slide, or None if the image is smaller or its format has no parts.
 
-    Without the extra `[large]`, an image up to `io.MAX_PIXELS` is no slide, because it may fit into memory. `choice` are
-    options of `microscopy.open_planes`. The errors are those of `microscopy.read_planes`.
+    Without the extra `[large]`, an image up to `io.MAX_PIXELS` is no slide, because it may fit into memory. `choice`
+    are options of `microscopy.open_planes`. The errors are those of `microscopy.read_planes`.
 
     Examples
     --------

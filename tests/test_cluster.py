@@ -95,7 +95,7 @@ def test_a_task_that_kills_its_workers_is_given_up(local_cluster):
     with cluster.connect(scheduler=local_cluster.scheduler_address) as client:
         outcomes = dict(cluster.run_tasks(exit_if_three, range(6), client))
         assert [outcomes[number].result() for number in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
-        with pytest.raises(NucleiError, match="2 workers died .* out of memory"):
+        with pytest.raises(NucleiError, match=r"2 workers died .* out of memory"):
             outcomes[3].result()
 
 
