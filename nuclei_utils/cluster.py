@@ -52,12 +52,18 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
         import distributed
     except ImportError as error:
         raise NucleiError('several workers need Dask: pip install "nuclei-utils[large]"') from error
+    import dask
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = str(max(CPU_COUNT // workers, 1))
+            # A worker holds no data that it could give up. To pause at a limit would be to wait without an end.
+            limits = dict.fromkeys(
+                (f"distributed.worker.memory.{name}" for name in ("target", "spill", "pause")), False
+            )
+            stack.enter_context(dask.config.set(limits))
             cluster = distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,  # of Dask; the libraries have threads of their own
