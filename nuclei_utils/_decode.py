@@ -11,6 +11,7 @@ import stat
 import struct
 import threading
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -31,7 +32,7 @@ IMAGE, MASK, LABEL_MAP = "an image", "a mask", "a label map"  # the purpose that
 _MAX_HEADER_BYTES = 2**26  # allowed in a file besides its pixels
 
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # the first bytes; Pillow cannot read this format
-_ORIENTATION, _PHOTOMETRIC, _BITS = 274, 262, 258  # numbers of TIFF tags; EXIF has the first tag as well
+_ORIENTATION, _PHOTOMETRIC, _BITS, _DESCRIPTION = 274, 262, 258, 270  # TIFF tags; EXIF has the first tag as well
 
 _MAX_SCANS = 100  # of a progressive JPEG; cameras and programs write about 10
 _PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -46,7 +47,7 @@ _pillow_lock = threading.Lock()
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # the error message is enough
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """Reason to refuse a file. The caller adds the file's name."""
 
 
@@ -56,14 +57,23 @@ def read_pixels(path: Path, max_pixels: int, purpose: str) -> np.ndarray:
     The pixels are grey, (H, W, 1), or RGB, (H, W, 3). An alpha channel is dropped. For a label map, the pixels have the
     shape of the file.
     """
-    try:
+    with named_errors(path, purpose):
         content = _read_bytes(path, max_pixels)
         for signature, decode in _DECODERS.items():
             if content.startswith(signature):
                 pixels = decode(content, max_pixels, purpose)
                 return pixels if purpose == LABEL_MAP else _without_alpha(pixels)
-        raise _Refusal("this is not a PNG, JPEG, TIFF or BMP file: convert the file")
-    except _Refusal as refusal:
+        raise Refusal("this is not a PNG, JPEG, TIFF or BMP file: convert the file")
+
+
+@contextmanager
+def named_errors(path: Path, purpose: str) -> Iterator[None]:
+    """Turn all errors of the block into `NucleiError` with the file's name."""
+    try:
+        yield
+    except NucleiError:
+        raise
+    except Refusal as refusal:
         raise NucleiError(f"{path}: {refusal}") from None
     except MemoryError as error:
         raise too_little_memory(path) from error
@@ -85,14 +95,14 @@ def _read_bytes(path, max_pixels):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             types = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-            raise _Refusal(f"found {types.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+            raise Refusal(f"found {types.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
         if status.st_size > 16 * max_pixels + _MAX_HEADER_BYTES:  # four channels of 32 bits
-            raise _Refusal(f"found a file of {status.st_size:,} bytes, too many for {max_pixels:,} pixels")
+            raise Refusal(f"found a file of {status.st_size:,} bytes, too many for {max_pixels:,} pixels")
         return path.read_bytes()
     except FileNotFoundError:
-        raise _Refusal("the file is missing: check its name, or fetch the data again") from None
+        raise Refusal("the file is missing: check its name, or fetch the data again") from None
     except OSError as error:
-        raise _Refusal(f"the file cannot be read ({error.strerror}): check its name and your permissions") from None
+        raise Refusal(f"the file cannot be read ({error.strerror}): check its name and your permissions") from None
 
 
 # PNG, JPEG and BMP. The classes of Pillow's plugins are used instead of `Image.open`, which has a limit of pixels.
@@ -100,9 +110,9 @@ def _read_bytes(path, max_pixels):
 
 def _decode_png(content, max_pixels, purpose):
     with PngImageFile(BytesIO(content)) as picture:
-        _check_size(picture.height, picture.width, max_pixels)
+        check_size(picture.height, picture.width, max_pixels)
         if (frames := picture.n_frames) > 1:
-            raise _Refusal(f"found {frames} frames, expected one image: save each frame as a separate file")
+            raise Refusal(f"found {frames} frames, expected one image: save each frame as a separate file")
         _check_png_data(content)
         pixels = _decode_picture(picture, purpose)  # before OpenCV, which overlooks some missing pixels
         bits, colour_type = content[24:26]
@@ -118,11 +128,9 @@ def _decode_png(content, max_pixels, purpose):
 
 def _decode_jpeg(content, max_pixels, purpose):
     with JpegImageFile(BytesIO(content)) as picture:
-        _check_size(picture.height, picture.width, max_pixels)
+        check_size(picture.height, picture.width, max_pixels)
         if content.count(b"\xff\xda") > _MAX_SCANS:
-            raise _Refusal(
-                f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save the image again"
-            )
+            raise Refusal(f"found a JPEG with more than {_MAX_SCANS} scans, which takes too long: save the image again")
         _check_length(picture.height * picture.width, 600 * len(content))  # a block of 64 pixels takes a bit or more
         _refuse_lossy(purpose)
         return _decode_picture(picture, purpose)
@@ -130,15 +138,15 @@ def _decode_jpeg(content, max_pixels, purpose):
 
 def _decode_bmp(content, max_pixels, purpose):
     with BmpImageFile(BytesIO(content)) as picture:
-        _check_size(picture.height, picture.width, max_pixels)
+        check_size(picture.height, picture.width, max_pixels)
         if purpose == LABEL_MAP:
-            raise _Refusal("found a BMP file, expected a label map as 16-bit PNG or TIFF")
+            raise Refusal("found a BMP file, expected a label map as 16-bit PNG or TIFF")
         (header,) = struct.unpack_from("<I", content, 14)
         bits, compression = struct.unpack_from("<HI", content, 28) if header >= 40 else (1, 0)
         if compression not in (1, 2):
             _check_length((picture.width * bits + 7) // 8 * picture.height, len(content))
         elif picture.width * picture.height > 2**24:  # Pillow decodes run lengths in Python, which is slow
-            raise _Refusal(f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it uncompressed")
+            raise Refusal(f"found a run-length BMP above {2**24:,} pixels, which takes too long: save it uncompressed")
         return _decode_picture(picture, purpose)
 
 
@@ -150,7 +158,7 @@ def _decode_picture(picture, purpose):
         n_colours = len(palette.palette) // len(palette.rawmode or palette.mode) if palette else 0
         picture.load()
         if np.array(picture).max() >= n_colours:
-            raise _Refusal(f"the palette has {n_colours} colours, fewer than the pixels use: export the file again")
+            raise Refusal(f"the palette has {n_colours} colours, fewer than the pixels use: export the file again")
     picture.load()
     return _orient(_to_array(picture), _exif_orientation(picture))
 
@@ -195,27 +203,28 @@ def _without_alpha(pixels):
         return pixels
     colours, alpha = pixels[..., :-1], pixels[..., -1]
     if np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():
-        raise _Refusal("only its alpha channel has contents, all colours are equal: save the image without alpha")
+        raise Refusal("only its alpha channel has contents, all colours are equal: save the image without alpha")
     return colours
 
 
-def _check_size(height, width, max_pixels):
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Refuse an image that is empty or too large."""
     if not height * width:
-        raise _Refusal(f"found an image of {height} x {width} pixels, which is empty: export the file again")
+        raise Refusal(f"found an image of {height} x {width} pixels, which is empty: export the file again")
     if height * width > max_pixels:
-        raise _Refusal(
+        raise Refusal(
             f"found {height} x {width} pixels, more than the limit of {max_pixels:,}: cut the image or raise the limit"
         )
 
 
 def _refuse_lossy(purpose):
     if purpose != IMAGE:
-        raise _Refusal(f"found a compression with losses, such as JPEG, expected {purpose} as PNG or TIFF")
+        raise Refusal(f"found a compression with losses, such as JPEG, expected {purpose} as PNG or TIFF")
 
 
 def _refuse_palette(purpose):
     if purpose == LABEL_MAP:
-        raise _Refusal("found a palette of colours, expected a label map: save 16-bit PNG or TIFF")
+        raise Refusal("found a palette of colours, expected a label map: save 16-bit PNG or TIFF")
 
 
 def _check_length(needed, available):
@@ -262,11 +271,11 @@ def _decode_tiff(content, max_pixels, purpose):
     # the OME description of planes is ignored, because it can name other files and planes that do not exist
     with tifffile.TiffFile(BytesIO(content), is_ome=False) as file:
         page = _only_page(file, content)
-        _check_size(page.imagelength, page.imagewidth, max_pixels)
+        check_size(page.imagelength, page.imagewidth, max_pixels)
         _check_samples(page, purpose)
         if page.compression in _LOSSY:
             _refuse_lossy(purpose)
-        _check_strips(page, len(content))
+        check_strips(page, len(content))
         pixels = _decode_page(page, content)
         # a label map keeps its numbers, and signed numbers and fractions have no white
         if page.photometric == _MINISWHITE and purpose != LABEL_MAP and pixels.dtype in (np.uint8, np.uint16):
@@ -279,19 +288,63 @@ def _only_page(file, content):
     """Return the only page of a TIFF file. Most readers silently take the first page of several."""
     if not len(file.pages):
         raise ValueError("the file is cut short")
-    page, layout = file.pages[0], file.tiff
-    (n_tags,) = struct.unpack_from(layout.tagnoformat, content, page.offset)
-    end_of_tags = page.offset + layout.tagnosize + n_tags * layout.tagsize
-    (next_page,) = struct.unpack_from(layout.offsetformat, content, end_of_tags)
-    if next_page and len(file.pages) == 1:
-        raise ValueError("the file is cut short")
+    page = file.pages[0]
+    if len(file.pages) == 1:
+        _check_last_page(file, content)
     axes = file.series[0].axes if len(file.pages) == 1 else ""  # a single page can hold a stack as well
     if axes not in ("YX", "YXS", "SYX"):
-        raise _Refusal(
+        raise Refusal(
             f"found {len(file.pages)} pages{axes and f', axes {axes}'}, expected one image, grey or RGB: save each "
             "plane of a stack as a separate file"
         )
     return page
+
+
+def check_pages(file: tifffile.TiffFile, content: bytes) -> None:
+    """Refuse a TIFF file that lacks a page or its description. tifffile leaves them out."""
+    if not len(file.pages):
+        raise ValueError("the file is cut short")
+    _check_last_page(file, content)
+    page, layout = file.pages[0], file.tiff
+    (n_tags,) = struct.unpack_from(layout.tagnoformat, content, page.offset)
+    first = page.offset + layout.tagnosize
+    tags = [struct.unpack_from(f"{file.byteorder}H", content, first + i * layout.tagsize)[0] for i in range(n_tags)]
+    if _DESCRIPTION in tags and _DESCRIPTION not in page.tags:
+        raise ValueError("the file is cut short")
+
+
+def _check_last_page(file, content):
+    page, layout = file.pages[-1], file.tiff
+    (n_tags,) = struct.unpack_from(layout.tagnoformat, content, page.offset)
+    end_of_tags = page.offset + layout.tagnosize + n_tags * layout.tagsize
+    (next_page,) = struct.unpack_from(layout.offsetformat, content, end_of_tags)
+    if next_page:
+        raise ValueError("the file is cut short")
+
+
+def decode_page(page: tifffile.TiffPage | tifffile.TiffFrame, content: bytes) -> np.ndarray:
+    """Decode one page of a TIFF file of several pages. The pixels have the shape of the page."""
+    layout = page.keyframe
+    check_strips(page, len(content))
+    if layout.compression in _DEFLATE:
+        _check_deflated(page, content)
+    try:
+        pixels = page.asarray(maxworkers=1)
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise missing_decoder(layout) from None
+    if layout.photometric == _MINISWHITE and pixels.dtype in (np.uint8, np.uint16):
+        pixels = np.iinfo(pixels.dtype).max - pixels
+    return pixels
+
+
+def missing_decoder(page: tifffile.TiffPage) -> Refusal:
+    """Return the refusal of a compression that needs the package imagecodecs."""
+    return Refusal(
+        f'found the compression {page.compression.name}: install its decoder, pip install "nuclei-utils[formats]", or '
+        "save the file without compression"
+    )
 
 
 def _check_samples(page, purpose):
@@ -299,47 +352,48 @@ def _check_samples(page, purpose):
     samples, photometric, bits = page.samplesperpixel, page.photometric, page.bitspersample
     is_grey = photometric in (_MINISWHITE, _MINISBLACK)
     if page.planarconfig not in (1, 2):
-        raise _Refusal(f"found the planar configuration {page.planarconfig}, expected 1 or 2: export the file again")
+        raise Refusal(f"found the planar configuration {page.planarconfig}, expected 1 or 2: export the file again")
     bits_of_channels = np.unique(page.tags.valueof(_BITS, bits))
     if bits_of_channels.size > 1:
-        raise _Refusal(f"found channels of {bits_of_channels} bits, expected equal bits: export the file again")
+        raise Refusal(f"found channels of {bits_of_channels} bits, expected equal bits: export the file again")
     if is_grey:
         is_valid = samples == 1 or (samples == 2 and page.extrasamples and page.extrasamples[0] in _ALPHA)
     else:
         is_valid = samples in {_RGB: (3, 4), _PALETTE: (1,)}.get(photometric, range(5))
     if not is_valid:
-        raise _Refusal(
+        raise Refusal(
             f"found {samples} {'grey channels' if is_grey else 'samples per pixel'}, expected one image, grey or RGB: "
             "save each channel as a separate file"
         )
     if page.dtype is None or (bits > 8 and (bits % 8 or not (is_grey or photometric == _RGB))):
-        raise _Refusal(
+        raise Refusal(
             f"found {bits} bits of the type {getattr(photometric, 'name', photometric)}, expected 8 or 16: convert it"
         )
     if purpose == IMAGE and page.dtype not in (np.uint8, np.uint16, bool):
-        raise _Refusal(
+        raise Refusal(
             f"found pixels of type {page.dtype}, expected 8- or 16-bit unsigned integers: scale them to 16 bits"
         )
     if purpose == LABEL_MAP and bits not in (1, 8, 16, 32, 64):
-        raise _Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits: convert the file")
+        raise Refusal(f"found {bits} bits, expected a label map of 8, 16 or 32 bits: convert the file")
     if photometric == _PALETTE:
         _refuse_palette(purpose)
         if page.colormap is None or page.colormap.shape != (3, 2**bits):
-            raise _Refusal("the palette is missing or cut short: export the file again")
+            raise Refusal("the palette is missing or cut short: export the file again")
 
 
-def _check_strips(page, size):
+def check_strips(page: tifffile.TiffPage | tifffile.TiffFrame, size: int) -> None:
     """Refuse a file that lacks pixels, or whose strips or tiles overlap."""
-    offsets, counts, needed = page.dataoffsets, page.databytecounts, int(np.prod(page.chunked))
+    offsets, counts, page = page.dataoffsets, page.databytecounts, page.keyframe  # pages of a stack share the layout
+    needed = int(np.prod(page.chunked))
     complete = sum(bool(offset and count) for offset, count in zip(offsets, counts, strict=False))
     if complete < needed:
-        raise _Refusal(f"{needed - complete} of {needed} strips or tiles are missing: export the file again")
+        raise Refusal(f"{needed - complete} of {needed} strips or tiles are missing: export the file again")
     if len(offsets) != len(counts):
-        raise _Refusal(f"found {len(offsets)} offsets and {len(counts)} sizes of strips: export the file again")
+        raise Refusal(f"found {len(offsets)} offsets and {len(counts)} sizes of strips: export the file again")
     _check_length(max(offset + count for offset, count in zip(offsets, counts, strict=True)), size)
     total = sum(counts)
     if total > 10 * size + _MAX_HEADER_BYTES:
-        raise _Refusal("the strips or tiles overlap in the file: export the file again")
+        raise Refusal("the strips or tiles overlap in the file: export the file again")
     row = (page.imagewidth * page.bitspersample * page.samplesperpixel + 7) // 8
     _check_length(row * page.imagelength, _MAX_GROWTH.get(page.compression, np.inf) * total)
 
@@ -366,17 +420,16 @@ def _decode_page(page, content):
         pixels = _decode_by_opencv(content)
         if (pixels.dtype.itemsize, pixels.dtype.kind in "iu") == (page.dtype.itemsize, page.dtype.kind in "iu"):
             return pixels.view(page.dtype)
-    raise _Refusal(
-        f"found {page.dtype} with the compression {page.compression.name}: save the file without compression"
-    )
+    raise Refusal(f"found {page.dtype} with the compression {page.compression.name}: save the file without compression")
 
 
 def _check_deflated(page, content):
     """Refuse a strip or tile that unpacks to the wrong number of bytes. tifffile has no limit."""
+    segments, page = zip(page.dataoffsets, page.databytecounts, strict=True), page.keyframe
     whole = int(np.prod(page.chunks)) * page.dtype.itemsize
     rows, height = page.chunks[0], page.imagelength
     n_strips = -(-height // rows)
-    for number, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+    for number, (offset, count) in enumerate(segments):
         is_last = not page.is_tiled and number % n_strips == n_strips - 1
         needed = whole // rows * (height - (n_strips - 1) * rows) if is_last else whole
         unpacker = zlib.decompressobj()
@@ -390,7 +443,7 @@ def _with_tag(content, page, number, value):
     tag = page.tags.get(number)
     letter = tag and {1: "B", 3: "H", 4: "I"}.get(int(tag.dtype))
     if not letter or tag.count != 1:
-        raise _Refusal(f"the TIFF tag {number} is missing or damaged: export the file again")
+        raise Refusal(f"the TIFF tag {number} is missing or damaged: export the file again")
     content = bytearray(content)
     struct.pack_into(page.parent.byteorder + letter, content, tag.valueoffset, value)
     return bytes(content)

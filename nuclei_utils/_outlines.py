@@ -1,11 +1,16 @@
 """Trace the outlines of nuclei, and paint outlines into a label map."""
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
+from nuclei_utils.errors import LabelWarning
 from nuclei_utils.labels import check_label_map
 
 
@@ -37,8 +42,8 @@ def trace_outlines(label_map: np.ndarray) -> Iterator[tuple[int, list[list[np.nd
         if box is None:
             continue
         corner = box[1].start, box[0].start
-        count, parts = cv2.connectedComponents((label_map[box] == label).astype(np.uint8), connectivity=4)
-        yield label, [[ring + corner for ring in _rings(parts == number)] for number in range(1, count)]
+        n_parts, parts = cv2.connectedComponents((label_map[box] == label).astype(np.uint8), connectivity=4)
+        yield label, [[ring + corner for ring in _rings(parts == number)] for number in range(1, n_parts)]
 
 
 def _rings(part: np.ndarray) -> list[np.ndarray]:
@@ -62,7 +67,7 @@ def _corners(points: np.ndarray) -> np.ndarray:
 
 def paint_outlines(
     nuclei: Sequence[tuple[int, Sequence[Sequence[np.ndarray]]]], shape: tuple[int, int]
-) -> tuple[np.ndarray, int, int]:
+) -> tuple[np.ndarray, dict[tuple[int, int], int], list[int]]:
     """Paint nuclei into a label map.
 
     A pixel belongs to a polygon if its centre lies inside an odd number of rings. Each nucleus takes memory for its
@@ -79,10 +84,10 @@ def paint_outlines(
     -------
     label_map : int32 array (H, W)
         Smaller nuclei lie on top.
-    overlapping : int
-        Number of pixels that several nuclei claim, counted once for each nucleus below.
-    empty : int
-        Number of nuclei without a visible pixel.
+    overlaps : dict of (int, int) to int
+        Number of pixels that the first nucleus took from the second.
+    empty : list of int
+        Labels of the nuclei without a visible pixel.
 
     Examples
     --------
@@ -102,12 +107,13 @@ def paint_outlines(
         for part in parts:
             mask |= _inside([np.asarray(ring, float) - (left, top) for ring in part if len(ring)], mask.shape)
         masks.append((label, box, mask, np.count_nonzero(mask)))
-    label_map, overlapping = np.zeros(shape, np.int32), 0
+    label_map, overlaps = np.zeros(shape, np.int32), {}
     for label, box, mask, _ in sorted(masks, key=lambda nucleus: -nucleus[3]):
-        overlapping += np.count_nonzero(label_map[box][mask])
+        below, pixels = np.unique(label_map[box][mask], return_counts=True)
+        overlaps |= {(label, other): n for other, n in zip(below.tolist(), pixels.tolist(), strict=True) if other}
         label_map[box][mask] = label
-    empty = sum(not (label_map[box][mask] == label).any() for label, box, mask, _ in masks)
-    return label_map, overlapping, empty
+    empty = [label for label, box, mask, _ in masks if not (label_map[box][mask] == label).any()]
+    return label_map, overlaps, empty
 
 
 def _inside(rings: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
@@ -128,3 +134,43 @@ def _inside(rings: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         columns = np.clip(np.ceil(crossing - 0.5), 0, shape[1]).astype(int)
         np.bitwise_xor.at(changes, (rows, columns), 1)
     return np.bitwise_xor.accumulate(changes[:, :-1], axis=1).astype(bool)
+
+
+def check_ring(points: Sequence) -> np.ndarray:
+    """Return a ring as float array (K, 2).
+
+    Other values raise `ValueError`.
+    """
+    ring = np.asarray(points, float)
+    if ring.ndim != 2 or ring.shape[1] != 2 or not (np.abs(ring) < 1e9).all():  # or nan
+        raise ValueError(f"expected an outline of pairs x, y, found {np.shape(points)}")
+    return ring
+
+
+def paint_named_outlines(
+    path: Path, nuclei: Sequence[tuple[str, str | None, Sequence]], shape: tuple[int, int]
+) -> np.ndarray:
+    """Paint the nuclei of a file into a label map.
+
+    The label map is int32 (H, W). Each nucleus is (description for messages, name, polygons). A name that is a whole
+    number becomes the label. Nuclei with other names, and further nuclei of the same name, get new numbers above. A
+    `LabelWarning` says if outlines overlap or enclose no pixel.
+    """
+    labels = [int(name) if name and re.fullmatch("[1-9][0-9]{0,8}", name) else None for _, name, _ in nuclei]
+    next_label = count(max(filter(None, labels), default=0) + 1)
+    numbered, descriptions = {}, {}
+    for label, (description, _, polygons) in zip(labels, nuclei, strict=True):
+        label = next(next_label) if label is None or label in numbered else label
+        numbered[label], descriptions[label] = polygons, description
+    label_map, overlaps, empty = paint_outlines(list(numbered.items()), shape)
+    if overlaps:
+        above, below = max(overlaps, key=overlaps.get)
+        pixels = f"{sum(overlaps.values())} pixels were given to the smaller nucleus"
+        where = f"the largest overlap is that of {descriptions[above]} on {descriptions[below]}"
+        advice = "correct the outlines, and remove outlines of regions"
+        warnings.warn(f"{path}: outlines overlap, {pixels}, {where}: {advice}", LabelWarning, stacklevel=3)
+    if empty:
+        names = ", ".join(descriptions[label] for label in empty[:3]) + (" and others" if len(empty) > 3 else "")
+        what = f"{len(empty)} outlines enclose no visible pixel of an image of {tuple(shape)} and are left out"
+        warnings.warn(f"{path}: {what}: {names}", LabelWarning, stacklevel=3)
+    return label_map

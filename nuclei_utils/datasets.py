@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from nuclei_utils import annotations
 from nuclei_utils.errors import LabelWarning, NucleiError
 from nuclei_utils.files import atomic_write, printable_name
-from nuclei_utils.io import read_image, read_label_map, read_mask
+from nuclei_utils.io import read_image, read_mask
 from nuclei_utils.labels import looks_like_mask, merge_masks
 
 IMAGE_TYPES = ("fluorescence_small", "fluorescence_large", "purple_on_white", "purple_on_purple", "grey_tissue")
@@ -267,17 +268,19 @@ def _merge_folder(folder, shape):
 def read_folder(path: str | Path) -> list[Record]:
     """Read a folder of labelled images as records, sorted by id.
 
-    The records have no image type. The folder has one of two layouts. A `LabelWarning` says if masks are empty or
-    overlap, or a label map looks like a mask.
+    The records have no image type. The folder has one of two layouts. A `LabelWarning` says if masks or outlines are
+    empty or overlap, or a label map looks like a mask.
 
-    - `images/` and `labels/`, with a label map for each image (`cell.png` or `cell_labels.png` for `cell.tif`). The id
-      is the name of the image without its ending.
+    - `images/` and `labels/`, with one file of labels for each image: a label map (`cell.png` or `cell_labels.png` for
+      `cell.tif`), outlines from QuPath (`cell.geojson`) or ImageJ (`cell_rois.zip`), or OME-Zarr (`cell.zarr`), in any
+      mixture. `annotations` lists all names. The id is the name of the image without its ending.
     - `<id>/images/<id>.png` and `<id>/masks/*.png`, with one mask per nucleus.
 
     Raises
     ------
     NucleiError
-        If the folder has neither layout, an image or a label map has no partner, or no label map has a nucleus.
+        If the folder has neither layout, an image or a file of labels has no partner or several, or no label map has a
+        nucleus.
     """
     path = Path(path)
     if not path.is_dir():
@@ -296,31 +299,32 @@ def read_folder(path: str | Path) -> list[Record]:
 
 
 def _find_pairs(images_folder, labels_folder):
-    """Return the paths of images and their label maps, by name."""
-    images, label_maps = _by_name(images_folder), _by_name(labels_folder, "_labels")
+    """Return the paths of images and their labels, by name."""
+    images = _by_name(list_images(images_folder), lambda path: path.stem.removesuffix(".ome"))
+    others = [p for p in labels_folder.iterdir() if p.name.lower().endswith(annotations.ENDINGS) and p.name[0] != "."]
+    labels = _by_name(sorted(list_images(labels_folder) + others), annotations.image_name)
     if not images:
         raise NucleiError(f"{images_folder} has no image: expected PNG, JPEG, TIFF or BMP")
-    if unpaired := sorted(images.keys() ^ label_maps.keys()):
+    if unpaired := sorted(images.keys() ^ labels.keys()):
         names = ", ".join(unpaired[:5]) + (f" and {len(unpaired) - 5} more" if len(unpaired) > 5 else "")
         raise NucleiError(f"{images_folder} and {labels_folder} must have the same names; without a pair: {names}")
-    return [images[name] for name in sorted(images)], [label_maps[name] for name in sorted(images)]
+    return [images[name] for name in sorted(images)], [labels[name] for name in sorted(images)]
 
 
-def _by_name(folder, suffix=""):
-    """Return the images of a folder by name, without suffix."""
-    paths = {}
-    for path in list_images(folder):
-        other = paths.setdefault(path.stem.removesuffix(suffix), path)
+def _by_name(paths, name_of):
+    """Return paths by the name of the image."""
+    named = {}
+    for path in paths:
+        other = named.setdefault(name_of(path), path)
         if other != path:
-            raise NucleiError(f"{folder}: {other.name} and {path.name} have the same name: keep one of them")
-    return paths
+            problem = f"{other.name} and {path.name} have the name of one image"
+            raise NucleiError(f"{path.parent}: {problem}: keep one of them")
+    return named
 
 
 def _read_pair(image_path, labels_path):
-    image, label_map = read_image(image_path), read_label_map(labels_path)
-    if label_map.shape != image.shape[:2]:
-        sizes = f"found (height, width) {label_map.shape}, expected {image.shape[:2]}"
-        raise NucleiError(f"{labels_path}: {sizes} as in {image_path}")
+    image = read_image(image_path)
+    label_map = annotations.read_labels(labels_path, image.shape[:2])
     if looks_like_mask(label_map):
         message = f"{labels_path} looks like a mask, because all nuclei have one number; give each nucleus a number"
         warnings.warn(message, LabelWarning, stacklevel=2)

@@ -7,39 +7,49 @@ Positions are in pixels from the upper left corner of the image, as in ImageJ an
 0 to 1, and its centre is at (0.5, 0.5).
 """
 
-import json
 import re
-import warnings
 from collections.abc import Mapping
-from itertools import count
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from roifile import ROI_TYPE, ImagejRoi, roiread, roiwrite
 from skimage.measure import label as connected_components
 from skimage.measure import regionprops_table
 from skimage.segmentation import find_boundaries
 
 from nuclei_utils import io
-from nuclei_utils._outlines import paint_outlines, trace_outlines
-from nuclei_utils.errors import LabelWarning, NucleiError, first_line
+from nuclei_utils._intensities import channels_of, measure_intensities
+from nuclei_utils._outline_files import (
+    OUTLINE_COLOUR,
+    WIDEST_FOR_IMAGEJ,
+    read_geojson,
+    read_imagej_rois,
+    write_geojson,
+    write_imagej_rois,
+)
+from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write, printable_name
 from nuclei_utils.labels import check_label_map, decode_rle, encode_label_map
 
-OUTLINE_COLOUR = (230, 159, 0)  # orange, which colour-blind readers can tell from the colours of stains
-WIDEST_FOR_IMAGEJ = 60535  # ROI files hold 16-bit positions, and the last 5,000 stand for negative numbers
+__all__ = [
+    "WIDEST_FOR_IMAGEJ",
+    "csv_bytes",
+    "measure_nuclei",
+    "read_geojson",
+    "read_imagej_rois",
+    "read_solution",
+    "read_submission",
+    "submission_table",
+    "write_geojson",
+    "write_imagej_rois",
+    "write_overlay",
+    "write_table",
+]
+
 STRIP = 1024  # rows of an overlay that are drawn at a time
 
-_CLOSED_ROIS = {
-    ROI_TYPE.POLYGON,
-    ROI_TYPE.RECT,
-    ROI_TYPE.OVAL,
-    ROI_TYPE.FREEHAND,
-    ROI_TYPE.TRACED,
-}
 _FORMULA = r"[=+\-@\t\r\n]"  # first characters of a text that spreadsheets calculate
 _COLUMNS = {
     "label": "label",
@@ -54,27 +64,26 @@ _COLUMNS = {
     "axis_minor_length": "minor_axis",
     "eccentricity": "eccentricity",
     "solidity": "solidity",
-    "intensity_mean-0": "mean_red",
-    "intensity_mean-1": "mean_green",
-    "intensity_mean-2": "mean_blue",
 }
 _QUALITY_COLUMNS = {"equivalent_diameter_area": "diameter", "image_filled": "holes", "image": "parts"}
 
 
 def measure_nuclei(
-    image: np.ndarray | None,
+    image: np.ndarray | Mapping[str, np.ndarray] | None,
     label_map: np.ndarray,
     name: str,
     pixel_size: float | None = None,
     quality: bool = False,
+    corner: tuple[int, int] = (0, 0),
 ) -> pd.DataFrame:
     """Measure position, size, shape and intensity of each nucleus.
 
     Parameters
     ----------
-    image : uint8 or uint16 array (H, W, 1) or (H, W, 3), or None
-        Grey or RGB values of the file (`io.read_raw`). The values that networks see (`io.read_image`) have another
-        scale in each 16-bit image. Without an image, intensities are nan.
+    image : uint8 or uint16 array (H, W, 1) or (H, W, 3), or dict, or None
+        Grey or RGB values of the file (`io.read_raw`), or the name and the values (H, W) of each channel
+        (`microscopy.read_planes`). The values that networks see (`io.read_image`) have another scale in each 16-bit
+        image. Without an image, intensities are nan.
     label_map : int array (H, W)
     name : str
         Name of the image, for the first column. Bytes that are not UTF-8 are escaped.
@@ -83,6 +92,8 @@ def measure_nuclei(
     quality : bool
         Add the columns `diameter` (of the circle of equal area), `holes` (enclosed background, always in pixels) and
         `parts` (connected components). Holes and several parts are signs of an error in the label map.
+    corner : (int, int)
+        First row and column, if the image is a part of a larger image. Positions are those in the larger image.
 
     Returns
     -------
@@ -90,9 +101,20 @@ def measure_nuclei(
         One row per nucleus, in the order of the labels. The columns are `image` and `label`; `area`, `centroid_x`,
         `centroid_y`; `bbox_left`, `bbox_top`, `bbox_width`, `bbox_height`; `major_axis` and `minor_axis` of the ellipse
         with the same second moments; `eccentricity` (0 circle, 1 line); `solidity` (area over convex area, 0..1);
-        `mean_red`, `mean_green`, `mean_blue` in the units of `image`, equal if the image is grey; and `unit`. With
+        `mean_NAME`, `sum_NAME`, `std_NAME` (standard deviation) and `background_NAME` of each channel, in the units of
+        `image`; and `unit`. The channels of an array are red, green and blue, and equal if the image is grey. With
         `pixel_size`, lengths are in micrometres, areas in square micrometres, and `unit` is "micrometre". Otherwise
         `unit` is "pixel".
+
+    Notes
+    -----
+    The local background is the median in a ring, 3 to 7 pixels away from the nucleus. Pixels of other nuclei, and
+    pixels up to 2 pixels away from any nucleus, do not count, because the edges of nuclei are blurred. If no pixel is
+    left, the background is nan. Astronomers measure the sky around a star in this way [1]_. To correct an intensity,
+    subtract: ``sum - area * background``, with the area in pixels.
+
+    .. [1] P. B. Stetson. DAOPHOT: a computer program for crowded-field stellar photometry. Publications of the
+       Astronomical Society of the Pacific 99, 1987. doi:10.1086/131977
 
     Examples
     --------
@@ -101,17 +123,12 @@ def measure_nuclei(
     [[1.0, 2.0, 1.0, 9.0], [4.0, 1.0, 2.5, 9.0]]
     """
     label_map = check_label_map(label_map)
-    image = np.full((*label_map.shape, 1), np.nan) if image is None else np.asarray(image)
-    if image.shape not in ((*label_map.shape, 1), (*label_map.shape, 3)):
-        raise ValueError(
-            f"{name}: expected an image {(*label_map.shape, 3)} or {(*label_map.shape, 1)}, found {image.shape}"
-        )
+    channels = channels_of(image, label_map.shape, name)
     if pixel_size is not None and not 0 < pixel_size < np.inf:
         raise ValueError(f"expected micrometres per pixel above 0, found a pixel size of {pixel_size}")
     columns = _COLUMNS | (_QUALITY_COLUMNS if quality else {})
     properties = dict.fromkeys(["slice", *(column.split("-")[0] for column in columns)])
-    colours = np.broadcast_to(image, (*label_map.shape, 3))
-    table = pd.DataFrame(regionprops_table(label_map, colours, properties=properties)).rename(columns=columns)
+    table = pd.DataFrame(regionprops_table(label_map, properties=properties)).rename(columns=columns)
     if quality:
         # a small nucleus on top of a large nucleus is not a hole
         filled = zip(table["holes"], table["slice"], strict=True)
@@ -120,12 +137,15 @@ def measure_nuclei(
     table = table[list(columns.values())]
     table[["bbox_width", "bbox_height"]] -= table[["bbox_left", "bbox_top"]].to_numpy()
     table[["centroid_x", "centroid_y"]] += 0.5  # scikit-image counts from the centre of the first pixel
+    table[["centroid_y", "bbox_top"]] += corner[0]
+    table[["centroid_x", "bbox_left"]] += corner[1]
     table["area"] = table["area"].astype(int)
     if pixel_size is not None:
         lengths = table.filter(regex="^(centroid|bbox|diameter)|_axis$").columns
         table[lengths] = table[lengths] * pixel_size
         table["area"] = table["area"] * pixel_size**2
     table.insert(0, "image", printable_name(name))
+    table = table.assign(**measure_intensities(channels, label_map))
     return table.assign(unit="pixel" if pixel_size is None else "micrometre")
 
 
@@ -188,190 +208,14 @@ def write_overlay(path: str | PathLike, image: np.ndarray, label_map: np.ndarray
         overlay.save(temporary, compress_level=1)  # PNG: a quarter of the time, for files that are a sixth larger
 
 
-def write_geojson(path: str | PathLike, label_map: np.ndarray) -> None:
-    """Write the outlines of nuclei as GeoJSON for QuPath.
-
-    Open the file with File > Import objects from file. Each nucleus is a detection of the class "Nucleus" with its
-    label as name. A nucleus in several parts is a MultiPolygon, any other nucleus a Polygon. The outlines run along the
-    edges of the pixels and enclose exactly the area of the nucleus. The name of the file usually ends in .geojson.
-
-    Examples
-    --------
-    >>> write_geojson("nuclei.geojson", np.array([[0, 7, 7]]))
-    >>> json.loads(Path("nuclei.geojson").read_text())["features"][0]["geometry"]["coordinates"]
-    [[[3, 0], [3, 1], [1, 1], [1, 0], [3, 0]]]
-    """
-    nucleus_class = {"name": "Nucleus", "color": list(OUTLINE_COLOUR)}
-    features = []
-    for label, parts in trace_outlines(label_map):
-        polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in rings] for rings in parts]
-        if len(polygons) == 1:
-            geometry = {"type": "Polygon", "coordinates": polygons[0]}
-        else:
-            geometry = {"type": "MultiPolygon", "coordinates": polygons}
-        properties = {"objectType": "detection", "name": str(label), "classification": nucleus_class}
-        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_imagej_rois(path: str | PathLike, label_map: np.ndarray) -> None:
-    """Write the outlines of nuclei as ROIs for ImageJ.
-
-    The file is a zip. Open the file with ROI Manager, More > Open. Each nucleus is a traced polygon, as ImageJ's wand
-    draws it, with its label as name. Further parts of a nucleus are named "7-2", "7-3". Holes are filled, because a
-    polygon of ImageJ has no holes. An image of more than `WIDEST_FOR_IMAGEJ` pixels in one direction raises
-    `ValueError`.
-
-    Examples
-    --------
-    >>> write_imagej_rois("rois.zip", np.array([[0, 7, 7]]))
-    >>> [roi.name for roi in ImagejRoi.fromfile("rois.zip")]
-    ['7']
-    """
-    label_map = check_label_map(label_map)
-    if max(label_map.shape) > WIDEST_FOR_IMAGEJ:
-        limit = f"ROI files reach to {WIDEST_FOR_IMAGEJ} pixels: write GeoJSON, or cut the image"
-        raise ValueError(f"{path}: the image is {label_map.shape}, {limit}")
-    rois = []
-    for label, parts in trace_outlines(label_map):
-        for number, rings in enumerate(parts, start=1):
-            roi = ImagejRoi.frompoints(rings[0], name=str(label) if number == 1 else f"{label}-{number}")
-            roi.roitype = ROI_TYPE.TRACED  # ImageJ computes the perimeter of a traced ROI from steps of pixels
-            rois.append(roi)
-    with atomic_write(path) as temporary:
-        roiwrite(temporary, rois, mode="w")
-
-
-def read_geojson(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
-    """Read outlines from GeoJSON, as QuPath and `write_geojson` write them, into a label map.
-
-    A pixel belongs to a nucleus if its centre lies inside the outline. Holes stay open, and outlines are clipped at
-    the edge of the image. Of a QuPath cell the nucleus counts, not the cell. A nucleus keeps its label if its name is
-    this whole number. Other nuclei, and further nuclei of the same name, get new numbers above. A `LabelWarning` says
-    if outlines overlap (the smaller nucleus stays on top) or enclose no pixel.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        (height, width) of the image, which the file does not hold.
-
-    Returns
-    -------
-    int32 array (H, W)
-
-    Raises
-    ------
-    NucleiError
-        If the file is not GeoJSON, or an object is not a polygon.
-
-    Examples
-    --------
-    >>> write_geojson("nuclei.geojson", np.array([[0, 7, 7]]))
-    >>> read_geojson("nuclei.geojson", (1, 3)).tolist()
-    [[0, 7, 7]]
-    """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise NucleiError(f"{path} cannot be read as GeoJSON ({first_line(error)}): export it again") from error
-    is_collection = isinstance(content, dict) and content.get("type") == "FeatureCollection"
-    features = content.get("features") if is_collection else content
-    nuclei = []
-    for number, feature in enumerate(features if isinstance(features, list) else [features], start=1):
-        try:
-            geometry = feature.get("nucleusGeometry") or feature["geometry"]
-            name = (feature.get("properties") or {}).get("name")
-            if geometry["type"] not in ("Polygon", "MultiPolygon"):
-                raise _not_a_polygon(path, f"object {number}", geometry["type"])
-            is_multiple = geometry["type"] == "MultiPolygon"
-            polygons = geometry["coordinates"] if is_multiple else [geometry["coordinates"]]
-            rings = [[_check_ring([point[:2] for point in ring]) for ring in polygon] for polygon in polygons]
-        except NucleiError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise NucleiError(f"{path}: object {number} is damaged ({error!r}): export the file again") from error
-        nuclei.append((_label_in_name(name), rings))
-    return _paint_nuclei(path, nuclei, shape)
-
-
-def read_imagej_rois(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
-    """Read outlines from ImageJ, as its ROI Manager and `write_imagej_rois` write them, into a label map.
-
-    The file is a .zip of several ROIs, or a .roi of one. Polygons, freehand and traced outlines, rectangles, ovals and
-    combinations of them are read. "7" and "7-2", the parts of one nucleus in `write_imagej_rois`, become one nucleus.
-    Everything else is as in `read_geojson`.
-
-    Examples
-    --------
-    >>> write_imagej_rois("rois.zip", np.array([[0, 7, 7]]))
-    >>> read_imagej_rois("rois.zip", (1, 3)).tolist()
-    [[0, 7, 7]]
-    """
-    path = Path(path)
-    try:
-        rois = roiread(path)
-        rois = rois if isinstance(rois, list) else [rois]
-        outlines = [[_check_ring(ring) for ring in roi.coordinates(multi=True)] for roi in rois]
-    except Exception as error:  # damaged bytes can raise any error
-        problem = f"cannot be read as ROIs of ImageJ ({first_line(error)})"
-        raise NucleiError(f"{path} {problem}: save them again in the ROI Manager") from error
-    nuclei, parts = [], {}
-    for roi, rings in zip(rois, outlines, strict=True):
-        if roi.roitype not in _CLOSED_ROIS:
-            raise _not_a_polygon(path, repr(roi.name), roi.roitype.name)
-        label, _, part = (roi.name or "").partition("-")
-        if part.isdecimal() and part == str(parts.get(label, 0) + 1):  # the parts follow each other
-            parts[label] += 1
-            nuclei[-1][1].append(rings)
-        else:
-            parts = {label: 1} if not part else {}
-            nuclei.append((_label_in_name(roi.name), [rings]))
-    return _paint_nuclei(path, nuclei, shape)
-
-
-def _not_a_polygon(path, name, kind):
-    return NucleiError(f"{path}: {name} is a {kind}, expected a polygon; keep closed outlines only")
-
-
-def _check_ring(points):
-    """Return a ring as float array (K, 2)."""
-    ring = np.asarray(points, float)
-    if ring.ndim != 2 or ring.shape[1] != 2 or not (np.abs(ring) < 1e9).all():  # or nan
-        raise ValueError(f"expected an outline of pairs x, y, found {np.shape(points)}")
-    return ring
-
-
-def _label_in_name(name):
-    """Return the label of a nucleus from its name, or None."""
-    return int(name) if isinstance(name, str) and re.fullmatch("[1-9][0-9]{0,8}", name) else None
-
-
-def _paint_nuclei(path, nuclei, shape):
-    """Paint pairs of label and polygons into a label map. Number the nuclei without label."""
-    used = set()
-    for index, (label, polygons) in enumerate(nuclei):
-        nuclei[index] = (None if label in used else label, polygons)
-        used.add(label)
-    next_label = count(max(used - {None}, default=0) + 1)
-    nuclei = [(next(next_label) if label is None else label, polygons) for label, polygons in nuclei]
-    label_map, overlapping, empty = paint_outlines(nuclei, shape)
-    if overlapping:
-        pixels = f"{overlapping} pixels were given to the smaller nucleus"
-        warnings.warn(f"{path}: outlines overlap, {pixels}", LabelWarning, stacklevel=3)
-    if empty:
-        what = f"{empty} outlines enclose no visible pixel of an image of {tuple(shape)} and are left out"
-        warnings.warn(f"{path}: {what}", LabelWarning, stacklevel=3)
-    return label_map
-
-
-def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def submission_table(
+    label_maps: Mapping[str, np.ndarray], corner: tuple[int, int] = (0, 0), height: int | None = None
+) -> pd.DataFrame:
     """Encode label maps as a submission to the Kaggle competition.
 
     `label_maps` gives the int array (H, W) of each image by name. The table, for `write_table`, has the columns
-    `ImageId` and `EncodedPixels` and one row per nucleus. An image without nuclei has one row with "".
+    `ImageId` and `EncodedPixels` and one row per nucleus. An image without nuclei has one row with "". For a part of
+    a larger image, `corner` is its first row and column, and `height` the height of the larger image.
 
     Examples
     --------
@@ -381,7 +225,7 @@ def submission_table(label_maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
     rows = [
         (printable_name(name), code)
         for name, label_map in label_maps.items()
-        for code in encode_label_map(label_map).values() or [""]
+        for code in encode_label_map(label_map, corner, height).values() or [""]
     ]
     return pd.DataFrame(rows, columns=["ImageId", "EncodedPixels"], dtype=object)
 

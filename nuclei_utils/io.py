@@ -28,6 +28,9 @@ LOSSLESS = (".png", ".tif", ".tiff")
 HIGHEST_IN_16_BITS = 2**16 - 1
 """Highest label that fits into a PNG file."""
 
+FRAME = 2
+"""Width of the frame that the search of hot pixels needs around a part of an image, pixels."""
+
 _HOT = 4  # a hot pixel is so many times brighter than the median of its neighbours
 _ROWS_AT_ONCE = 1024  # limits the memory for the search of hot pixels
 
@@ -77,7 +80,7 @@ def read_raw(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarra
     return np.ascontiguousarray(read_pixels(Path(path), max_pixels, IMAGE))
 
 
-def to_rgb8(raw: np.ndarray) -> np.ndarray:
+def to_rgb8(raw: np.ndarray, brightest: int | None = None) -> np.ndarray:
     """Convert intensities of a file to 8-bit RGB, uint8 (H, W, 3).
 
     8-bit values are kept. 16-bit values are multiplied by one factor that maps the brightest part of the image to
@@ -88,6 +91,8 @@ def to_rgb8(raw: np.ndarray) -> np.ndarray:
     ----------
     raw : uint8 or uint16 array (H, W, 1) or (H, W, 3)
         Grey or RGB, from `read_raw`.
+    brightest : int, optional
+        The 16-bit value that becomes 255, if the image is a part of a larger image (`brightest_value`).
 
     Examples
     --------
@@ -96,25 +101,55 @@ def to_rgb8(raw: np.ndarray) -> np.ndarray:
     """
     raw = np.asarray(raw)
     if raw.dtype == np.uint16:
-        factor = 255 / max(_brightest(raw), 255)
+        factor = 255 / max(_brightest(raw) if brightest is None else brightest, 255)
         table = np.minimum(np.round(np.arange(2**16) * factor), 255).astype(np.uint8)
         raw = table[raw]
     return cv2.cvtColor(raw, cv2.COLOR_GRAY2RGB) if raw.shape[2] == 1 else raw
 
 
 def _brightest(raw):
-    """Return the brightest 16-bit value that sets the scale.
-
-    Hot pixels and 0.05 % of the other values do not count.
-    """
     counts = np.zeros(2**16, np.int64)
     for top in range(0, raw.shape[0], _ROWS_AT_ONCE):
-        n_above = min(top, 2)  # the median needs two rows more on both sides
-        strip = raw[top - n_above : top + _ROWS_AT_ONCE + 2]
-        median = cv2.medianBlur(strip, 5).reshape(strip.shape)
-        capped = np.minimum(strip, np.minimum(median, 2**16 // _HOT) * np.int64(_HOT))
-        counts += np.bincount(capped[n_above : n_above + _ROWS_AT_ONCE].ravel(), minlength=2**16)[: 2**16]
-    return int(np.searchsorted(np.cumsum(counts), raw.size - int(raw.size * 0.0005)))
+        n_above = min(top, FRAME)
+        strip = raw[top - n_above : top + _ROWS_AT_ONCE + FRAME]
+        counts += count_values(strip, (slice(n_above, n_above + _ROWS_AT_ONCE), slice(None)))
+    return brightest_value(counts)
+
+
+def count_values(raw: np.ndarray, inside: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
+    """Count how often each 16-bit value occurs in a part of an image, for `brightest_value`.
+
+    Hot pixels count as a value near their neighbours'.
+
+    Parameters
+    ----------
+    raw : uint16 array (H, W, 1) or (H, W, 3)
+        The part with a frame of two pixels (`FRAME`) of the image, where the image goes on.
+    inside : (slice, slice)
+        Rows and columns of the part without its frame.
+
+    Examples
+    --------
+    >>> np.flatnonzero(count_values(np.full((3, 3, 1), 7, np.uint16))).tolist()
+    [7]
+    """
+    median = cv2.medianBlur(raw, 5).reshape(raw.shape)
+    capped = np.minimum(raw, np.minimum(median, 2**16 // _HOT) * np.int64(_HOT))
+    return np.bincount(capped[inside].ravel(), minlength=2**16)[: 2**16]
+
+
+def brightest_value(counts: np.ndarray) -> int:
+    """Return the brightest 16-bit value that sets the scale of `to_rgb8`.
+
+    0.05 % of the values do not count.
+
+    Examples
+    --------
+    >>> brightest_value(np.array([0, 5000, 2])), brightest_value(np.array([0, 5000, 3]))
+    (1, 2)
+    """
+    total = int(counts.sum())
+    return int(np.searchsorted(np.cumsum(counts), total - int(total * 0.0005)))
 
 
 def read_mask(path: str | os.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -168,7 +203,19 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
     array([[0, 1, 7]], dtype=int32)
     """
     path = Path(path)
-    pixels = read_pixels(path, MAX_PIXELS, LABEL_MAP)
+    return to_label_map(read_pixels(path, MAX_PIXELS, LABEL_MAP), path)
+
+
+def to_label_map(pixels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Convert the pixels of a file to a label map, int32 (H, W).
+
+    `NucleiError` is raised if the pixels are not whole numbers from 0 in one channel. Its message names `path`.
+
+    Examples
+    --------
+    >>> to_label_map(np.array([[0, 7]], np.uint8), "labels.png")
+    array([[0, 7]], dtype=int32)
+    """
     if pixels.ndim != 2:
         problem = f"pixels of shape {pixels.shape}"
     elif pixels.dtype.kind not in "biu":

@@ -138,11 +138,14 @@ def touching_pairs(label_map: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def encode_label_map(label_map: np.ndarray) -> dict[int, str]:
+def encode_label_map(
+    label_map: np.ndarray, corner: tuple[int, int] = (0, 0), height: int | None = None
+) -> dict[int, str]:
     """Encode each nucleus of a label map as run lengths.
 
     The strings are those of the Kaggle competition, by label. A string is "start length start length ...". Pixels are
-    counted from 1, down the columns, then from left to right.
+    counted from 1, down the columns, then from left to right. For a part of a larger image, `corner` is its first row
+    and column, and `height` the height of the larger image.
 
     Examples
     --------
@@ -152,10 +155,12 @@ def encode_label_map(label_map: np.ndarray) -> dict[int, str]:
     label_map = np.asarray(label_map)
     is_start = np.ones(label_map.shape, bool)  # of a run down the columns
     is_start[1:] = label_map[1:] != label_map[:-1]
-    is_start[:1, 1:] = label_map[:1, 1:] != label_map[-1:, :-1]
+    if height in (None, label_map.shape[0]):  # a run may go on in the next column
+        is_start[:1, 1:] = label_map[:1, 1:] != label_map[-1:, :-1]
     columns, rows = np.nonzero(is_start.T)
-    starts = columns * label_map.shape[0] + rows + 1
-    runs = np.stack([starts, np.diff(starts, append=label_map.size + 1)], axis=1)
+    lengths = np.diff(columns * label_map.shape[0] + rows, append=label_map.size)
+    starts = (columns + corner[1]) * (height or label_map.shape[0]) + rows + corner[0] + 1
+    runs = np.stack([starts, lengths], axis=1)
     labels = label_map[rows, columns]
     order = np.argsort(labels, kind="stable")
     numbers, firsts = np.unique(labels[order], return_index=True)

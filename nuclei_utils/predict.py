@@ -10,16 +10,15 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 from keras import ops
-from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 from tqdm import tqdm
 
-from nuclei_utils import io, matching, preprocess, segmentation
+from nuclei_utils import blocks, io, matching, preprocess, segmentation
 from nuclei_utils.errors import NucleiError
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ From the same file (`diameter_by_type`): a quarter of the nuclei of grey tissue,
 nuclei, is smaller than 9 pixels. A quarter of the large nuclei in fluorescence is larger than 52 pixels.
 """
 
-_MULTIPLE = 32  # tiles and blocks begin and end at multiples of 32 pixels, which every network of the course takes
 # quarter turns and mirroring of each copy for test-time augmentation; the first four copies keep the shape of the image
 _TTA_COPIES = ((0, False), (0, True), (2, False), (2, True), (1, False), (1, True), (3, False), (3, True))
 
@@ -125,10 +123,10 @@ def predict_maps(
     _check_image(image)
     if n_tta not in (1, 4, 8):
         raise ValueError(f"n_tta must be 1, 4 or 8, found {n_tta}")
-    if tile <= 0 or tile % _MULTIPLE or overlap % _MULTIPLE or not 0 <= 2 * overlap <= tile:
+    if tile <= 0 or tile % blocks.MULTIPLE or overlap % blocks.MULTIPLE or not 0 <= 2 * overlap <= tile:
         raise ValueError(f"tile={tile} and overlap={overlap} must be multiples of 32, the overlap at most half a tile")
     dark, bright = intensity_range or preprocess.intensity_range(image)
-    padded = preprocess.pad_to_multiple(preprocess.rescale_intensity(image, dark, bright), _MULTIPLE)
+    padded = preprocess.pad_to_multiple(preprocess.rescale_intensity(image, dark, bright), blocks.MULTIPLE)
     sizes = [
         fixed or (side if side <= 1.5 * tile else tile)
         for fixed, side in zip(model.input_shape[1:3], padded.shape[:2], strict=True)
@@ -159,8 +157,9 @@ def predict_labels(
     """Find the nuclei in an image of any size.
 
     The image is processed block by block: `predict_maps` and `segmentation.maps_to_labels` see a block and its
-    context. Each block keeps the nuclei whose bounding box has its middle in the block. The context must be at least
-    as wide as a nucleus and its neighbours. Beyond the image and its label map, memory does not grow with the image.
+    context. Each block proposes the nuclei whose bounding box has its middle in the block (`blocks`). The context must
+    be at least as wide as a nucleus and its neighbours. Beyond the image, its label map and the packed masks of the
+    nuclei, memory does not grow with the image.
 
     Parameters
     ----------
@@ -192,15 +191,50 @@ def predict_labels(
         return _predict_resized(
             model, image, diameter, block=block, context=context, n_tta=n_tta, progress=progress, **options
         )
-    if block <= 0 or context < 0 or block % _MULTIPLE or context % _MULTIPLE:
-        raise ValueError(f"block={block} and context={context} must be multiples of 32")
+    places = blocks.place_blocks(image.shape[:2], block, context)
     intensity_range = preprocess.intensity_range(image)
-    blocks = list(itertools.product(*(_place_blocks(side, block, context) for side in image.shape[:2])))
+    candidates = [
+        predict_block(model, image[place.seen], place, intensity_range, n_tta, **options)
+        for place in tqdm(places, "predicting", unit="block", leave=False, disable=not progress)
+    ]
     label_map, count = np.zeros(image.shape[:2], np.int32), 0
-    for rows, columns in tqdm(blocks, "predicting", unit="block", leave=False, disable=not progress):
-        maps = predict_maps(model, image[rows.seen, columns.seen], n_tta=n_tta, intensity_range=intensity_range)
-        count = _add_nuclei(label_map, segmentation.maps_to_labels(maps, **options), rows, columns, count)
+    for nuclei, stays in zip(candidates, blocks.settle(places, candidates), strict=True):
+        blocks.paint(label_map, (0, 0), nuclei, np.where(stays, count + np.cumsum(stays), 0))
+        count += np.count_nonzero(stays)
     return label_map
+
+
+def predict_block(
+    model: keras.Model | Frozen,
+    image: np.ndarray,
+    block: blocks.Block,
+    intensity_range: tuple[float, float],
+    n_tta: int = 1,
+    **options: float,
+) -> blocks.Candidates:
+    """Find the nuclei that a block of a large image proposes.
+
+    Parameters
+    ----------
+    model, n_tta, **options
+        As for `predict_labels`.
+    image : uint8 array (H, W, 3)
+        The part of the image that the block sees.
+    block : blocks.Block
+        Place of the block.
+    intensity_range : (float, float)
+        Of the whole image (`preprocess.intensity_range`).
+
+    Examples
+    --------
+    >>> inputs = keras.Input((None, None, 3))
+    >>> red = keras.Model(inputs, inputs[..., :1])
+    >>> (block,) = blocks.place_blocks((10, 10), BLOCK, CONTEXT)
+    >>> predict_block(red, np.full((10, 10, 3), 255, np.uint8), block, (0, 255)).boxes.tolist()
+    [[0, 0, 10, 10]]
+    """
+    maps = predict_maps(model, image, n_tta=n_tta, intensity_range=intensity_range)
+    return blocks.find_candidates(segmentation.maps_to_labels(maps, **options), block)
 
 
 def _predict_resized(model, image, diameter, min_size=segmentation.MIN_SIZE, **options):
@@ -350,46 +384,3 @@ def _compiled(model):
     from nuclei_utils import deploy
 
     return deploy.compile_network(model)
-
-
-class _Block(NamedTuple):
-    """A block along one axis."""
-
-    first: int
-    last: int  # the pixel after the last
-    seen: slice  # with the context
-
-
-def _place_blocks(side: int, block: int, context: int) -> list[_Block]:
-    """Place blocks along one axis.
-
-    If the last block would be no wider than the context, it is joined to the block before.
-    """
-    blocks, first = [], 0
-    while first < side:
-        stop = min(first + block + context, side)
-        last = side if stop == side else first + block
-        blocks.append(_Block(first, last, slice(max(first - context, 0), stop)))
-        first = last
-    return blocks
-
-
-def _add_nuclei(label_map: np.ndarray, seen: np.ndarray, rows: _Block, columns: _Block, count: int) -> int:
-    """Add the nuclei of a block to the label map. Return the new number of nuclei."""
-    # two blocks may see the outline of a nucleus at their border a little differently: a block also accepts nuclei
-    # shortly before its first pixel, and skips nuclei that an earlier block has added
-    for label, box in enumerate(ndimage.find_objects(seen), 1):
-        shifted = tuple(
-            slice(side.start + axis.seen.start, side.stop + axis.seen.start)
-            for side, axis in zip(box, (rows, columns), strict=True)
-        )
-        if all(
-            axis.first - _MULTIPLE <= (side.start + side.stop) / 2 < axis.last
-            for side, axis in zip(shifted, (rows, columns), strict=True)
-        ):
-            nucleus, target = seen[box] == label, label_map[shifted]
-            free = nucleus & (target == 0)
-            if 2 * np.count_nonzero(free) > np.count_nonzero(nucleus):
-                count += 1
-                target[free] = count
-    return count

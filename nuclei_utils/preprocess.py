@@ -5,6 +5,7 @@ A function keeps the dtype of its input unless its docstring names another dtype
 """
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -38,11 +39,37 @@ def intensity_range(image: np.ndarray, low: float = 1.0, high: float = 99.8) -> 
     >>> intensity_range(np.arange(101).reshape(1, 101), low=5, high=90)
     (5.0, 90.0)
     """
-    step = math.ceil(math.sqrt(math.prod(image.shape[:2]) / MAX_SAMPLED_PIXELS))
-    step += 1 - step % 2  # an odd step samples all pixels of a camera's 2 x 2 pattern
-    dark, bright = np.percentile(image[::step, ::step], [low, high])
+    step = sampling_step(image.shape[:2])
+    return sampled_range(image[::step, ::step], lambda: (image.min(), image.max()), low, high)
+
+
+def sampling_step(shape: tuple[int, int]) -> int:
+    """Return the distance of the rows and columns of a large image that `intensity_range` samples.
+
+    Examples
+    --------
+    >>> sampling_step((2048, 2048)), sampling_step((40_000, 40_000))
+    (1, 21)
+    """
+    step = math.ceil(math.sqrt(math.prod(shape) / MAX_SAMPLED_PIXELS))
+    return step + 1 - step % 2  # an odd step samples all pixels of a camera's 2 x 2 pattern
+
+
+def sampled_range(
+    sample: np.ndarray, extremes: Callable[[], tuple[float, float]], low: float = 1.0, high: float = 99.8
+) -> tuple[float, float]:
+    """Compute `intensity_range` from the sample of an image.
+
+    `extremes` returns the minimum and maximum of the image, for the case that both percentiles are equal.
+
+    Examples
+    --------
+    >>> sampled_range(np.array([3, 3, 3]), lambda: (3, 200))
+    (3.0, 200.0)
+    """
+    dark, bright = np.percentile(sample, [low, high])
     if bright <= dark:  # nuclei may cover fewer pixels than the upper percentile leaves out
-        dark, bright = image.min(), image.max()
+        dark, bright = extremes()
     return float(dark), float(bright)
 
 

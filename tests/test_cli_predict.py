@@ -130,7 +130,8 @@ def test_the_tables_are_those_of_all_images_at_once(folder, tmp_path, out):
     assert run("predict", folder, "--out", out) == 0
     label_maps = {name: io.read_label_map(out / f"{name}_labels.png") for name in ("a", "aa", "b", "c")}
     tables = [export.measure_nuclei(io.read_image(folder / f"{name}.png"), label_maps[name], name) for name in "abc"]
-    export.write_table(tmp_path / "nuclei.csv", pd.concat(tables))
+    table = pd.concat(tables).assign(pixel_size=None, pixel_size_source="")
+    export.write_table(tmp_path / "nuclei.csv", table)
     export.write_table(tmp_path / "submission.csv", export.submission_table(label_maps))
     for name in TABLES:
         assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
@@ -330,6 +331,10 @@ def test_an_interrupted_replacement_is_resumed(folder, out, monkeypatch):
         ["--model", "m.keras"],
         ["--min-size", 9],
         ["--prob-thresh", 0.4],
+        ["--channel", "0"],
+        ["--z", "max"],
+        ["--time", 0],
+        ["--value-range", 0, 255],
     ],
 )
 @pytest.mark.parametrize("option", ["--resume", "--replace"])
@@ -349,7 +354,8 @@ def test_results_of_different_options_are_not_mixed(folder, tmp_path, out, monke
 def add(tables, name, label_map, error=None):
     """Add the rows of an image; raise an error before the end."""
     table = export.measure_nuclei(np.zeros((60, 80, 3), np.uint8), label_map, name)
-    with tables.adding(table, export.submission_table({name: label_map})):
+    parts = [[export.csv_bytes(part, header=False)] for part in (table, export.submission_table({name: label_map}))]
+    with tables.adding(table.columns, *parts):
         if error:
             raise error
 
@@ -432,9 +438,10 @@ def test_tables_with_another_encoding_and_long_codes_are_read(filled_tables, tmp
 KILLED = """
 import os, random, signal, sys, time
 from nuclei_utils import cli, io, export, predict, segmentation
+import nuclei_utils.cli.predict_images
 
 # without a network: a process that has used TensorFlow cannot be forked
-cli.predict._load_network = lambda path: None
+cli.predict_images.load_network = lambda path: None
 predict.predict_labels = lambda model, image, **_: segmentation.components(image[..., 0] > 128)
 predict.tta_consistency = lambda *_, **__: 1.0
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import cli, datasets, io, models, saving, training
+from nuclei_utils import cli, datasets, export, io, models, saving, training
 from tests.test_checkpoints import DAMAGES, Interrupt, batches, damage, small_model
 
 RESULTS = {"m.keras", "m_history.csv", "m_curves.png"}
@@ -88,6 +88,22 @@ def test_options_reach_the_network_and_its_batches(tmp_path, words, monkeypatch,
     output = capsys.readouterr()
     assert output.out.startswith("trained on 4 images for 1 epochs, validated on 1 images\n")
     assert "val_dice" in output.err, "progress goes to stderr"
+
+
+@pytest.mark.usefixtures("callbacks")
+def test_corrected_outlines_are_labels(tmp_path, monkeypatch):
+    folder = own_images(tmp_path / "mine", count=3)
+    label_maps = [io.read_label_map(path) for path in sorted((folder / "labels").iterdir())]
+    (folder / "labels" / "cell0.png").unlink()
+    (folder / "labels" / "cell1.png").unlink()
+    export.write_geojson(folder / "labels" / "cell0.geojson", label_maps[0])
+    export.write_imagej_rois(folder / "labels" / "cell1_rois.zip", label_maps[1])
+    used = []
+    monkeypatch.setattr(training, "batches", lambda *_, records, **__: used.extend(records) or (batches(), batches()))
+    assert run("train", "--model", "unet", "--epochs", 1, "--data", folder, "--out", tmp_path / "m.keras") == 0
+    records = sorted((record for side in used for record in side), key=lambda record: record.id)
+    for record, label_map in zip(records, label_maps, strict=True):
+        np.testing.assert_array_equal(record.label_map, label_map)
 
 
 def test_ctrl_c_saves_the_best_model_and_resume_continues(tmp_path, words, callbacks, capsys):

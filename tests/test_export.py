@@ -89,10 +89,12 @@ def test_measures_of_known_nuclei():
             **{"major_axis": 4 * np.sqrt(99 / 12), "minor_axis": 4 * np.sqrt(15 / 12)},
             **{"eccentricity": np.sqrt(1 - 15 / 99), "solidity": 1},
             **{"mean_red": 50, "mean_green": 0, "mean_blue": 3.5, "unit": "pixel"},
+            **{"sum_red": 2000, "sum_green": 0, "sum_blue": 140, "std_red": 50, "std_green": 0, "std_blue": 3.5},
+            **dict.fromkeys(["background_red", "background_green", "background_blue"], 0),
         }
     )
     assert list(first)[:4] == ["image", "label", "area", "centroid_x"]
-    assert list(first)[-2:] == ["mean_blue", "unit"]
+    assert list(first)[-2:] == ["background_blue", "unit"]
     assert (second["label"], second["area"], second["bbox_width"], second["bbox_height"]) == (8, 1, 1, 1)
     assert (second["centroid_x"], second["centroid_y"], second["mean_green"]) == (29.5, 15.5, 2)
 
@@ -118,6 +120,32 @@ def test_intensities_do_not_depend_on_the_brightest_pixel(tmp_path, label_map, e
     pd.testing.assert_frame_equal(*tables)
     for column in ("mean_red", "mean_green", "mean_blue"):
         np.testing.assert_allclose(tables[0][column], tables[0]["label"] * 150 + 90)
+
+
+def test_intensities_of_named_channels(label_map):
+    channels = {"DAPI": label_map * 10.5 + 3, "Größe 488": label_map.astype(np.uint16)}
+    table = export.measure_nuclei(channels, label_map, "a")
+    assert table.filter(regex="_(DAPI|Größe 488)$").columns.tolist() == [
+        f"{statistic}_{name}" for statistic in ("mean", "sum", "std", "background") for name in channels
+    ]
+    np.testing.assert_allclose(table["mean_DAPI"], table["label"] * 10.5 + 3)
+    np.testing.assert_allclose(table["sum_Größe 488"], table["label"] * table["area"])
+    with pytest.raises(ValueError, match=r"a: .*DAPI"):
+        export.measure_nuclei({"DAPI": label_map[1:]}, label_map, "a")
+
+
+def test_the_background_is_the_median_of_a_ring_without_other_nuclei():
+    rows, columns = np.ogrid[:60, :60]
+    distances = np.hypot(rows - 30, columns - 20)
+    label_map = (distances <= 6).astype(int)
+    label_map[:, 29:36] = 2  # touches the ring
+    image = np.where(label_map == 2, 50_000, np.random.default_rng(0).integers(90, 110, label_map.shape))
+    image[(label_map == 1) | ((distances > 6) & (distances <= 8))] = 30_000  # the nucleus and its blurred edge
+    image[:, 36:38] = 40_000  # the blurred edge of the other nucleus
+    image[:, 27:29] = 40_000
+    table = export.measure_nuclei({"x": image.astype(np.uint16)}, label_map, "a").set_index("label")
+    assert table["background_x"].between(95, 105).all()
+    assert np.isnan(export.measure_nuclei({"x": image}, np.ones_like(label_map), "a")["background_x"]).all()
 
 
 def test_intensities_of_16_bit_colours(label_map):
@@ -273,7 +301,7 @@ def test_geojson_has_what_qupath_imports(tmp_path, label_map):
     drawn, types = np.zeros_like(label_map), {}
     for feature in content["features"]:
         properties, geometry = feature["properties"], feature["geometry"]
-        assert (feature["type"], properties["objectType"]) == ("Feature", "detection")
+        assert (feature["type"], properties["objectType"]) == ("Feature", "annotation")
         assert properties["classification"] == {"name": "Nucleus", "color": [230, 159, 0]}
         types[properties["name"]] = geometry["type"]
         polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]

@@ -24,8 +24,8 @@ def test_conda_environment_is_in_step_with_pyproject():
     after_newest = f"3.{int(PYTHONS[-1].split('.')[1]) + 1}"
     assert python == f"python{PROJECT['requires-python']},<{after_newest}"
     assert pip == "pip"
-    # deploy is not to be had on every machine; `make site` installs its own extra
-    extras = [name for name in PROJECT["optional-dependencies"] if name not in ("deploy", "site")]
+    # deploy is not to be had on every machine; `make site` installs its own extra; the notebooks need no large, formats
+    extras = [name for name in PROJECT["optional-dependencies"] if name not in ("deploy", "site", "large", "formats")]
     assert requirements == {"pip": [f"--editable .[{','.join(extras)}]"]}
 
 

@@ -14,13 +14,15 @@ HELP = "score label maps against the truth"
 EXAMPLES = """\
 examples:
   python -m nuclei_utils evaluate result --truth mine/labels                   against label maps
+  python -m nuclei_utils evaluate result --truth corrected                     against NAME.geojson of QuPath
   python -m nuclei_utils evaluate result --truth data/dsb2018/stage1_train     against NAME/masks/*.png
   python -m nuclei_utils evaluate result --truth stage1_solution.csv           against the solution of the competition
   python -m nuclei_utils evaluate result --truth mine/labels --json > scores.json
 
 PREDICTED_DIR holds the label maps of 'predict' or of another tool: NAME_labels.png or NAME.png (or .tif), 0 background,
-1..N one number for each nucleus. The truth is a folder of such label maps, a folder of masks (NAME/masks/*.png, one
-file for each nucleus), or a CSV file with the columns ImageId, EncodedPixels, Height, Width.
+1..N one number for each nucleus. The truth is a folder of such label maps or of outlines (NAME.geojson of QuPath,
+NAME_rois.zip of ImageJ, NAME.zarr), in any mixture but one file for each image; a folder of masks (NAME/masks/*.png,
+one file for each nucleus); or a CSV file with the columns ImageId, EncodedPixels, Height, Width.
 
 Pixels: Dice, IoU, precision and recall of nucleus against background, mean over images. Nuclei: the score of the
 competition, mean over images, and the average precision TP / (TP + FP + FN) over the nuclei of all images together.
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Score label maps against the truth, pixel by pixel and nucleus by nucleus."
     parser.epilog = EXAMPLES
     parser.add_argument("predicted", type=Path, metavar="PREDICTED_DIR", help="folder of label maps")
-    text = "label maps, masks, or a solution CSV"
+    text = "label maps, outlines, masks, or a solution CSV"
     parser.add_argument("--truth", type=Path, required=True, metavar="DIR_OR_CSV", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON, with the scores of each image")
     parser.set_defaults(interrupted="nothing was written")
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     The exit status is 1 if the prediction of an image is missing, otherwise 0.
     """
-    truth, predictions = _find_label_maps(args.truth), _find_label_maps(args.predicted)
+    truth, predictions = _find_label_maps(args.truth, with_outlines=True), _find_label_maps(args.predicted)
     names = sorted(truth.keys() & predictions.keys())
     missing, extra = sorted(truth.keys() - predictions.keys()), sorted(predictions.keys() - truth.keys())
     if not names:
@@ -62,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         _complain(f"no truth for {_list_names(extra)}; not scored")
     true, predicted = [], []
     for name in names:
-        true.append(_read(truth[name]))
         predicted.append(_read(predictions[name]))
+        true.append(_read(truth[name], predicted[-1].shape))
         if true[-1].shape != predicted[-1].shape:
             raise NucleiError(
                 f"{name}: the predicted label map is {predicted[-1].shape}, the true label map {true[-1].shape} "
@@ -74,26 +76,29 @@ def run(args: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-def _find_label_maps(path):
+def _find_label_maps(path, with_outlines=False):
     """Return the label maps of a folder or solution by image name.
 
-    The values are paths or arrays for `_read`.
+    The values are paths or arrays for `_read`. Outlines beside predicted label maps are other files of `predict`.
     """
     if path.is_file():
         return nu.export.read_solution(path)
     if not path.is_dir():
         raise NucleiError(f"{path} is missing: expected a folder of label maps or masks, or a solution CSV")
     folder = path / "labels" if (path / "labels").is_dir() else path
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in nu.io.LOSSLESS and file.name[0] != ".")
+    visible = sorted(file for file in folder.iterdir() if file.name[0] != ".")
+    files = [file for file in visible if file.suffix.lower() in nu.io.LOSSLESS]
+    outlines = [file for file in visible if with_outlines and file.name.lower().endswith(nu.annotations.ENDINGS)]
     label_maps = {}
-    for file in _named_labels(folder, files) or files:
-        other = label_maps.setdefault(file.stem.removesuffix("_labels"), file)
+    for file in [*(_named_labels(folder, files) or files), *outlines]:
+        other = label_maps.setdefault(nu.annotations.image_name(file), file)
         if other is not file:
             raise NucleiError(f"{folder}: {other.name} and {file.name} belong to the same image: keep one of them")
     label_maps = label_maps or {masks.parent.name: masks for masks in sorted(path.glob("*/masks")) if masks.is_dir()}
     if not label_maps:
         raise NucleiError(
-            f"{path} holds no label maps: expected NAME_labels.png, NAME.png or .tif, or NAME/masks/*.png"
+            f"{path} holds no label maps: expected NAME_labels.png, NAME.png or .tif"
+            f"{', NAME.geojson, NAME_rois.zip' if with_outlines else ''}, or NAME/masks/*.png"
         )
     return label_maps
 
@@ -112,10 +117,15 @@ def _named_labels(folder, files):
     return labels
 
 
-def _read(source):
-    """Read a label map from a file, a folder of masks, or an array."""
+def _read(source, shape=None):
+    """Read a label map from a file, a folder of masks, or an array.
+
+    `shape` is that of the prediction, because outlines do not hold the size of their image.
+    """
     if not isinstance(source, Path):
         return source
+    if source.name.lower().endswith(nu.annotations.ENDINGS):
+        return nu.annotations.read_labels(source, shape)
     if source.is_dir():
         return nu.datasets.read_masks(source)
     label_map = nu.io.read_label_map(source)

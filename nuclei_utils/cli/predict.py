@@ -6,16 +6,18 @@ import errno
 import hashlib
 import math
 import os
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 import nuclei_utils as nu
-from nuclei_utils.cli import results
+from nuclei_utils.cli import predict_images, results
 from nuclei_utils.cli.arguments import number, positive_integer
-from nuclei_utils.errors import NucleiError, first_line
-from nuclei_utils.files import file_lock, printable_name
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.files import file_lock
 
 HELP = "find the nuclei in images: label maps, overlays and a table of measurements"
 
@@ -31,10 +33,27 @@ examples:
                                                                      write outlines for QuPath and for ImageJ too
   python -m nuclei_utils predict photos --out result --model mine.keras
                                                                      use a network that 'train' wrote
+  python -m nuclei_utils predict stack.ome.tif --out result --channel DAPI --z max
+                                                                     maximum of a z-stack, nuclei in the channel DAPI
+  python -m nuclei_utils predict cells.zarr --out result --channel auto --time 0
+                                                                     first time, channel named like a nuclear stain
   python -m nuclei_utils predict photos --out result --resume        resume an interrupted run, or add new images
+  python -m nuclei_utils predict slide.ome.tif --out result --channel DAPI --workers 4
+                                                                     a slide, block by block, in four processes
+  python -m nuclei_utils predict photos --out result --scheduler tcp://10.0.0.1:8786
+                                                                     the workers of a Dask cluster, see docs/scale.md
 
-Images may have any size: grey, RGB or RGBA, 8 or 16 bits, PNG, JPEG, TIFF or BMP, nuclei bright or dark. If a folder
-has no images, the command reads the layout of the competition in it, NAME/images/*.png.
+Images may have any size: grey, RGB or RGBA, 8 or 16 bits, nuclei bright or dark. If a folder has no images, the command
+reads the layout of the competition in it, NAME/images/*.png.
+
+Formats:
+  PNG, JPEG, BMP, TIFF, OME-TIFF, ImageJ hyperstacks    always
+  OME-Zarr 0.4 and 0.5 (a folder)                       pip install "nuclei-utils[large]"
+  ND2, LIF, and TIFF stacks with LZW or JPEG inside      pip install "nuclei-utils[formats]"
+  CZI                                                   pip install bioio bioio-czi (its licence is the GPL)
+The network sees one plane of one channel, or the colours of an RGB image. If the file leaves a choice, the message
+names the channels or the number of times. All channels of the plane are measured. Images with fractions (float) or
+negative values need --value-range. The pixel size comes from the file (OME or ImageJ) unless you give --pixel-size.
 
 Output files for each image:
   NAME_labels.png   label map, 16 bits: 0 background, 1..N one number for each nucleus (above 65,535: NAME_labels.tif)
@@ -43,13 +62,22 @@ Output files for each image:
   NAME.geojson      outlines for QuPath (--format geojson)
   NAME_rois.zip     outlines for ImageJ and Fiji (--format rois)
 Output files for all images:
-  nuclei.csv        one row for each nucleus: position, size, shape, colour
+  nuclei.csv        one row for each nucleus: position, size, shape; mean, sum, standard deviation and local background
+                    of each channel in the units of the file; pixel size and its source. Grey and RGB images without
+                    names of channels have red, green and blue. All images of a table have the same channels.
   submission.csv    run lengths in the format of the 2018 Data Science Bowl
   predict_settings.json  the options that the results depend on
 
+Slides: a TIFF or OME-Zarr image of more than --slide-pixels is never in memory as a whole. Instead of label map, mask
+and overlay, the command writes NAME_labels.ome.zarr (OME-Zarr 0.4 for napari and QuPath: the labels, and a small image
+of the slide) or NAME_labels.ome.tif (--label-format tif). Save slides in tiles, not in strips. Slides and several
+workers need pip install "nuclei-utils[large]". Workers on other machines must see the images, the network and --out
+under the same names.
+
 The tables grow with each image. If a run ends early (Ctrl-C, a full disk, a crash), the tables hold all finished
-images, and the same command with --resume does the others. --resume skips finished images and keeps all rows. You can
-also use it to add new images to a folder of results, with the same options.
+images, and the same command with --resume does the others. --resume skips finished images and the finished blocks of a
+slide, and keeps all rows. You can also use it to add new images to a folder of results, with the same options.
+Unfinished work is in the hidden folder .predict_work of DIR, which is removed at the end.
 The command overwrites no file. With --replace, it overwrites the results of the images that you name, and keeps the
 rows of other images. With --resume and --replace, it skips finished images and replaces the results of the others.
 
@@ -59,24 +87,31 @@ result before you have seen the overlay.
 
 The included network was trained on nuclei with a median diameter of 19.6 pixels, most of them between 9 and 52. Without
 --diameter, a message names each image whose nuclei have another median diameter. It is that of the nuclei that were
-found: a network can also take parts of very large nuclei for nuclei of the usual size, so look at the overlay.
+found: a network can also take parts of very large nuclei for nuclei of the usual size, so look at the overlay. Slides
+are not checked, and --diameter is not for slides.
 """
 
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
 
 
 def _diameter(text):
-    """Return a diameter as (pixels, None) or (None, micrometres)."""
+    """Return a diameter as a number and its unit."""
     if text.endswith(("um", "µm", "μm")):  # micro sign and Greek letter
-        return None, _length(text[:-2])
-    return _length(text), None
+        return _length(text[:-2]), "um"
+    return _length(text), "pixels"
 
 
 _probability = number(float, lambda probability: 0 < probability < 1, "a number between 0 and 1, such as 0.6")
-_area = number(int, lambda area: area >= 0, "a whole number, 0 or more")
+_whole = number(int, lambda value: value >= 0, "a whole number, 0 or more")
+_block = number(int, lambda side: side > 0 and side % 32 == 0, "a multiple of 32, such as 768")
+_value = number(float, math.isfinite, "a number")
 
 # errors of writing that every further image would meet too
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def _depth(text):
+    return text if text == "max" else _whole(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,11 +123,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     text = "a .keras file, which is checked before it is loaded (default: the included network)"
     add("--model", type=Path, metavar="FILE", help=text)
-    text = "width of a pixel in micrometres; nuclei.csv then has micrometres instead of pixels"
+    text = "name or index (from 0) of the channel with the nuclei; auto: the one named like a nuclear stain"
+    add("--channel", metavar="NAME", help=text)
+    text = "max: the maximum of all z planes, which is the default; or the index of one z plane, from 0"
+    add("--z", type=_depth, metavar="max|INDEX", help=text)
+    add("--time", type=_whole, metavar="INDEX", help="index of a time, from 0; needed for files with several times")
+    text = "values of the file that become black and white for the network; measurements keep the values of the file"
+    add("--value-range", type=_value, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    text = (
+        "width of a pixel in micrometres (default: the size in the file); nuclei.csv then has micrometres, not pixels"
+    )
     add("--pixel-size", type=_length, metavar="UM", help=text)
     text = (
-        "usual diameter of a nucleus, in pixels (30) or in micrometres (12um, with --pixel-size): the image is resized "
-        "to nuclei that the network knows, and the label map back; for much smaller or larger nuclei, see below"
+        "usual diameter of a nucleus, in pixels (30) or in micrometres (12um, if the pixel size is known): the image "
+        "is resized to nuclei that the network knows, and the label map back; for much smaller or larger nuclei, "
+        "see below"
     )
     add("--diameter", type=_diameter, metavar="LENGTH", help=text)
     text = "write outlines too: GeoJSON for QuPath, a zip of ROIs for ImageJ; may be given twice"
@@ -101,8 +146,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tta", type=int, choices=(1, 4, 8), default=1, help=text)
     text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.6)"
     add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)
-    add("--min-size", type=_area, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
-    text = "refuse images with more pixels, height times width (default: 1,000,000,000)"
+    add("--min-size", type=_whole, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
+    text = "take TIFF and OME-Zarr images with more pixels, height times width, as slides (default: 100,000,000)"
+    add("--slide-pixels", type=positive_integer, default=100_000_000, metavar="N", help=text)
+    text = "file for the labels of a slide: OME-Zarr or OME-TIFF, both pyramids (default: zarr)"
+    add("--label-format", choices=("zarr", "tif"), default="zarr", help=text)
+    text = "height and width of a block, a multiple of 32; smaller blocks need less memory and more time (default: 768)"
+    add("--block", type=_block, default=768, metavar="PIXELS", help=text)
+    text = "number of processes that share the work; needs the extra [large] (default: this process alone)"
+    cluster = parser.add_mutually_exclusive_group()
+    cluster.add_argument("--workers", type=positive_integer, default=0, metavar="N", help=text)
+    text = "address of a Dask scheduler whose workers do the work, or its scheduler file; needs the extra [large]"
+    cluster.add_argument("--scheduler", metavar="ADDRESS", help=text)
+    text = "refuse images with more pixels, height times width (default: 1,000,000,000; slides: no limit)"
     add("--max-pixels", type=positive_integer, metavar="N", help=text)
     add("--resume", action="store_true", help="skip finished images, and add the other images to the tables")
     add("--replace", action="store_true", help="overwrite the results of these images")
@@ -115,61 +171,79 @@ def run(args: argparse.Namespace) -> int:
 
     The exit status is 1 if an image fails, otherwise 0.
     """
+    if args.value_range and args.value_range[0] >= args.value_range[1]:
+        low, high = args.value_range
+        raise NucleiError(f"--value-range {low:g} {high:g}: expected two numbers, the lower first")
     paths, empty = _find_images(args.images)
     _check_names(paths, args)
     for folder in empty:
-        _complain(f"{folder} holds no image: expected PNG, JPEG, TIFF or BMP, or NAME/images/NAME.png")
+        _complain(f"{folder} holds no image: expected one of the formats in --help, or NAME/images/NAME.png")
     if not paths:
         return 1
     message = f"another `nuclei-utils predict` is writing into {args.out}: wait for its end, or use another --out"
     with file_lock(args.out / ".predict.lock", message):
-        tables = results.Tables(args.out, _columns(args.pixel_size))
+        work = args.out.absolute() / ".predict_work"
+        if (work / "slides").exists() and not (args.resume or args.replace):
+            raise NucleiError(
+                f"{work} holds finished blocks of a slide: add --resume to use them, or delete the folder"
+            )
+        tables = results.Tables(args.out, _existing_columns(args.out))
         names = [path.stem for path in paths]
         plan = results.make_plan(args.out, names, args.format, tables, args.resume, args.replace)
-        model = _load_network(args.model)
         settings = _settings(args)
-        if plan.others:
-            results.check_settings(args.out, settings)
-        tables.drop(plan.outdated)
-        results.write_settings(args.out, settings)
-        failures = _predict_all(paths, model, tables, plan, args)
-    return 1 if failures or empty else 0
+        with nu.cluster.connect(args.workers, args.scheduler) as client:
+            if client:
+                _complain(f"{sum(client.nthreads().values())} workers, dashboard at {client.dashboard_link}")
+            nu.cluster.run_task(partial(predict_images.check_network, args.model, settings["--model"]), client)
+            if plan.others:
+                results.check_settings(args.out, settings)
+            tables.drop(plan.outdated)
+            results.write_settings(args.out, settings)
+            run = _Run(work, tables, plan, settings, client, args)
+            try:
+                run.predict_all(paths)
+            finally:
+                run.clean()
+    return 1 if run.failures or empty else 0
 
 
-def _columns(pixel_size):
-    import numpy as np
+def _existing_columns(folder):
+    """Return the columns that an existing nuclei.csv must have, or None."""
+    header = results.read_header(folder / "nuclei.csv")
+    return None if header is None else predict_images.columns_of(_channels(header))
 
-    image, label_map = np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.int32)
-    return nu.export.measure_nuclei(image, label_map, "", pixel_size).columns
+
+def _channels(columns):
+    return [name.removeprefix("mean_") for name in columns if name.startswith("mean_")]
 
 
 def _settings(args):
     """Return the options that the results depend on."""
     return {
         "--model": hashlib.sha256(args.model.read_bytes()).hexdigest() if args.model else "included",
+        "--channel": args.channel,
+        "--z": args.z,
+        "--time": args.time,
+        "--value-range": args.value_range,
         "--pixel-size": args.pixel_size,
-        "--diameter": _diameter_in_pixels(args.diameter, args.pixel_size),
+        "--diameter": args.diameter and list(args.diameter),
         "--tta": args.tta,
         "--prob-thresh": args.prob_thresh,
         "--min-size": args.min_size,
         "--format": sorted(set(args.format)),
+        "--block": args.block,
+        "--slide-pixels": args.slide_pixels,
+        "--label-format": args.label_format,
     }
-
-
-def _diameter_in_pixels(diameter, pixel_size):
-    if diameter is None:
-        return None
-    pixels, micrometres = diameter
-    if pixels is None and pixel_size is None:
-        raise NucleiError("a --diameter in micrometres needs the width of a pixel: add --pixel-size, or give pixels")
-    return pixels if micrometres is None else micrometres / pixel_size
 
 
 def _find_images(inputs):
     """Return the image files, each file once, and the folders without images."""
     paths, empty = {}, []
     for path in inputs:
-        images = nu.datasets.list_images(path) if path.is_dir() else [path]
+        images = nu.microscopy.list_images(path) if path.is_dir() else [path]
+        if images != [path]:
+            images = sorted(images + nu.datasets.list_images(path))
         if not images:  # the layout of the competition
             folders = [folder for folder in sorted(path.glob("*/images")) if folder.is_dir()]
             images = [image for folder in folders for image in nu.datasets.list_images(folder)]
@@ -204,105 +278,115 @@ def _check_names(paths, args):
                 raise NucleiError(f"{file} is one of the images, and would be overwritten: use another --out")
 
 
-def _load_network(path):
-    """Load a network, and test it on a small random image."""
-    import keras
-    import numpy as np
+class _Run:
+    """The work on all images: who does it, and what is done."""
 
-    model = nu.saving.load_model(path) if path else nu.models.included_network()
-    if path:
-        _check_network(model, path)
-    if keras.backend.backend() == "tensorflow":
-        model = nu.deploy.freeze(model)
-    try:
-        nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    except Exception as error:  # the layers of an unknown network can fail in any way
-        if not path:
-            raise
-        raise NucleiError(f"{path} cannot be used: {first_line(error)}") from error
-    return model
-
-
-def _check_network(model, path):
-    """Refuse a network with the wrong inputs or outputs."""
-    inputs = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
-    outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
-    is_network = len(inputs) == 1 and all(len(shape) == 4 for shape in (*inputs, *outputs))
-    if not is_network or inputs[0][-1] != 3 or any(shape[-1] != 1 for shape in outputs):
-        raise NucleiError(
-            f"{path}: found a network from {inputs} to {outputs}, expected a network from colour images, "
-            "[(None, None, None, 3)], to one value for each pixel, [(None, None, None, 1)]"
+    def __init__(self, work, tables, plan, settings, client, args):
+        self.work, self.tables, self.plan = work, tables, plan
+        self.settings, self.client, self.args = settings, client, args
+        self.done, self.failures, self.unknown_sizes = len(plan.finished), 0, 0
+        self.nuclei = sum(plan.measured[name] for name in plan.finished)
+        self.options = predict_images.Options(
+            work=work,
+            model=args.model and args.model.absolute(),
+            digest=settings["--model"],
+            planes={"channel": args.channel, "z": args.z, "time": args.time, "value_range": args.value_range},
+            max_pixels=args.max_pixels,
+            slide_pixels=args.slide_pixels,
+            pixel_size=args.pixel_size,
+            block=args.block,
+            formats=args.format,
+            diameter=args.diameter,
+            tta=args.tta,
+            segmentation={"prob_thresh": args.prob_thresh, "min_size": args.min_size},
+            progress=client is None and sys.stderr.isatty(),
         )
-    if isinstance(model.output, dict) and "mask" not in model.output:
-        raise NucleiError(f'{path}: found outputs with the names {sorted(model.output)}, expected "mask" among them')
 
+    def predict_all(self, paths):
+        """Predict the images that are not finished: first images that fit into memory, then slides."""
+        if self.plan.finished:
+            print(f"{len(self.plan.finished)} of {len(paths)} images were finished before")
+        remaining, slides = [path for path in paths if path.stem not in self.plan.finished], []
+        if self.args.scheduler:  # workers may have another working directory
+            remaining = [path.absolute() for path in remaining]
+        find_nuclei = partial(predict_images.find_nuclei, options=self.options)
+        tasks = nu.cluster.run_tasks(find_nuclei, remaining, self.client)
+        # disable=None: no progress bar if stderr is no terminal
+        bar = {"unit": "image", "total": len(remaining), "disable": None if len(remaining) > 1 else True}
+        for path, task in tqdm(tasks, "finding nuclei", **bar):
+            with self._failures_of(path, len(paths)):
+                found = task.result()
+                if isinstance(found, predict_images.Found):
+                    self._keep(path, found)
+                else:
+                    slides.append(found)
+        for slide in slides:
+            with self._failures_of(slide.path, len(paths)):
+                self._predict_slide(slide)
+        if self.unknown_sizes:
+            text = "no pixel size is known, nuclei.csv has pixels (see --pixel-size)"
+            print(f"{self.unknown_sizes} of {len(paths)} images: {text}")
+        print(f"{self.done} of {len(paths)} images, {self.nuclei:,} nuclei: {self.args.out}")
 
-def _predict_all(paths, model, tables, plan, args):
-    """Predict the images that are not finished. Return the number of images that fail."""
-    import cv2
+    def clean(self):
+        """Remove the work folder, apart from the finished blocks of slides."""
+        shutil.rmtree(self.work / "images", ignore_errors=True)
+        for folder in (self.work / "slides", self.work):
+            with contextlib.suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
-    if plan.finished:
-        print(f"{len(plan.finished)} of {len(paths)} images were finished before")
-    nuclei = sum(plan.measured[name] for name in plan.finished)
-    done, failures = len(plan.finished), 0
-    remaining = [path for path in paths if path.stem not in plan.finished]
-    # disable=None: no progress bar if stderr is no terminal
-    for path in tqdm(remaining, "finding nuclei", unit="image", disable=None if len(remaining) > 1 else True):
+    @contextlib.contextmanager
+    def _failures_of(self, path, total):
+        """Report the errors of an image. An error of the disk ends the run."""
         try:
-            count, consistency = _predict_image(path, model, tables, path.stem in plan.measured, args)
-        except (MemoryError, cv2.error) as error:
-            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
-                raise
-            failures += 1
-            _complain(f"{path} does not fit into memory ({first_line(error)}): cut the image into pieces")
+            yield
         except (NucleiError, OSError) as error:
             if getattr(error, "errno", None) in _DISK_ERRORS:
                 raise NucleiError(
-                    f"{error}: the results of {path} could not be written. The tables hold the {done} finished of "
-                    f"{len(paths)} images. Free disk space, or allow writing in the folder; then resume with the same "
+                    f"{error}: the results of {path} could not be written. The tables hold the {self.done} finished of "
+                    f"{total} images. Free disk space, or allow writing in the folder; then resume with the same "
                     "command and --resume"
                 ) from error
-            failures += 1
+            self.failures += 1
             _complain(error)
-        else:
-            done += 1
-            nuclei += count
-            _report(path.stem, count, consistency)
-    print(f"{done} of {len(paths)} images, {nuclei:,} nuclei: {args.out}")
-    return failures
+
+    def _predict_slide(self, slide):
+        """Find the nuclei of a slide, block by block."""
+        self._check_columns(slide.path, columns := predict_images.columns_of(slide.names))
+        job = predict_images.prepare_slide(slide, self.options, self.settings)
+        result = job.run(self.args.label_format, self.client, progress=None)
+        (kind,) = (kind for kind, name in results.SLIDE_LABELS.items() if name == self.args.label_format)
+        details = result.count, result.consistency, math.nan, slide.pixel_size, {kind: result.labels}
+        self._keep(slide.path, predict_images.Found(columns, job.rows(), job.codes(), *details))
+        shutil.rmtree(job.folder)
+
+    def _keep(self, path, found):
+        """Add the rows of an image to the tables, and move its files to the results."""
+        self._check_columns(path, found.columns)
+        is_measured = path.stem in self.plan.measured
+        # the rows come first: then a file without rows is never from this command, and no run needs to overwrite it
+        rows = self.tables.adding(found.columns, found.rows, found.codes)
+        with contextlib.nullcontext() if is_measured else rows:
+            results.move_results(found.files, self.args.out, path.stem, keep_existing=is_measured)
+        self.done += 1
+        self.nuclei += found.count
+        self.unknown_sizes += found.pixel_size is None
+        _report(path.stem, found.count, found.consistency)
+        if self.args.diameter is None and self.args.model is None:
+            _check_diameter(path.stem, found.diameter)
+
+    def _check_columns(self, path, columns):
+        existing = self.tables.measured_columns
+        if existing not in (None, columns):
+            raise NucleiError(
+                f"{path}: found the channels {', '.join(_channels(columns))}, but nuclei.csv has "
+                f"{', '.join(_channels(existing))} from the images before: predict images with other channels into "
+                "another folder with --out"
+            )
 
 
-def _predict_image(path, model, tables, is_measured, args):
-    """Find and measure nuclei, write the results, return number and consistency."""
-    raw = nu.io.read_raw(path, args.max_pixels or nu.io.MAX_PIXELS)  # for the measurements
-    image = nu.io.to_rgb8(raw)
-    if "rois" in args.format and max(image.shape) > nu.export.WIDEST_FOR_IMAGEJ:
-        raise NucleiError(
-            f"{path}: the image of {image.shape[:2]} (height, width) is too large for the ROIs of ImageJ, whose limit "
-            f"is {nu.export.WIDEST_FOR_IMAGEJ} pixels: use --format geojson, or cut the image"
-        )
-    options = {"n_tta": args.tta, "prob_thresh": args.prob_thresh, "min_size": args.min_size}
-    options["diameter"] = _diameter_in_pixels(args.diameter, args.pixel_size)
-    progress = sys.stderr.isatty() and max(image.shape) > 2048  # a large image has its own progress bar
-    try:
-        label_map = nu.predict.predict_labels(model, image, progress=progress, **options)
-        consistency = nu.predict.tta_consistency(model, image, label_map, **options)
-    except NucleiError as error:
-        raise NucleiError(f"{path}: {error}") from error
-    if args.diameter is None and args.model is None:
-        _check_diameter(path.stem, label_map)
-    name = printable_name(path.stem)
-    table = nu.export.measure_nuclei(raw, label_map, name, args.pixel_size)
-    submission = nu.export.submission_table({name: label_map})
-    # the rows come first: then a file without rows is never from this command, and no run needs to overwrite it
-    with contextlib.nullcontext() if is_measured else tables.adding(table, submission):
-        results.write_results(args.out, path.stem, image, label_map, args.format, keep_existing=is_measured)
-    return len(table), consistency
-
-
-def _check_diameter(name, label_map):
+def _check_diameter(name, diameter):
     """Complain if the nuclei are much smaller or larger than those of the training images."""
-    diameter = nu.predict.median_diameter(label_map)
     low, high = nu.predict.DIAMETER_RANGE
     if diameter < low or diameter > high:
         _complain(

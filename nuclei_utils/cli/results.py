@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,10 @@ from nuclei_utils.files import atomic_write, printable_name, remove_partial_file
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 SETTINGS = "predict_settings.json"  # the options that the results depend on
+SLIDE_LABELS = {"slide_zarr": "zarr", "slide_tif": "tif"}  # kind of file -> format
+_LABELS = ("png", "tif", *SLIDE_LABELS)  # kinds of files of which an image has one
 _MAX_FILES = 5  # in a message
 
 
@@ -30,11 +32,17 @@ class Tables:
     The rows of an image are added at the end, first to `nuclei.csv`, then to `submission.csv`. A killed process may
     leave incomplete rows, which `repair` removes. `submission.csv` has one row for each nucleus, or one row without a
     code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first column of
-    each table has the name of the image.
+    each table has the name of the image. `columns` are those of `nuclei.csv`. None: the first image sets them.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[str]):
-        self.columns = {folder / "nuclei.csv": list(columns), folder / "submission.csv": ["ImageId", "EncodedPixels"]}
+    def __init__(self, folder: Path, columns: Sequence[str] | None):
+        columns = None if columns is None else list(columns)
+        self.columns = {folder / "nuclei.csv": columns, folder / "submission.csv": ["ImageId", "EncodedPixels"]}
+
+    @property
+    def measured_columns(self) -> list[str] | None:
+        """Return the columns of `nuclei.csv`, or None before the first image."""
+        return next(iter(self.columns.values()))
 
     @property
     def existing(self) -> list[Path]:
@@ -51,12 +59,13 @@ class Tables:
         for path in self.columns:
             remove_partial_files(path)
         nuclei, submission = self.columns
-        names = [row[0] for row in self._rows(nuclei) if row]
-        measured, coded = Counter(names), Counter()
+        measured, coded, last = Counter(), Counter(), None
+        for last, *_ in filter(None, self._rows(nuclei)):
+            measured[last] += 1
         for name, code in filter(None, self._rows(submission)):
             coded[name] += bool(code)
         complete = {name: count for name, count in coded.items() if count == measured[name]}
-        changed = sorted((measured.keys() | coded.keys()) - complete.keys() - {*names[-1:], *replaced})
+        changed = sorted((measured.keys() | coded.keys()) - complete.keys() - {last, *replaced})
         if changed:
             more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
             raise NucleiError(
@@ -72,14 +81,20 @@ class Tables:
         self._keep(lambda name: name not in names)
 
     @contextmanager
-    def adding(self, nuclei: pd.DataFrame, submission: pd.DataFrame) -> Iterator[None]:
-        """Add the rows of an image; remove them if the block fails."""
-        sizes = {path: path.stat().st_size if path.exists() else None for path in self.columns}
+    def adding(self, columns: Sequence[str], nuclei: Iterable[bytes], codes: Iterable[bytes]) -> Iterator[None]:
+        """Add the rows of an image; remove them if the block fails.
+
+        The rows of both tables come in parts, as CSV without a header. `columns` are those of `nuclei.csv`.
+        """
+        first = next(iter(self.columns))
+        before, sizes = self.columns[first], {path: _size(path) for path in self.columns}
+        self.columns[first] = list(columns)
         try:
-            for (path, columns), table in zip(self.columns.items(), (nuclei, submission), strict=True):
-                _append(path, table[columns], is_new=sizes[path] is None)
+            for (path, names), parts in zip(self.columns.items(), (nuclei, codes), strict=True):
+                _append(path, parts, names if sizes[path] is None else None)
             yield
         except BaseException:
+            self.columns[first] = before
             for path, size in sizes.items():
                 if size is None:
                     path.unlink(missing_ok=True)
@@ -123,6 +138,14 @@ class Tables:
             yield row if len(row) == len(columns) and _ends_with_newline(path) else []
 
 
+def read_header(path: Path) -> list[str] | None:
+    """Return the columns of a table, or None if the table does not exist."""
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        return next(csv.reader(file), [])
+
+
 def names_in_tables(names: Sequence[str]) -> list[str]:
     """Return file names in the spelling of the tables.
 
@@ -135,15 +158,21 @@ def names_in_tables(names: Sequence[str]) -> list[str]:
     return [row[0] for row in csv.reader(io.StringIO(text, newline=""))]
 
 
-def _append(path, table, is_new):
-    content = nu.export.csv_bytes(table, header=is_new)
-    if is_new:
-        with atomic_write(path) as partial_path:
-            partial_path.write_bytes(content)
+def _size(path):
+    return path.stat().st_size if path.exists() else None
+
+
+def _append(path, parts, header):
+    if header is not None:
+        with atomic_write(path) as partial_path, partial_path.open("wb") as file:
+            text = io.StringIO(newline="")
+            csv.writer(text, lineterminator="\n").writerow(header)
+            file.write(text.getvalue().encode())
+            file.writelines(parts)
         return
     try:
         with path.open("ab") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -189,11 +218,14 @@ def make_plan(
     measured = {name: complete[spelt[name]] for name in names if spelt[name] in complete} if resume else {}
     new = {name: kinds for name, kinds in existing.items() if name not in measured}
     if replace:
-        _refuse_stale(folder, new, {"png", *written})
+        _refuse_stale(folder, new, {"png", *SLIDE_LABELS, *written})
     else:
         _refuse_existing(folder, new)
-    finished = {name for name in measured if written <= existing[name] and {"png", "tif"} & existing[name]}
-    _remove_partial_results(folder, [name for name in names if spelt[name] in complete and name not in finished])
+    finished = {
+        name
+        for name in measured
+        if (written <= existing[name] and {"png", "tif"} & existing[name]) or {*SLIDE_LABELS} & existing[name]
+    }
     outdated = {spelt[name] for name in new} & complete.keys()
     return Plan(measured, finished, outdated, complete.keys() - outdated)
 
@@ -203,6 +235,8 @@ def result_files(folder: Path, name: str) -> dict[str, Path]:
     return {
         "png": folder / f"{name}_labels.png",
         "tif": folder / f"{name}_labels.tif",
+        "slide_zarr": folder / f"{name}_labels.ome.zarr",
+        "slide_tif": folder / f"{name}_labels.ome.tif",
         "mask": folder / f"{name}_mask.png",
         "overlay": folder / f"{name}_overlay.png",
         "geojson": folder / f"{name}.geojson",
@@ -232,14 +266,6 @@ def _refuse_stale(folder, existing, written):
             )
 
 
-def _remove_partial_results(folder, names):
-    hidden = [path.name for path in folder.glob(".*")]
-    for name in names:
-        for path in result_files(folder, name).values():
-            if any(partial_name.startswith(f".{path.stem}-") for partial_name in hidden):
-                remove_partial_files(path)
-
-
 def check_settings(folder: Path, settings: dict) -> None:
     """Refuse to add results to results with other settings."""
     path = folder / SETTINGS
@@ -266,16 +292,10 @@ def write_settings(folder: Path, settings: dict) -> None:
 
 
 def write_results(
-    folder: Path, name: str, image: np.ndarray, label_map: np.ndarray, formats: Iterable[str], keep_existing: bool
-) -> None:
-    """Write all files of an image, or none.
-
-    `keep_existing` keeps the files that a killed process wrote after the rows of the image.
-    """
-    files = result_files(folder, name)
-    kind, other_kind = ("png", "tif") if label_map.max(initial=0) <= nu.io.HIGHEST_IN_16_BITS else ("tif", "png")
-    if os.path.lexists(files[other_kind]):
-        raise NucleiError(f"{files[other_kind]} is another label map of the image: move or delete the file")
+    folder: Path, name: str, image: np.ndarray, label_map: np.ndarray, formats: Iterable[str]
+) -> dict[str, Path]:
+    """Write all files of an image into an empty folder, and return their paths."""
+    kind = "png" if label_map.max(initial=0) <= nu.io.HIGHEST_IN_16_BITS else "tif"
     writers = {
         kind: lambda path: nu.io.write_label_map(path, label_map),
         "mask": lambda path: nu.io.write_mask(path, label_map),
@@ -283,13 +303,33 @@ def write_results(
         "geojson": lambda path: nu.export.write_geojson(path, label_map),
         "rois": lambda path: nu.export.write_imagej_rois(path, label_map),
     }
-    written = []
+    paths = result_files(folder, name)
+    written = {file_kind: paths[file_kind] for file_kind in (kind, "mask", "overlay", *sorted(set(formats)))}
+    for file_kind, path in written.items():
+        writers[file_kind](path)
+    return written
+
+
+def move_results(files: dict[str, Path], folder: Path, name: str, keep_existing: bool) -> None:
+    """Move all files of an image into the folder of results, or none.
+
+    `keep_existing` keeps the files that a killed process moved after the rows of the image were written.
+    """
+    targets = result_files(folder, name)
+    (kind,) = files.keys() & {*_LABELS}
+    for other_kind in _LABELS:
+        if other_kind != kind and os.path.lexists(targets[other_kind]):
+            raise NucleiError(f"{targets[other_kind]} is another label map of the image: move or delete the file")
+    moved = []
     try:
-        for file_kind in (kind, "mask", "overlay", *sorted(set(formats))):
-            if not (keep_existing and os.path.lexists(files[file_kind])):
-                writers[file_kind](files[file_kind])
-                written.append(files[file_kind])
+        for file_kind, path in files.items():
+            target = targets[file_kind]
+            if not (keep_existing and os.path.lexists(target)):
+                if target.is_dir():
+                    target.rename(path.with_name(f"old-{path.name}"))
+                path.replace(target)
+                moved.append(target)
     except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
+        for path in moved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise

@@ -30,9 +30,10 @@ examples:
       use the network
 
 --data DIR has one of two layouts. --seed draws a fifth of the images for validation; the network never trains on them.
-  images/NAME.png (or .tif, .jpg)  and  labels/NAME.png (or .tif): 0 background, 1..N one number for each nucleus
+  images/NAME.png (or .tif, .jpg)  and  labels/NAME.png (or .tif): 0 background, 1..N one number for each nucleus;
+                                        or outlines, labels/NAME.geojson of QuPath, labels/NAME_rois.zip of ImageJ
   NAME/images/NAME.png             and  NAME/masks/*.png: one black and white image for each nucleus
-You can use label maps that 'predict' wrote (NAME_labels.png) and that you corrected.
+You can use label maps and outlines that 'predict' wrote and that you corrected: one file of labels for each image.
 
 Feature maps at full size for --channel-width 0.5 / 1 / 2:
   unet, unet_plus_plus             16 / 32 / 64

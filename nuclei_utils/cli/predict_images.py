@@ -1,0 +1,208 @@
+"""Work on the images of the command `predict`, in its process or on Dask workers; this is not a command.
+
+The functions write into a work folder within the folder of results. The command moves the files from there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import nuclei_utils as nu
+from nuclei_utils.cli import results
+from nuclei_utils.errors import NucleiError, first_line
+from nuclei_utils.files import atomic_write, printable_name
+
+if TYPE_CHECKING:
+    from nuclei_utils.slides import Job, Slide
+
+
+class Options(NamedTuple):
+    """The options of the command that the work on an image needs."""
+
+    work: Path  # folder for files that are not finished
+    model: Path | None
+    digest: str  # of the file of the network
+    planes: dict[str, Any]  # options of `microscopy.read_planes`
+    max_pixels: int | None
+    slide_pixels: int
+    pixel_size: float | None
+    block: int
+    formats: list[str]
+    diameter: tuple[float, str] | None  # with its unit, "pixels" or "um"
+    tta: int
+    segmentation: dict[str, float]  # options of `segmentation.maps_to_labels`
+    progress: bool = False  # of a single large image
+
+
+class Found(NamedTuple):
+    """The nuclei of an image, whose files are in the work folder."""
+
+    columns: list[str]
+    rows: Iterable[bytes]  # of nuclei.csv, without its header
+    codes: Iterable[bytes]  # the rows of submission.csv
+    count: int
+    consistency: float
+    diameter: float  # median of the nuclei, pixels; NaN for a slide and without nuclei
+    pixel_size: float | None
+    files: dict[str, Path]
+
+
+def columns_of(channels: list[str]) -> list[str]:
+    """Return the columns of nuclei.csv for images with these channels."""
+    import numpy as np
+
+    empty = np.zeros((1, 1), np.int32)
+    table = nu.export.measure_nuclei(dict.fromkeys(channels, empty), empty, "")
+    return [*table.columns, "pixel_size", "pixel_size_source"]
+
+
+def find_nuclei(path: Path, options: Options) -> Found | Slide:
+    """Find and measure the nuclei of an image, and write its files. A slide is returned as it is."""
+    import cv2
+
+    try:
+        slide = nu.slides.find_slide(path, options.slide_pixels, **options.planes, pixel_size=options.pixel_size)
+        return _find_nuclei(path, options) if slide is None else slide
+    except (MemoryError, cv2.error) as error:
+        if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+            raise
+        raise NucleiError(
+            f"{path} does not fit into memory ({first_line(error)}): cut the image into pieces"
+        ) from error
+
+
+def _find_nuclei(path, options):
+    limit = options.max_pixels or nu.io.MAX_PIXELS
+    planes = nu.microscopy.read_planes(path, **options.planes, pixel_size=options.pixel_size, max_pixels=limit)
+    image = nu.io.to_rgb8(planes.image)
+    if "rois" in options.formats and max(image.shape) > nu.export.WIDEST_FOR_IMAGEJ:
+        raise NucleiError(
+            f"{path}: the image of {image.shape[:2]} (height, width) is too large for the ROIs of ImageJ, whose limit "
+            f"is {nu.export.WIDEST_FOR_IMAGEJ} pixels: use --format geojson, or cut the image"
+        )
+    diameter = _in_pixels(path, options.diameter, planes.pixel_size)
+    prediction = {"n_tta": options.tta, "block": options.block, "diameter": diameter, **options.segmentation}
+    model = network(options.model, options.digest)
+    progress = options.progress and max(image.shape) > 2048
+    try:
+        label_map = nu.predict.predict_labels(model, image, progress=progress, **prediction)
+        consistency = nu.predict.tta_consistency(model, image, label_map, **prediction)
+    except NucleiError as error:
+        raise NucleiError(f"{path}: {error}") from error
+    name = printable_name(path.stem)
+    table = nu.export.measure_nuclei(planes.channels, label_map, name, planes.pixel_size)
+    table = table.assign(pixel_size=planes.pixel_size, pixel_size_source=planes.pixel_size_source)
+    rows, codes = (
+        [nu.export.csv_bytes(part, header=False)] for part in (table, nu.export.submission_table({name: label_map}))
+    )
+    folder = options.work / "images" / path.stem
+    shutil.rmtree(folder, ignore_errors=True)  # a killed worker may have left files
+    files = results.write_results(folder, path.stem, image, label_map, options.formats)
+    found_diameter = nu.predict.median_diameter(label_map)
+    return Found(list(table.columns), rows, codes, len(table), consistency, found_diameter, planes.pixel_size, files)
+
+
+def _in_pixels(path, diameter, pixel_size):
+    if diameter is None:
+        return None
+    length, unit = diameter
+    if unit == "pixels":
+        return length
+    if pixel_size is None:
+        raise NucleiError(
+            f"{path} has no pixel size, which a --diameter in micrometres needs: add --pixel-size, or give pixels"
+        )
+    return length / pixel_size
+
+
+def prepare_slide(slide: Slide, options: Options, settings: dict) -> Job:
+    """Return the job of a slide. Blocks that were made from another file or with other options are removed."""
+    if options.formats:
+        raise NucleiError(
+            f"{slide.path} is a slide, for which no outlines are written: leave out --format, and open the label image "
+            "in QuPath or napari; or raise --slide-pixels, if the image fits into memory"
+        )
+    if options.diameter is not None:
+        raise NucleiError(
+            f"{slide.path} is a slide, which is not resized: leave out --diameter, or raise --slide-pixels, if the "
+            "image fits into memory"
+        )
+    if options.max_pixels is not None and slide.shape[0] * slide.shape[1] > options.max_pixels:
+        raise NucleiError(
+            f"{slide.path}: found {slide.shape[0]} x {slide.shape[1]} pixels, more than the limit of "
+            f"{options.max_pixels:,}: raise --max-pixels"
+        )
+    folder = options.work / "slides" / slide.path.stem
+    status = slide.path.stat()
+    made_from = {"size": status.st_size, "changed": status.st_mtime_ns, "version": nu.__version__, **settings}
+    made_from = json.dumps(made_from, indent=1)
+    note = folder / "made_from.json"
+    if folder.exists() and not (note.exists() and note.read_text(encoding="utf-8") == made_from):
+        shutil.rmtree(folder)
+    if not note.exists():
+        with atomic_write(note) as partial_path:
+            partial_path.write_text(made_from, encoding="utf-8")
+    load_model = partial(network, options.model, options.digest)
+    name = printable_name(slide.path.stem)
+    return nu.slides.Job(slide, folder, load_model, name, options.tta, options.segmentation, options.block)
+
+
+# The network: each worker loads it once
+
+_lock = threading.Lock()
+
+
+def network(path: Path | None, digest: str) -> Any:
+    """Return the network of a file, or the included network (None). The file is loaded once."""
+    with _lock:
+        return _loaded(path, digest)
+
+
+@lru_cache(maxsize=1)
+def _loaded(path, _digest):
+    return load_network(path)
+
+
+def check_network(path: Path | None, digest: str) -> None:
+    """Load a network, and test it. `NucleiError` says what is wrong."""
+    _loaded.cache_clear()
+    network(path, digest)
+
+
+def load_network(path: Path | None) -> Any:
+    """Load a network, and test it on a small random image."""
+    import keras
+    import numpy as np
+
+    model = nu.saving.load_model(path) if path else nu.models.included_network()
+    if path:
+        _check_network(model, path)
+    if keras.backend.backend() == "tensorflow":
+        model = nu.deploy.freeze(model)
+    try:
+        nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    except Exception as error:  # the layers of an unknown network can fail in any way
+        if not path:
+            raise
+        raise NucleiError(f"{path} cannot be used: {first_line(error)}") from error
+    return model
+
+
+def _check_network(model, path):
+    """Refuse a network with the wrong inputs or outputs."""
+    inputs = [tensor.shape for tensor in getattr(model, "inputs", None) or []]
+    outputs = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
+    is_network = len(inputs) == 1 and all(len(shape) == 4 for shape in (*inputs, *outputs))
+    if not is_network or inputs[0][-1] != 3 or any(shape[-1] != 1 for shape in outputs):
+        raise NucleiError(
+            f"{path}: found a network from {inputs} to {outputs}, expected a network from colour images, "
+            "[(None, None, None, 3)], to one value for each pixel, [(None, None, None, 1)]"
+        )
+    if isinstance(model.output, dict) and "mask" not in model.output:
+        raise NucleiError(f'{path}: found outputs with the names {sorted(model.output)}, expected "mask" among them')

@@ -1,0 +1,179 @@
+"""Tests of `nuclei-utils predict` with slides: files, tables, interruptions and faults, in one process."""
+
+import errno
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nuclei_utils import annotations, io, models, predict, slides
+from tests.commands import run
+from tests.test_cli_predict import bright_network, complaints
+from tests.test_slides import slide_pixels, write_slide
+
+pytest.importorskip("zarr", minversion="3")
+pytest.importorskip("tifffile", minversion="2025.5.21")  # reads TIFF for zarr 3
+
+SMALL = ("--slide-pixels", 1000, "--block", 128)  # takes the images of the tests as slides
+
+
+@pytest.fixture(autouse=True)
+def included_network(monkeypatch):
+    model = bright_network()
+    monkeypatch.setattr(models, "included_network", lambda: model)
+
+
+@pytest.fixture
+def slide(tmp_path):
+    return write_slide(tmp_path / "in" / "a.tif", slide_pixels(500, 600))
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def sorted_table(out, name="nuclei.csv"):
+    table = pd.read_csv(out / name)
+    return table.sort_values(list(table.columns), ignore_index=True)
+
+
+def test_a_slide_has_the_nuclei_of_the_image(slide, tmp_path, out, capsys):
+    write_slide(tmp_path / "in" / "b.tif", slide_pixels(300, 300))
+    assert run("predict", slide.parent, "--out", tmp_path / "whole", "--block", 128) == 0
+    expected = capsys.readouterr().out.splitlines()[:2]
+    for label_format, ending in {"zarr": "_labels.ome.zarr", "tif": "_labels.ome.tif"}.items():
+        folder = out / label_format
+        assert run("predict", slide.parent, "--out", folder, *SMALL, "--label-format", label_format) == 0
+        assert {path.name for path in folder.iterdir()} == {
+            *(f"{name}{ending}" for name in "ab"),
+            *("nuclei.csv", "submission.csv", "predict_settings.json"),
+        }
+        for name in "ab":
+            label_map = io.read_label_map(tmp_path / "whole" / f"{name}_labels.png")
+            found = annotations.read_labels(folder / f"{name}{ending}", label_map.shape)
+            np.testing.assert_array_equal(found, label_map)
+        table = sorted_table(folder)
+        pd.testing.assert_frame_equal(table, sorted_table(tmp_path / "whole"), rtol=1e-9)
+        assert set(table["pixel_size"]) == {0.5}
+        codes = sorted_table(folder, "submission.csv")
+        pd.testing.assert_frame_equal(codes, sorted_table(tmp_path / "whole", "submission.csv"))
+        assert capsys.readouterr().out.splitlines()[:2] == expected
+    assert run("predict", slide.parent, "--out", out / "tif", *SMALL, "--label-format", "tif", "--resume") == 0
+    assert "2 of 2 images were finished before" in capsys.readouterr().out
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("find_block", FULL),
+        ("finish_block", KeyboardInterrupt()),
+        ("shrink", FULL),
+        ("consistency", KeyboardInterrupt()),
+    ],
+)
+def test_a_stopped_slide_goes_on_with_finished_blocks(slide, tmp_path, out, monkeypatch, capsys, step, error):
+    assert run("predict", slide, "--out", tmp_path / "whole", *SMALL) == 0
+    original, calls = {name: getattr(slides.Job, name) for name in ("find_block", "finish_block", "shrink", step)}, []
+
+    def stops(job, *arguments):
+        calls.append(arguments)
+        if len(calls) == {"consistency": 1, "shrink": 2}.get(step, 4):
+            raise error
+        return original[step](job, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slides.Job, step, stops)
+        assert run("predict", slide, "--out", out, *SMALL) == 1
+    message = capsys.readouterr().err
+    assert "--resume" in message
+    assert isinstance(error, KeyboardInterrupt) or "No space left" in message
+    visible = {path.name for path in out.iterdir()} - {".predict_work"}
+    assert visible == {"predict_settings.json"}, "nothing half-written"
+
+    assert run("predict", slide, "--out", out, *SMALL) == 1, "finished blocks are not thrown away"
+    assert "--resume" in capsys.readouterr().err
+    again = []
+    for name in ("find_block", "finish_block"):
+        monkeypatch.setattr(
+            slides.Job, name, lambda job, number, name=name: again.append(name) or original[name](job, number)
+        )
+    assert run("predict", slide, "--out", out, *SMALL, "--resume") == 0
+    n_blocks = len(slides._places((500, 600), 128, predict.CONTEXT))
+    left = {"find_block": n_blocks - 3 if step == "find_block" else 0, "finish_block": 0}
+    left["finish_block"] = {"find_block": n_blocks, "finish_block": n_blocks - 3}.get(step, 0)
+    assert {name: again.count(name) for name in left} == left
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_blocks_of_other_options_or_another_file_are_not_used(slide, tmp_path, out, monkeypatch):
+    def stop(job, number):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slides.Job, "finish_block", stop)
+        assert run("predict", slide, "--out", out, *SMALL) == 1
+    write_slide(slide, slide_pixels(500, 600)[::-1])
+    assert run("predict", slide, "--out", out, *SMALL, "--resume", "--min-size", 50) == 0
+    assert run("predict", slide, "--out", tmp_path / "whole", *SMALL, "--min-size", 50) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_slides_are_replaced(slide, tmp_path, out, capsys):
+    assert run("predict", slide, "--out", out, *SMALL) == 0
+    write_slide(slide, slide_pixels(500, 600)[::-1])
+    assert run("predict", slide, "--out", out, *SMALL) == 1
+    assert run("predict", slide, "--out", out, *SMALL, "--replace") == 0
+    assert run("predict", slide, "--out", tmp_path / "whole", *SMALL) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    capsys.readouterr()
+    assert run("predict", slide, "--out", out, *SMALL, "--label-format", "tif", "--replace") == 1
+    assert "a_labels.ome.zarr is another label map" in capsys.readouterr().err
+
+
+def test_a_slide_that_fails_is_named_and_the_others_are_finished(slide, tmp_path, out, capsys):
+    cut = tmp_path / "in" / "b.tif"
+    cut.write_bytes(slide.read_bytes()[:-5000])
+    assert run("predict", slide.parent, "--out", out, *SMALL) == 1
+    assert sum("b.tif" in line for line in complaints(capsys)) == 1
+    assert set(sorted_table(out)["image"]) == {"a"}
+    assert not list(out.glob("b*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "geojson"], r"--format"),
+        (["--max-pixels", 100_000], r"--max-pixels"),
+        (["--diameter", 30], r"--diameter"),
+        (["--block", 100], None),
+    ],
+)
+def test_what_a_slide_cannot_have_is_refused(slide, out, capsys, words, message):
+    if message is None:
+        with pytest.raises(SystemExit):
+            run("predict", slide, "--out", out, *words)
+        return
+    assert run("predict", slide, "--out", out, *SMALL, *words) == 1
+    (line,) = complaints(capsys)
+    assert str(slide) in line
+    assert message in line
+    assert not list(out.glob("a*"))
+
+
+def test_without_zarr_a_slide_names_the_extra(slide, out, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "MAX_PIXELS", 100_000)
+        assert run("predict", slide, "--out", out, *SMALL) == 1
+    assert 'a slide needs zarr 3: pip install "nuclei-utils[large]"' in capsys.readouterr().err
+    assert run("predict", slide, "--out", out, *SMALL) == 0, "an image that may fit into memory needs no zarr"
+    assert (out / "a_labels.png").exists()

@@ -1,0 +1,145 @@
+"""Tests of Dask clusters: the same files as one process, killed workers, and schedulers that are not there."""
+
+import functools
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from nuclei_utils import cluster
+from nuclei_utils.errors import NucleiError
+from tests.commands import run, three_nuclei, write_image
+from tests.test_cli_predict import bright_network
+from tests.test_slides import slide_pixels, write_slide
+
+distributed = pytest.importorskip("distributed")
+pytest.importorskip("zarr", minversion="3")
+pytest.importorskip("tifffile", minversion="2025.5.21")  # reads TIFF for zarr 3
+
+SMALL = ("--slide-pixels", 100_000, "--block", 192)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of small images and a slide of 12 blocks, and the file of a network."""
+    folder = tmp_path_factory.mktemp("cluster")
+    for number in range(6):
+        write_image(folder / "in" / f"image{number}.png", three_nuclei(number))
+    (folder / "in" / "broken.png").write_bytes(b"no image")
+    write_slide(folder / "in" / "slide.tif", slide_pixels(700, 900, np.uint8))
+    bright_network().save(folder / "bright.keras")
+    return folder
+
+
+def predict(images, out, *words):
+    return run("predict", images / "in", "--out", out, "--model", images / "bright.keras", *SMALL, *words)
+
+
+@pytest.fixture(scope="module")
+def whole(images):
+    """The results of one process."""
+    assert predict(images, images / "whole") == 1  # of the broken image
+    return contents(images / "whole")
+
+
+def contents(out):
+    """Return the content of each file, the tables with their images in the order of their names."""
+    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for name in ("nuclei.csv", "submission.csv"):
+        header, *rows = files[name].splitlines()
+        files[name] = header, sorted(rows, key=lambda row: row.split(b",")[0])  # the order within an image stays
+    return files
+
+
+def test_workers_write_the_files_of_one_process(images, whole, tmp_path, capsys):
+    assert predict(images, tmp_path / "out", "--workers", 2) == 1
+    assert contents(tmp_path / "out") == whole
+    output = capsys.readouterr()
+    assert "2 workers, dashboard at http://127.0.0.1:" in output.err
+    assert "broken.png" in output.err
+    assert "7 of 8 images" in output.out
+
+
+@pytest.fixture
+def local_cluster():
+    env = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, env=env) as started:
+        yield started
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_nothing_is_lost_if_a_worker_is_killed(images, whole, tmp_path, local_cluster):
+    out, killed = tmp_path / "out", []
+
+    def kill():
+        """Kill one worker among the first blocks, and one while blocks are finished."""
+        for pattern, worker in (("found_*.npz", 0), ("nuclei_*.csv", 1)):
+            while len(list(out.glob(f".predict_work/slides/slide/{pattern}"))) < 3:
+                time.sleep(0.01)
+            nanny = local_cluster.workers[worker]
+            os.kill(nanny.pid, signal.SIGKILL)
+            killed.append(nanny.pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    assert predict(images, out, "--scheduler", local_cluster.scheduler_address) == 1
+    thread.join(timeout=5)
+    assert len(killed) == 2
+    assert contents(out) == whole
+
+
+def test_a_task_that_kills_its_workers_is_given_up(local_cluster):
+    local_cluster.scheduler.allowed_failures = 1
+    with cluster.connect(scheduler=local_cluster.scheduler_address) as client:
+        outcomes = dict(cluster.run_tasks(exit_if_three, range(6), client))
+        assert [outcomes[number].result() for number in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
+        with pytest.raises(NucleiError, match=r"2 workers died .* out of memory"):
+            outcomes[3].result()
+
+
+def exit_if_three(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_errors_of_tasks_reach_the_caller(local_cluster):
+    for address in (None, local_cluster.scheduler_address):
+        with cluster.connect(scheduler=address) as client:
+            outcomes = dict(cluster.run_tasks(functools.partial(divmod, 6), [0, 4], client))
+            assert outcomes[4].result() == (1, 2)
+            with pytest.raises(ZeroDivisionError):
+                outcomes[0].result()
+            with pytest.raises(OSError, match="full") as caught:
+                cluster.run_task(full_disk, client)
+            assert caught.value.errno == 28
+
+
+def full_disk():
+    raise OSError(28, "full")
+
+
+def test_a_scheduler_without_workers_is_named():
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None) as empty,
+        pytest.raises(NucleiError, match=rf"{empty.scheduler_address} has no worker after 1 seconds"),
+        cluster.connect(scheduler=empty.scheduler_address, timeout=1),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "missing.json"])
+def test_a_scheduler_that_is_not_there_is_named(images, tmp_path, monkeypatch, capsys, address):
+    monkeypatch.setattr(cluster, "connect", functools.partial(cluster.connect, timeout=1))
+    assert predict(images, tmp_path / "out", "--scheduler", address) == 1
+    assert f"no Dask scheduler answers at {address}" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "nuclei.csv").exists()
+
+
+def test_without_dask_the_extra_is_named(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    assert predict(images, tmp_path / "out", "--workers", 2) == 1
+    assert 'pip install "nuclei-utils[large]"' in capsys.readouterr().err

@@ -1,0 +1,460 @@
+"""Tests of `microscopy`: files as microscopes write them, the choice of a plane, and files that are refused."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nuclei_utils import _stacks, io, microscopy
+from nuclei_utils.errors import NucleiError
+from nuclei_utils.microscopy import read_planes
+
+NAMES = ["DAPI", "GFP", "Cy5"]
+STACK = np.random.default_rng(0).integers(0, 4096, (2, 3, 5, 40, 50), np.uint16)  # times, channels, planes
+STACK.setflags(write=False)
+
+
+def write_ome(path, array, axes, names=None, size=None, **options):
+    """Write an OME-TIFF file. Return its path."""
+    metadata = {"axes": axes} | ({"Channel": {"Name": names}} if names else {})
+    if size:
+        metadata |= {"PhysicalSizeX": size[0], "PhysicalSizeY": size[1], "PhysicalSizeXUnit": size[2]}
+        metadata["PhysicalSizeYUnit"] = size[2]
+    path.parent.mkdir(exist_ok=True)
+    tifffile.imwrite(path, array, ome=True, metadata=metadata, **options)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Path of a TIFF file that does not exist yet."""
+    return tmp_path / "cells.tif"
+
+
+@pytest.fixture
+def confocal(path):
+    """OME-TIFF of two times, three channels and five planes, with a pixel size."""
+    return write_ome(path, STACK, "TCZYX", NAMES, (0.2, 0.2, "µm"))
+
+
+# Formats
+
+
+COMPRESSED = {"compression": "zlib", "tile": (16, 16)}
+
+
+@pytest.mark.parametrize("options", [{}, COMPRESSED, {"bigtiff": True, "byteorder": ">"}, {**COMPRESSED, "bigtiff": 1}])
+def test_ome_tiff(path, options):
+    write_ome(path, STACK, "TCZYX", NAMES, (200, 200, "nm"), **options)
+    planes = read_planes(path, channel="GFP", z=3, time=1)
+    assert planes.image.dtype == np.uint16
+    np.testing.assert_array_equal(planes.image, STACK[1, 1, 3][..., None])
+    assert list(planes.channels) == NAMES
+    for number, values in enumerate(planes.channels.values()):
+        np.testing.assert_array_equal(values, STACK[1, number, 3])
+    assert (planes.pixel_size, planes.pixel_size_source) == (pytest.approx(0.2), "file")
+
+
+@pytest.mark.parametrize("options", [{}, {"truncate": True}, {"compression": "zlib"}])
+def test_imagej_hyperstack(path, options):
+    metadata = {"axes": "ZCYX", "unit": "um"}
+    tifffile.imwrite(path, STACK[0].swapaxes(0, 1), imagej=True, resolution=(4, 4), metadata=metadata, **options)
+    planes = read_planes(path, channel=2)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 2].max(axis=0))
+    assert list(planes.channels) == ["channel_0", "channel_1", "channel_2"]
+    assert (planes.pixel_size, planes.pixel_size_source) == (0.25, "file")
+
+
+@given(order=st.permutations("TCZ"), time=st.integers(0, 1), channel=st.integers(0, 2), z=st.integers(0, 4))
+def test_the_order_of_the_axes_does_not_matter(tmp_path_factory, order, time, channel, z):
+    path = tmp_path_factory.mktemp("order") / "a.tif"
+    write_ome(path, STACK.transpose(*("TCZ".index(axis) for axis in order), 3, 4), "".join(order) + "YX")
+    planes = read_planes(path, channel=channel, z=z, time=time)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[time, channel, z])
+
+
+def test_a_pyramid_gives_its_largest_level(path):
+    channels = STACK[0, :, 0]
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(channels, subifds=1, tile=(16, 16), metadata={"axes": "CYX"})
+        file.write(channels[:, ::2, ::2], subfiletype=1, tile=(16, 16))
+    np.testing.assert_array_equal(read_planes(path, channel=1).image[..., 0], channels[1])
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_channels_that_are_samples_of_a_page(path, planar):
+    channels = STACK[0, :, 0] if planar == "separate" else np.moveaxis(STACK[0, :, 0], 0, -1)
+    axes = "CYX" if planar == "separate" else "YXC"
+    write_ome(path, channels, axes.replace("C", "S"), photometric="minisblack", planarconfig=planar)
+    planes = read_planes(path, channel=1)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 1, 0])
+    assert len(planes.channels) == 3
+
+
+@pytest.mark.parametrize("z", [0, 2, "max"])
+def test_rgb_stays_rgb(path, z):
+    stack = np.random.default_rng(1).integers(0, 256, (4, 20, 30, 3), np.uint8)
+    write_ome(path, stack, "ZYXS", photometric="rgb")
+    expected = stack.max(axis=0) if z == "max" else stack[z]
+    for channel in (None, "auto"):
+        planes = read_planes(path, channel=channel, z=z)
+        np.testing.assert_array_equal(planes.image, expected)
+    np.testing.assert_array_equal(planes.channels["blue"], expected[..., 2])
+    np.testing.assert_array_equal(read_planes(path, channel="green", z=z).image, expected[..., 1:2])
+
+
+def test_only_the_planes_that_are_asked_for_are_read(confocal, monkeypatch):
+    read = []
+    decode = _stacks.decode_page
+    monkeypatch.setattr(_stacks, "decode_page", lambda page, content: read.append(page) or decode(page, content))
+    read_planes(confocal, channel="DAPI", z=2, time=0)
+    assert len(read) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.tif"])
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3)])
+def test_other_images_are_those_of_read_raw(tmp_path, name, shape):
+    path = tmp_path / name
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, shape, np.uint8)).save(path, dpi=(300, 300))
+    raw, planes = io.read_raw(path), read_planes(path)
+    np.testing.assert_array_equal(planes.image, raw)
+    assert list(planes.channels) == ["red", "green", "blue"]
+    np.testing.assert_array_equal(np.dstack(list(planes.channels.values())), np.broadcast_to(raw, (20, 30, 3)))
+    assert (planes.pixel_size, planes.pixel_size_source) == (None, "")
+
+
+def test_a_single_channel_with_a_name_keeps_it(path):
+    write_ome(path, STACK[0, 0, 0], "YX", ["Hoechst 33342"], (0.5, 0.5, "µm"))
+    planes = read_planes(path)
+    assert list(planes.channels) == ["Hoechst 33342"]
+    assert planes.pixel_size == 0.5
+
+
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_white_is_high(path, photometric):
+    tifffile.imwrite(path, STACK[0, 0], photometric=photometric, metadata={"axes": "ZYX"})
+    expected = STACK[0, 0, 1] if photometric == "minisblack" else 65535 - STACK[0, 0, 1]
+    np.testing.assert_array_equal(read_planes(path, z=1).image[..., 0], expected)
+
+
+# Choices
+
+
+@pytest.mark.parametrize("channel", ["dapi", "DAPI", 0, "0", "auto"])
+def test_a_channel_is_chosen_by_name_or_index(confocal, channel):
+    planes = read_planes(confocal, channel=channel, time=0)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 0].max(axis=0))
+
+
+@pytest.mark.parametrize("channel", [None, "mCherry", 3, "3", -1])
+def test_a_channel_that_is_missing_or_not_chosen_is_refused_with_a_list(confocal, channel):
+    with pytest.raises(NucleiError, match=r"cells\.tif.*0 DAPI, 1 GFP, 2 Cy5.*--channel"):
+        read_planes(confocal, channel=channel, time=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["TO-PRO-3", "GFP"], 0),
+        (["488", "405 nm"], 1),
+        (["mCherry-H2B", "phase"], 0),
+        (["Hoechst 33342", "DAPI"], None),
+        (["GFP", "Cy5"], None),
+    ],
+)
+def test_auto_needs_exactly_one_nuclear_stain(path, names, chosen):
+    write_ome(path, STACK[0, :2, 0], "CYX", names)
+    if chosen is None:
+        with pytest.raises(NucleiError, match=f"0 {names[0]}, 1 {names[1]}"):
+            read_planes(path, channel="auto")
+    else:
+        np.testing.assert_array_equal(read_planes(path, channel="auto").image[..., 0], STACK[0, chosen, 0])
+
+
+def test_equal_names_become_different(path):
+    write_ome(path, STACK[0, :2, 0], "CYX", ["DAPI", "DAPI"])
+    assert list(read_planes(path, channel=1).channels) == ["DAPI_0", "DAPI_1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time": None}, "found 2 times"),
+        ({"time": 2}, "found 2 times.* 0 to 1 "),
+        ({"z": 5}, "found 5 z planes.* 0 to 4 "),
+        ({"z": -1}, "found 5 z planes"),
+    ],
+)
+def test_planes_that_do_not_exist_are_refused(confocal, options, message):
+    with pytest.raises(NucleiError, match=message):
+        read_planes(confocal, **{"channel": "DAPI", "time": 0} | options)
+
+
+def test_the_option_says_what_pages_without_a_description_are(path):
+    tifffile.imwrite(path, STACK[0, 0], metadata=None)
+    with pytest.raises(NucleiError, match=r"found 5 planes.*--z"):
+        read_planes(path)
+    np.testing.assert_array_equal(read_planes(path, z="max").image[..., 0], STACK[0, 0].max(axis=0))
+    np.testing.assert_array_equal(read_planes(path, time=4).image[..., 0], STACK[0, 0, 4])
+    assert len(read_planes(path, channel=1).channels) == 5
+    with pytest.raises(NucleiError, match="found 5 planes"):
+        read_planes(path, channel=1, z=0)
+    tifffile.imwrite(path, STACK[0], metadata={})
+    with pytest.raises(NucleiError, match="OME-TIFF"):
+        read_planes(path, z="max")
+
+
+@pytest.mark.parametrize("options", [{"z": "mean"}, {"value_range": (1, 1)}, {"value_range": (0, np.nan)}])
+def test_wrong_arguments_are_refused(confocal, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        read_planes(confocal, **options)
+
+
+# Values
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint32])
+@pytest.mark.parametrize("axes", ["YX", "ZYX"])
+def test_other_types_need_a_value_range(path, dtype, axes):
+    values = np.linspace(-100, 300, 5 * 40 * 50).reshape(5, 40, 50).astype(dtype)
+    values = values if axes == "ZYX" else values[0]
+    tifffile.imwrite(path, values, metadata={"axes": axes})
+    with pytest.raises(NucleiError, match=r"cells\.tif.*" + np.dtype(dtype).name + ".*--value-range LOW HIGH"):
+        read_planes(path)
+    planes = read_planes(path, value_range=(-50, 150))
+    flat = values.max(axis=0) if axes == "ZYX" else values
+    np.testing.assert_array_equal(planes.channels["red"], flat)
+    expected = np.round((np.clip(flat.astype(float), -50, 150) + 50) / 200 * 65535)
+    np.testing.assert_array_equal(planes.image[..., 0], expected)
+    assert planes.image.dtype == np.uint16
+
+
+def test_a_pixel_without_a_number_is_refused(path):
+    tifffile.imwrite(path, np.array([[0, np.nan]], np.float32))
+    with pytest.raises(NucleiError, match="NaN"):
+        read_planes(path, value_range=(0, 1))
+
+
+# Pixel size
+
+
+@pytest.mark.parametrize(
+    ("unit", "size"), [("um", 0.25), ("micron", 0.25), ("\\u00B5m", 0.25), ("nm", 0.00025), ("mm", 250.0)]
+)
+def test_pixel_size_of_imagej(path, unit, size):
+    tifffile.imwrite(path, STACK[0, 0, 0], imagej=True, resolution=(4, 4), metadata={"unit": unit})
+    assert read_planes(path).pixel_size == pytest.approx(size)
+    assert read_planes(path, pixel_size=0.7)[2:] == (0.7, "option")
+
+
+@pytest.mark.parametrize("unit", ["inch", "cm", "pixel", ""])
+def test_a_resolution_for_printing_is_no_pixel_size(path, unit):
+    tifffile.imwrite(path, STACK[0, 0, 0], imagej=True, resolution=(300, 300), metadata={"unit": unit})
+    assert read_planes(path).pixel_size is None
+    tifffile.imwrite(path, STACK[0, 0, 0], resolution=(300, 300), resolutionunit="INCH")
+    assert read_planes(path).pixel_size is None
+
+
+def test_pixels_that_are_not_square_are_refused(path):
+    write_ome(path, STACK[0, 0, 0], "YX", size=(0.2, 0.4, "µm"))
+    with pytest.raises(NucleiError, match=r"0\.2 x 0\.4 .*--pixel-size"):
+        read_planes(path)
+    assert read_planes(path, pixel_size=0.2).pixel_size_source == "option"
+
+
+@pytest.mark.parametrize("size", [(0, 0, "µm"), (0.2, 0.2, "pixel"), (-1, -1, "µm"), ("NaN", "NaN", "µm")])
+def test_a_pixel_size_without_meaning_is_not_known(path, size):
+    write_ome(path, STACK[0, 0, 0], "YX", size=size)
+    assert read_planes(path)[2:] == (None, "")
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "zlib", "tile": (16, 16)}])
+@pytest.mark.parametrize("imagej", [False, True])
+def test_every_truncated_stack_is_refused(path, options, imagej):
+    stack = STACK[0, :2, :2]
+    if imagej:
+        tifffile.imwrite(path, stack, imagej=True, metadata={"axes": "ZCYX"}, **options)
+    else:
+        write_ome(path, stack, "CZYX", **options)
+    content = path.read_bytes()
+    for length in range(1, len(content), 997):
+        path.write_bytes(content[:length])
+        with pytest.raises(NucleiError, match=r"cells\.tif"):
+            read_planes(path, channel=1, z=1)
+
+
+def test_a_truncated_stack_of_one_listed_page_is_refused(path):
+    tifffile.imwrite(path, STACK[0, 0], imagej=True, truncate=True, metadata={"axes": "ZYX"})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(NucleiError, match=r"cells\.tif"):
+        read_planes(path)
+
+
+def test_a_damaged_description_is_refused(path):
+    write_ome(path, STACK[0, 0], "ZYX")
+    path.write_bytes(path.read_bytes().replace(b"<Pixels", b"<Pi><ls"))
+    with pytest.raises(NucleiError, match=r"cells\.tif"):
+        read_planes(path)
+
+
+def test_planes_in_other_files_are_not_opened(tmp_path, path):
+    write_ome(path, STACK[0, 0], "ZYX")
+    other = (
+        '<UUID FileName="secret.tif">urn:uuid:1</UUID></TiffData><TiffData><UUID FileName="cells.tif">urn:uuid:2</UUID>'
+    )
+    description = tifffile.tiffcomment(path).replace("</TiffData>", f"{other}</TiffData>")
+    description = description.replace('PlaneCount="5"/>', f'PlaneCount="5">{other}</TiffData>')
+    tifffile.tiffcomment(path, description)
+    with pytest.raises(NucleiError, match="2 files"):
+        read_planes(path)
+
+
+def test_several_images_of_a_file_are_refused(path):
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(STACK[0, 0], metadata={"axes": "ZYX"})
+        file.write(STACK[0, 1], metadata={"axes": "ZYX"})
+    with pytest.raises(NucleiError, match="found 2 images"):
+        read_planes(path, z=0)
+
+
+def test_a_compression_without_decoder_is_named(path):
+    pages = [Image.fromarray(page) for page in STACK[0, 0]]
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    if importlib.util.find_spec("imagecodecs"):
+        np.testing.assert_array_equal(read_planes(path, z=1).image[..., 0], STACK[0, 0, 1])
+    else:
+        with pytest.raises(NucleiError, match=r"LZW.*nuclei-utils\[formats\]"):
+            read_planes(path, z=1)
+
+
+def test_too_many_pixels_and_missing_files_are_refused(confocal, tmp_path):
+    with pytest.raises(NucleiError, match="limit"):
+        read_planes(confocal, channel=0, time=0, max_pixels=40 * 50 - 1)
+    for name in ("no.tif", "no.czi", "no.zarr"):
+        with pytest.raises(NucleiError, match=f"{name}.*missing"):
+            read_planes(tmp_path / name)
+    with pytest.raises(NucleiError, match="folder"):
+        read_planes(tmp_path)
+
+
+# OME-Zarr
+
+
+def write_zarr(path, array, axes, version, names=(), scale=0.2, unit="micrometer"):
+    """Write OME-Zarr of two levels. Return its path."""
+    zarr = pytest.importorskip("zarr", minversion="3")
+    group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
+    types = {"t": "time", "c": "channel"}
+    datasets = []
+    for level in range(2):
+        step = 2**level
+        data = array[..., ::step, ::step]
+        options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}} if version == "0.4" else {}
+        target = group.create_array(
+            str(level), shape=data.shape, chunks=(1,) * (data.ndim - 2) + (16, 16), dtype=data.dtype, **options
+        )
+        target[...] = data
+        sizes = [scale * step if axis in "yx" else 1.0 for axis in axes]
+        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": sizes}]})
+    axes = [
+        {"name": axis, "type": types.get(axis, "space")} | ({"unit": unit} if axis in "yx" else {}) for axis in axes
+    ]
+    ome = {"multiscales": [{"version": version, "axes": axes, "datasets": datasets}]}
+    if names:
+        ome["omero"] = {"channels": [{"label": name, "color": "FFFFFF"} for name in names]}
+    group.attrs.update(ome if version == "0.4" else {"ome": ome | {"version": version}})
+    return path
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr(tmp_path, version):
+    path = write_zarr(tmp_path / "cells.zarr", STACK, "tczyx", version, NAMES)
+    planes = read_planes(path, channel="auto", time=1)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[1, 0].max(axis=0))
+    assert list(planes.channels) == NAMES
+    assert planes[2:] == (pytest.approx(0.2), "file")
+    np.testing.assert_array_equal(read_planes(path, channel=2, time=0, z=4).image[..., 0], STACK[0, 2, 4])
+    assert microscopy.list_images(tmp_path) == [path]
+
+
+def test_ome_zarr_of_one_plane(tmp_path):
+    path = write_zarr(tmp_path / "a.zarr", STACK[0, :1, :1], "czyx", "0.5", unit="nanometer", scale=325)
+    planes = read_planes(path)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 0, 0])
+    assert list(planes.channels) == ["red", "green", "blue"]
+    assert planes.pixel_size == pytest.approx(0.325)
+
+
+@pytest.mark.parametrize("damage", ["attributes", "no group", "empty", "array", "chunk", "old", "plate"])
+def test_damaged_zarr_is_refused(tmp_path, damage):
+    path = write_zarr(tmp_path / "cells.zarr", STACK[0], "czyx", "0.5", NAMES)
+    described = json.loads((path / "zarr.json").read_text())
+    if damage == "attributes":
+        described["attributes"] = {}
+    elif damage == "old":
+        described["attributes"]["ome"]["multiscales"][0] = {"version": "0.3", "axes": ["c", "z", "y", "x"]}
+    elif damage == "plate":
+        described["attributes"]["ome"] = {"plate": {}}
+        shutil.rmtree(path / "0")
+        write_zarr(path / "A" / "1" / "0", STACK[0], "czyx", "0.5")
+    elif damage == "array":
+        described["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = "missing"
+    elif damage == "chunk":
+        chunk = path / "0" / "c" / "0" / "0" / "0" / "0"
+        chunk.write_bytes(chunk.read_bytes()[:9])
+    (path / "zarr.json").write_text("{" if damage == "no group" else json.dumps(described))
+    if damage == "empty":
+        (path / "zarr.json").unlink()
+    expected = {"plate": "A/1/0", "attributes": "multiscales", "old": "0.3"}.get(damage, "")
+    with pytest.raises(NucleiError, match=rf"cells\.zarr.*{expected}"):
+        read_planes(path, channel=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "install"),
+    [
+        ("a.zarr", "zarr", r"nuclei-utils\[large\]"),
+        ("a.nd2", "bioio", r"nuclei-utils\[formats\]"),
+        ("a.czi", "bioio", "bioio-czi"),
+    ],
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module, install):
+    path = tmp_path / name
+    path.mkdir() if module == "zarr" else path.touch()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(NucleiError, match=rf"{name}.*pip install.*{install}"):
+        read_planes(path)
+
+
+# CZI, ND2, LIF
+
+
+def test_bioio(tmp_path, monkeypatch):
+    bioio = pytest.importorskip("bioio")
+    size = bioio.PhysicalPixelSizes(1, 0.3, 0.3)
+    image = bioio.BioImage(STACK, channel_names=NAMES, physical_pixel_sizes=size)
+    monkeypatch.setattr(bioio, "BioImage", lambda path: image)
+    path = tmp_path / "cells.lif"
+    path.touch()
+    planes = read_planes(path, channel="gfp", z=2, time=1)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[1, 1, 2])
+    assert list(planes.channels) == NAMES
+    assert planes[2:] == (0.3, "file")
+
+
+@pytest.mark.parametrize("name", ["a.nd2", "a.lif", "a.czi"])
+def test_a_file_that_bioio_cannot_read_is_refused(tmp_path, name):
+    pytest.importorskip("bioio")
+    (tmp_path / name).write_bytes(b"not an image")
+    with pytest.raises(NucleiError, match=name):
+        read_planes(tmp_path / name)
