@@ -15,7 +15,7 @@ from tests.test_slides import slide_pixels, write_slide
 pytest.importorskip("zarr", minversion="3")
 pytest.importorskip("tifffile", minversion="2025.5.21")  # reads TIFF for zarr 3
 
-SMALL = ("--slide-pixels", 1000, "--block", 128)  # takes the images of the tests as slides
+SMALL = ("--slide-pixels", 1000, "--block", 96)  # takes the images of the tests as slides
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,18 @@ def included_network(monkeypatch):
 
 @pytest.fixture
 def slide(tmp_path):
-    return write_slide(tmp_path / "in" / "a.tif", slide_pixels(500, 600))
+    return write_slide(tmp_path / "in" / "a.tif", slide_pixels(300, 400))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The files of a run over `slide` that was not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "included_network", bright_network)
+        path = write_slide(folder / "in" / "a.tif", slide_pixels(300, 400))
+        assert run("predict", path, "--out", folder / "out", *SMALL) == 0
+    return contents(folder / "out")
 
 
 @pytest.fixture
@@ -45,7 +56,7 @@ def sorted_table(out, name="nuclei.csv"):
 
 def test_a_slide_has_the_nuclei_of_the_image(slide, tmp_path, out, capsys):
     write_slide(tmp_path / "in" / "b.tif", slide_pixels(300, 300))
-    assert run("predict", slide.parent, "--out", tmp_path / "whole", "--block", 128) == 0
+    assert run("predict", slide.parent, "--out", tmp_path / "whole", "--block", 96) == 0
     expected = capsys.readouterr().out.splitlines()[:2]
     for label_format, ending in {"zarr": "_labels.ome.zarr", "tif": "_labels.ome.tif"}.items():
         folder = out / label_format
@@ -80,8 +91,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         ("consistency", KeyboardInterrupt()),
     ],
 )
-def test_a_stopped_slide_goes_on_with_finished_blocks(slide, tmp_path, out, monkeypatch, capsys, step, error):
-    assert run("predict", slide, "--out", tmp_path / "whole", *SMALL) == 0
+def test_a_stopped_slide_goes_on_with_finished_blocks(slide, whole, out, monkeypatch, capsys, step, error):
     original, calls = {name: getattr(slides.Job, name) for name in ("find_block", "finish_block", "shrink", step)}, []
 
     def stops(job, *arguments):
@@ -107,11 +117,11 @@ def test_a_stopped_slide_goes_on_with_finished_blocks(slide, tmp_path, out, monk
             slides.Job, name, lambda job, number, name=name: again.append(name) or original[name](job, number)
         )
     assert run("predict", slide, "--out", out, *SMALL, "--resume") == 0
-    n_blocks = len(slides._places((500, 600), 128, predict.CONTEXT))
+    n_blocks = len(slides._places((300, 400), 96, predict.CONTEXT))
     left = {"find_block": n_blocks - 3 if step == "find_block" else 0, "finish_block": 0}
     left["finish_block"] = {"find_block": n_blocks, "finish_block": n_blocks - 3}.get(step, 0)
     assert {name: again.count(name) for name in left} == left
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == whole
 
 
 def test_blocks_of_other_options_or_another_file_are_not_used(slide, tmp_path, out, monkeypatch):
@@ -121,7 +131,7 @@ def test_blocks_of_other_options_or_another_file_are_not_used(slide, tmp_path, o
     with monkeypatch.context() as patch:
         patch.setattr(slides.Job, "finish_block", stop)
         assert run("predict", slide, "--out", out, *SMALL) == 1
-    write_slide(slide, slide_pixels(500, 600)[::-1])
+    write_slide(slide, slide_pixels(300, 400)[::-1])
     assert run("predict", slide, "--out", out, *SMALL, "--resume", "--min-size", 50) == 0
     assert run("predict", slide, "--out", tmp_path / "whole", *SMALL, "--min-size", 50) == 0
     assert contents(out) == contents(tmp_path / "whole")
@@ -129,7 +139,7 @@ def test_blocks_of_other_options_or_another_file_are_not_used(slide, tmp_path, o
 
 def test_slides_are_replaced(slide, tmp_path, out, capsys):
     assert run("predict", slide, "--out", out, *SMALL) == 0
-    write_slide(slide, slide_pixels(500, 600)[::-1])
+    write_slide(slide, slide_pixels(300, 400)[::-1])
     assert run("predict", slide, "--out", out, *SMALL) == 1
     assert run("predict", slide, "--out", out, *SMALL, "--replace") == 0
     assert run("predict", slide, "--out", tmp_path / "whole", *SMALL) == 0

@@ -75,45 +75,42 @@ def two_devices(code, backend="tensorflow", *words):
 
 # First steps
 
-
-def test_tensorflow_has_the_losses_of_one_device():
-    """The network has no batch normalisation, and the loss no Dice: each device has its own share of both.
-
-    With two equal halves of each batch, both are equal, and the networks and losses of the course have equal results.
-    """
-    code = """
+FIRST_STEPS = """
 from nuclei_utils import models
 halves = images.copy()
 halves[:, 2:] = halves[:, :2]
 unet = lambda: models.unet(filters=2, depth=1)
 plus_plus = lambda: models.unet_plus_plus(filters=2, depth=2)
-print(json.dumps([both(plain, images, "binary_crossentropy"), both(unet, halves), both(plus_plus, halves)]))
+pairs = {
+    "tensorflow": lambda: [both(plain, images, "binary_crossentropy"), both(plus_plus, halves)],
+    "jax": lambda: [both(unet, images)],
+}[keras.backend.backend()]()
+precisions = [
+    first_losses("cpu:0,1", plain, images, precision=precision)
+    for precision in ("float32", "mixed_bfloat16", "mixed_float16")
+]
+print(json.dumps([pairs, precisions]))
 """
-    for one, two in two_devices(code):
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def first_steps(request):
+    return two_devices(FIRST_STEPS, request.param)
+
+
+def test_two_devices_have_the_losses_of_one(first_steps):
+    """With JAX, this holds for any network.
+
+    With TensorFlow, each device has its own share of batch normalisation and of the Dice loss. The first network and
+    its loss have neither. The other network gets two equal halves of each batch, of which both are equal.
+    """
+    for one, two in first_steps[0]:
         assert two == pytest.approx(one, rel=1e-4)
         assert np.ptp(one[:3]) > 1e-3, "the steps do something"
 
 
-@pytest.mark.skipif(find_spec("jax") is None, reason="jax is not installed")
-def test_jax_has_the_losses_of_one_device_with_any_network():
-    code = """
-from nuclei_utils import models
-print(json.dumps(both(lambda: models.unet(filters=2, depth=1), images)))
-"""
-    one, two = two_devices(code, "jax")
-    assert two == pytest.approx(one, rel=1e-4)
-    assert np.ptp(one[:3]) > 1e-3
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_mixed_precision_changes_the_losses_little(backend):
-    code = """
-print(json.dumps([
-    first_losses("cpu:0,1", plain, images, precision=precision)
-    for precision in ("float32", "mixed_bfloat16", "mixed_float16")
-]))
-"""
-    exact, bfloat16, float16 = two_devices(code, backend)
+def test_mixed_precision_changes_the_losses_little(first_steps):
+    exact, bfloat16, float16 = first_steps[1]
     for mixed in (bfloat16, float16):
         assert mixed != exact
         assert mixed[:3] == pytest.approx(exact[:3], rel=0.01)
