@@ -110,9 +110,8 @@ def measure_nuclei(
     -----
     The local background is the median in a ring, 3 to 7 pixels away from the nucleus. Pixels of other nuclei, and
     pixels up to 2 pixels away from any nucleus, do not count, because the edges of nuclei are blurred. If no pixel is
-    left, the background is nan. Astronomers measure the sky around a star in this way (P. B. Stetson. DAOPHOT: a
-    computer program for crowded-field stellar photometry. Publications of the Astronomical Society of the Pacific 99,
-    1987. doi:10.1086/131977). To correct an intensity, subtract: ``sum - area * background``, with the area in pixels.
+    left, the background is nan. Astronomers measure the sky around a star in this way (Stetson 1987,
+    doi:10.1086/131977). To correct an intensity, subtract: ``sum - area * background``, with the area in pixels.
 
     Examples
     --------
