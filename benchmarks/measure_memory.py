@@ -64,9 +64,9 @@ def measure(side: int, block: int) -> None:
     print(json.dumps(run))
 
 
-def peak_memory() -> int:
-    """Return the peak memory of this process, megabytes (10**6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory(who: int = resource.RUSAGE_SELF) -> int:
+    """Return the peak memory of this process, or of its largest child, megabytes (10**6 bytes)."""
+    peak = resource.getrusage(who).ru_maxrss
     return round(peak * (1 if sys.platform == "darwin" else 1024) / MEGABYTE)  # bytes on macOS, kilobytes on Linux
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 import tifffile
 
 from benchmarks import results_file
-from benchmarks.measure_memory import MEGABYTE
+from benchmarks.measure_memory import MEGABYTE, peak_memory
 from nuclei_utils import blocks, cluster, slides
 from nuclei_utils.cli import predict_images
 from tools import draw_sample
@@ -77,7 +77,6 @@ def measure(path: Path, out: Path, side: int, workers: int, label_format: str) -
     seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"the command failed with status {status}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child, and of its children
     return {
         "side": side,
         "workers": workers,
@@ -85,7 +84,7 @@ def measure(path: Path, out: Path, side: int, workers: int, label_format: str) -
         "nuclei": len(pd.read_csv(out / "nuclei.csv", usecols=["label"])),
         "slide_mb": round(path.stat().st_size / MEGABYTE),
         "labels_mb": round(sum(file.stat().st_size for file in out.rglob("*labels*/**/*")) / MEGABYTE),
-        "peak_mb": round(peak * (1 if sys.platform == "darwin" else 1024) / MEGABYTE),
+        "peak_mb": peak_memory(resource.RUSAGE_CHILDREN),  # children of a child count, too
         "seconds": round(seconds, 1),
         "megapixels_per_second": round(side**2 / 1e6 / seconds, 3),
         "load_average": results_file.load_average(),
@@ -105,7 +104,8 @@ def measure_steps(path: Path, folder: Path) -> dict:
     times["settle"] = timed(job._settle)
     slides._label_images.create(job.folder / "labels.zarr", slide.shape, job.block, None)
     times["finish_block"] = timed(lambda: [job.finish_block(number) for number in numbers])
-    times["shrink"] = timed(lambda: [job.shrink((1, row)) for row in range(-(-slide.shape[0] // job.block // 2))])
+    rows = range(slides._label_images.n_chunk_rows(slide.shape, job.block, level=1))
+    times["shrink"] = timed(lambda: [job.shrink((1, row)) for row in rows])
     times["tables"] = timed(lambda: [len(rows) for parts in (job.rows(), job.codes()) for rows in parts])
     run = {"side": slide.shape[0], "blocks": len(numbers), "nuclei": job._settle()}
     run |= {f"{name}_seconds_per_block": round(seconds / len(numbers), 4) for name, seconds in times.items()}

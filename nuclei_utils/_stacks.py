@@ -142,11 +142,8 @@ def _open_tiff(file, content, path, max_pixels, in_parts):
         return _plain_image(path, max_pixels, pixel_size, names)
     if page.photometric > _RGB and not is_colour and not (page.photometric == _PALETTE and file.is_imagej):
         raise Refusal(f"found a stack of the type {page.photometric.name}, expected grey or RGB: convert the file")
-    if in_parts:
-        return Stack(
-            axes, series.shape, series.dtype, names, pixel_size, _tiff_part_reader(series, content, path), True
-        )
-    return Stack(axes, series.shape, series.dtype, names, pixel_size, _tiff_reader(file, series, content, path))
+    read = (_tiff_part_reader if in_parts else _tiff_reader)(series, content, path)
+    return Stack(axes, series.shape, series.dtype, names, pixel_size, read, in_parts)
 
 
 def _check_description(description):
@@ -174,12 +171,17 @@ def _imagej_pixel_size(file):
     return tuple(size)
 
 
-def _tiff_reader(file, series, content, path):
+def _map_pixels(series, path):
+    """Return a function that reads pixels without compression that follow each other in the file."""
+    dtype = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
+    array = np.memmap(path, dtype, "r", series.dataoffset, series.shape)
+    return lambda index: np.array(array[index])
+
+
+def _tiff_reader(series, content, path):
     """Return a function that reads planes, and only the pages that hold them."""
     if series.is_truncated:  # the file lists one page, and the others follow without a list
-        dtype = series.dtype.newbyteorder(file.byteorder)
-        array = np.memmap(path, dtype, "r", series.dataoffset, series.shape)
-        return lambda index: np.array(array[index])
+        return _map_pixels(series, path)
     shape, n_pages = series.shape, len(series.pages)
     n_leading = next((n for n in range(len(shape)) if prod(shape[:n]) == n_pages), None)
     if n_leading is None:
@@ -196,10 +198,8 @@ def _tiff_reader(file, series, content, path):
 
 def _tiff_part_reader(series, content, path):
     """Return a function that reads parts of planes, and only the tiles or strips that hold them."""
-    if series.dataoffset is not None:  # not compressed, and one byte after the other
-        dtype = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
-        array = np.memmap(path, dtype, "r", series.dataoffset, series.shape)
-        return lambda index: np.array(array[index])
+    if series.dataoffset is not None:
+        return _map_pixels(series, path)
     for page in series.levels[0].pages:
         if page is None:
             raise Refusal("a plane is missing: export the file again")
@@ -232,6 +232,11 @@ def import_zarr(what: str):
     return zarr
 
 
+def ome_metadata(node) -> dict:
+    """Return the OME metadata of a Zarr group, of version 0.5 or older."""
+    return node.attrs.get("ome", node.attrs)
+
+
 def _open_zarr(path):
     if not is_zarr(path):
         raise Refusal("found a folder, expected an image file or OME-Zarr: name the files in it")
@@ -242,7 +247,7 @@ def _open_zarr(path):
         raise Refusal(
             f"no Zarr group can be opened ({error}): expected OME-Zarr 0.4 or 0.5; export it again"
         ) from error
-    ome = group.attrs.get("ome", group.attrs)
+    ome = ome_metadata(group)
     if not ome.get("multiscales"):
         part = next((f"{path.name}/{name}" for name in ("0", "A/1/0") if is_zarr(path / name)), None)
         advice = f"name an image in it, such as {part}" if part else "export the image as OME-Zarr"

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from nuclei_utils._decode import Refusal
 from nuclei_utils._outline_files import read_geojson, read_imagej_rois
+from nuclei_utils._stacks import import_zarr, ome_metadata
 from nuclei_utils.errors import NucleiError, first_line
 from nuclei_utils.io import MAX_PIXELS, read_label_map, to_label_map
 
@@ -93,8 +95,8 @@ def _holds_geojson(path):
 
 def _read_zarr(path):
     try:
-        import zarr
-    except ImportError as error:
+        zarr = import_zarr("OME-Zarr")
+    except Refusal as error:
         advice = "install zarr 3 with pip install 'nuclei-utils[large]', or save the labels as TIFF"
         raise NucleiError(f"{path}: the package zarr is missing, which reads OME-Zarr: {advice}") from error
     try:
@@ -115,18 +117,12 @@ def _label_array(node, path):
     """Return the array of labels of a Zarr array or group."""
     if not hasattr(node, "attrs") or hasattr(node, "shape"):
         return node
-    metadata = _ome(node)
+    metadata = ome_metadata(node)
     if "multiscales" in metadata and "labels" not in node:
         return node[metadata["multiscales"][0]["datasets"][0]["path"]]
     labels = node.get("labels", node)
-    names = _ome(labels).get("labels", [])
+    names = ome_metadata(labels).get("labels", [])
     if len(names) != 1:
         found = f"found {len(names)} label images{': ' if names else ''}{', '.join(names)}"
         raise NucleiError(f"{path}: {found}, expected an OME-Zarr label image: keep one, or export the labels again")
     return _label_array(labels[names[0]], path)
-
-
-def _ome(group):
-    """Return the OME metadata of a group, of version 0.5 or older."""
-    metadata = dict(group.attrs)
-    return metadata.get("ome", metadata)

@@ -64,6 +64,18 @@ class Candidates(NamedTuple):
             yield np.unpackbits(packed, count=sizes[number]).reshape(bottom - top, right - left).view(bool)
 
 
+def overlap(part: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    """Return whether two parts of an image have pixels in common.
+
+    Examples
+    --------
+    >>> left, right = (slice(0, 5), slice(0, 8)), (slice(0, 5), slice(8, 9))
+    >>> overlap(left, left), overlap(left, right)
+    (True, False)
+    """
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(part, other, strict=True))
+
+
 def place_blocks(shape: tuple[int, int], block: int, context: int) -> list[Block]:
     """Place blocks in an image, row by row.
 
@@ -149,10 +161,7 @@ def settle(blocks: Sequence[Block], candidates: Iterable[Candidates]) -> Iterato
         earlier = [item for item in earlier if item[0].rows.seen.stop > block.rows.seen.start]
         covering = {}  # number of a candidate -> earlier nuclei whose boxes overlap
         for other, nuclei, stays in earlier:
-            if (
-                other.columns.seen.stop > block.columns.seen.start
-                and other.columns.seen.start < block.columns.seen.stop
-            ):
+            if overlap(other.seen, block.seen):
                 for number, index in _overlapping(proposed.boxes, nuclei.boxes, stays):
                     covering.setdefault(number, []).append((nuclei, index))
         stays = np.ones(len(proposed.boxes), bool)
@@ -202,10 +211,6 @@ def _paint(target, corner, candidates, numbers, values, anywhere=False):
         part = mask[rows.start - box[0] : rows.stop - box[0], columns.start - box[1] : columns.stop - box[1]]
         place = target[rows, columns]
         place[part if anywhere else part & (place == 0)] = value
-
-
-def _meet(a, b):
-    return a.start < b.stop and b.start < a.stop
 
 
 def _overlapping(boxes, others, stays):

@@ -250,14 +250,15 @@ class Job:
         """Write the labels and the rows of a block."""
         place = self.places[number]
         brightest, _ = self._read_scale()
-        found, labels = self._labelled(number)
+        settled = self._read_settled()
+        found, labels = self._labelled(number, settled)
         own = labels[labels > 0]
         boxes = found.boxes[labels > 0]
         first = np.minimum(boxes[:, :2].min(axis=0, initial=2**62), [side.start for side in place.inside])
         last = np.maximum(boxes[:, 2:].max(axis=0, initial=0), [side.stop for side in place.inside])
         part = _grow(tuple(map(slice, first.tolist(), last.tolist())), _RING, self.slide.shape)
         corner = (part[0].start, part[1].start)
-        label_map = self._paint(part)
+        label_map = self._paint(part, settled)
         with self.slide.open() as planes:
             raw, channels = planes.read(*part)
         inside = _within(place.inside, part)
@@ -282,19 +283,23 @@ class Job:
             with atomic_write(path) as partial:
                 partial.write_bytes(content)
 
-    def _labelled(self, number):
-        """Return the candidates of a block and their labels, 0 for those that do not stay."""
+    def _read_settled(self):
+        """Return which candidates of each block stay, and the number of nuclei before each block."""
         with np.load(self._settled) as file:
-            start, stop = np.concatenate([[0], file["ends"]])[number : number + 2]
-            before = int(file["counts"][number - 1]) if number else 0
-            flags = np.unpackbits(file["flags"], count=int(file["ends"][-1]))[start:stop]
+            ends, counts = file["ends"], file["counts"]
+            flags = np.unpackbits(file["flags"], count=int(ends[-1]))
+        return np.split(flags, ends[:-1]), np.concatenate([[0], counts[:-1]])
+
+    def _labelled(self, number, settled):
+        """Return the candidates of a block and their labels, 0 for those that do not stay."""
+        flags, before = settled[0][number], settled[1][number]
         return self._load_found(number), np.where(flags, before + np.cumsum(flags, dtype=np.int64), 0)
 
-    def _paint(self, part):
+    def _paint(self, part, settled):
         label_map = np.zeros([side.stop - side.start for side in part], np.int32)
         for number, place in enumerate(self.places):
-            if all(a.start < b.stop and b.start < a.stop for a, b in zip(part, place.seen, strict=True)):
-                blocks.paint(label_map, (part[0].start, part[1].start), *self._labelled(number))
+            if blocks.overlap(part, place.seen):
+                blocks.paint(label_map, (part[0].start, part[1].start), *self._labelled(number, settled))
         return label_map
 
     def shrink(self, level_and_row: tuple[int, int]) -> None:
@@ -308,7 +313,7 @@ class Job:
         middle = tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
         with self.slide.open() as planes:
             image = io.to_rgb8(planes.read_image(*middle), self._read_scale()[0])
-        label_map = self._paint(middle)
+        label_map = self._paint(middle, self._read_settled())
         return predict.tta_consistency(self.load_model(), image, label_map, n_tta=self.n_tta, **self.options)
 
     # files in the work folder
