@@ -1,6 +1,7 @@
-"""Helpers for the tests of the command line: run a command, and write images and label maps of three squares."""
+"""Helpers for the tests of the command line: run a command, write images of three squares, and a simple network."""
 
 import cv2
+import keras
 import numpy as np
 
 from nuclei_utils import cli
@@ -29,3 +30,17 @@ def write_image(path, label_map=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), image_of(three_nuclei() if label_map is None else label_map))
     return path
+
+
+def complaints(capsys):
+    """Return the lines on stderr without the warnings of libraries."""
+    return [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+
+
+def bright_network():
+    """A network whose mask is the red channel."""
+    inputs = keras.Input((None, None, 3))
+    red = keras.layers.Conv2D(1, 1, use_bias=False)
+    model = keras.Model(inputs, red(inputs), name="bright")
+    red.set_weights([np.array([1, 0, 0], np.float32).reshape(1, 1, 3, 1)])
+    return model

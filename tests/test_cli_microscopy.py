@@ -7,22 +7,12 @@ import pandas as pd
 import pytest
 import tifffile
 
-from nuclei_utils import io, models, predict
+from nuclei_utils import io, predict
 from nuclei_utils.cli.results import SETTINGS
-from tests.commands import run, three_nuclei, write_image
-from tests.test_cli_predict import bright_network, complaints
+from tests.commands import complaints, run, three_nuclei, write_image
 from tests.test_microscopy import write_ome, write_zarr
 
-
-@pytest.fixture(autouse=True)
-def included_network(monkeypatch):
-    model = bright_network()
-    monkeypatch.setattr(models, "included_network", lambda: model)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
+pytestmark = pytest.mark.usefixtures("included_network")
 
 
 def confocal_stack():

@@ -20,27 +20,13 @@ from nuclei_utils import export, io, models, predict, segmentation
 from nuclei_utils.cli.results import SETTINGS, Tables, names_in_tables
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import file_lock, printable_name
-from tests.commands import run, three_nuclei, write_image
+from tests.commands import bright_network, complaints, run, three_nuclei, write_image
 
 SUFFIXES = ("_labels.png", "_mask.png", "_overlay.png")
 TABLES = ("nuclei.csv", "submission.csv")
 OTHER_FILES = ("a.geojson", "a_rois.zip", "a_labels.tif", *TABLES)  # not written without options
 
-
-def bright_network():
-    """A network whose mask is the red channel."""
-    inputs = keras.Input((None, None, 3))
-    red = keras.layers.Conv2D(1, 1, use_bias=False)
-    model = keras.Model(inputs, red(inputs), name="bright")
-    red.set_weights([np.array([1, 0, 0], np.float32).reshape(1, 1, 3, 1)])
-    return model
-
-
-@pytest.fixture(autouse=True)
-def included_network(monkeypatch):
-    """Replace the included network by one that needs no training."""
-    model = bright_network()
-    monkeypatch.setattr(models, "included_network", lambda: model)
+pytestmark = pytest.mark.usefixtures("included_network")
 
 
 @pytest.fixture
@@ -49,11 +35,6 @@ def folder(tmp_path):
     for shift, name in enumerate("abc"):
         write_image(tmp_path / "in" / f"{name}.png", three_nuclei(shift))
     return tmp_path / "in"
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 @pytest.fixture
@@ -73,11 +54,6 @@ def contents(folder):
 def image_counts(out):
     """Return the number of rows of each image in nuclei.csv."""
     return pd.read_csv(out / "nuclei.csv")["image"].value_counts().sort_index().to_dict()
-
-
-def complaints(capsys):
-    """Return the lines on stderr without the warnings of libraries."""
-    return [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
 
 
 def failing(function, error, condition):

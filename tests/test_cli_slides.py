@@ -8,20 +8,15 @@ import pandas as pd
 import pytest
 
 from nuclei_utils import annotations, io, models, predict, slides
-from tests.commands import run
-from tests.test_cli_predict import bright_network, complaints
+from tests.commands import bright_network, complaints, run
 from tests.test_slides import slide_pixels, write_slide
 
 pytest.importorskip("zarr", minversion="3")
 pytest.importorskip("tifffile", minversion="2025.5.21")  # reads TIFF for zarr 3
 
+pytestmark = pytest.mark.usefixtures("included_network")
+
 SMALL = ("--slide-pixels", 1000, "--block", 96)  # takes the images of the tests as slides
-
-
-@pytest.fixture(autouse=True)
-def included_network(monkeypatch):
-    model = bright_network()
-    monkeypatch.setattr(models, "included_network", lambda: model)
 
 
 @pytest.fixture
@@ -38,11 +33,6 @@ def whole(tmp_path_factory):
         path = write_slide(folder / "in" / "a.tif", slide_pixels(300, 400))
         assert run("predict", path, "--out", folder / "out", *SMALL) == 0
     return contents(folder / "out")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
 
 
 def contents(folder):

@@ -11,8 +11,7 @@ import pytest
 
 from nuclei_utils import cluster
 from nuclei_utils.errors import NucleiError
-from tests.commands import run, three_nuclei, write_image
-from tests.test_cli_predict import bright_network
+from tests.commands import bright_network, run, three_nuclei, write_image
 from tests.test_slides import slide_pixels, write_slide
 
 distributed = pytest.importorskip("distributed")

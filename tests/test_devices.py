@@ -131,19 +131,17 @@ def train(name, names="cpu:0,1"):
     options = {"devices": names, "precision": precision, "epochs": 4, "patience": 4, "verbose": 0}
     return training.train("unet", f"{folder}/{name}", **options)
 
+def interrupted(name, names):
+    interrupt.append(Interrupt(2))
+    try:
+        train(name)
+    except KeyboardInterrupt:
+        interrupt.clear()
+    return train(name, names)
+
 _, history = train("whole")
-interrupt.append(Interrupt(2))
-try:
-    train("resumed")
-except KeyboardInterrupt:
-    interrupt.clear()
-model, resumed = train("resumed")
-interrupt.append(Interrupt(2))
-try:
-    train("elsewhere")
-except KeyboardInterrupt:
-    interrupt.clear()
-_, elsewhere = train("elsewhere", "cpu:1")
+model, resumed = interrupted("resumed", "cpu:0,1")
+_, elsewhere = interrupted("elsewhere", "cpu:1")
 print(json.dumps([[table["loss"].tolist() for table in (history, resumed, elsewhere)], model.compute_dtype]))
 """
 
