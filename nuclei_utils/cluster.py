@@ -59,7 +59,7 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = str(max(CPU_COUNT // workers, 1))
-            # A worker holds no data that it could give up. To pause at a limit would be to wait without an end.
+            # A worker holds no data that it could write to disk. If it paused at a limit, it would wait forever.
             limits = dict.fromkeys(
                 (f"distributed.worker.memory.{name}" for name in ("target", "spill", "pause")), False
             )
@@ -105,7 +105,7 @@ def run_tasks(
     Parameters
     ----------
     function : callable
-        A function of an item. On a cluster, function, items and results must be small and can be pickled.
+        A function of an item. On a cluster, function, items and results are sent as pickles, so keep them small.
     items : iterable
     client : distributed.Client, optional
 

@@ -119,7 +119,7 @@ def _brightest(raw):
 def count_values(raw: np.ndarray, inside: tuple[slice, slice] = (slice(None), slice(None))) -> np.ndarray:
     """Count how often each 16-bit value occurs in a part of an image, for `brightest_value`.
 
-    Hot pixels count as a value near their neighbours'.
+    A hot pixel counts with a lower value, near those of its neighbours.
 
     Parameters
     ----------

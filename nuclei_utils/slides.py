@@ -3,7 +3,7 @@
 The file is read in blocks with context: tiled TIFF and OME-TIFF, and OME-Zarr. A `Job` has four steps, each of which is
 made of tasks for `cluster.run_tasks`: the range of intensities, the candidates of each block, the labels and rows of
 each block, and the smaller levels of the label image. The tasks write into a work folder, which all workers must see.
-A job that was stopped leaves out the tasks that are finished. The nuclei are those of `predict.predict_labels`.
+A job that is started again does only the tasks that are not finished. The nuclei are those of `predict.predict_labels`.
 """
 
 import json
@@ -51,7 +51,7 @@ class Slide(NamedTuple):
 
 
 def find_slide(path: str | PathLike, min_pixels: int = SLIDE_PIXELS, **choice: Any) -> Slide | None:
-    """Return a file as a slide, or None if the image is smaller or its format has no parts.
+    """Return a file as a slide, or None if it is smaller or cannot be read in parts.
 
     Without the extra `[large]`, an image up to `io.MAX_PIXELS` is no slide, because it may fit into memory. `choice`
     are options of `microscopy.open_planes`. The errors are those of `microscopy.read_planes`.

@@ -86,9 +86,9 @@ message also names each image whose nuclei change when the image is mirrored and
 result before you have seen the overlay.
 
 The included network was trained on nuclei with a median diameter of 19.6 pixels, most of them between 9 and 52. Without
---diameter, a message names each image whose nuclei have another median diameter. It is that of the nuclei that were
-found: a network can also take parts of very large nuclei for nuclei of the usual size, so look at the overlay. Slides
-are not checked, and --diameter is not for slides.
+--diameter, a message names each image whose median diameter is outside of this range. This is the median of the nuclei
+that the network found. Look at the overlay, because the network can also take parts of a very large nucleus for nuclei
+of the usual size. Slides are not checked, and --diameter is not for slides.
 """
 
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
