@@ -23,7 +23,7 @@ from nuclei_utils import datasets, training
 from nuclei_utils.files import atomic_write
 
 ROOT = results_file.FOLDER.parent.parent
-TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 MARKED = re.compile(r"(<!-- table (\w+) -->\n\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 SCORES = {
     "dice": "Dice (F1)",
@@ -270,11 +270,26 @@ def memory() -> str:
     return markdown(["pixels", *heads], [row])
 
 
+def slides() -> str:
+    """Show the memory and time for slides of several sizes, in one process."""
+    runs = [run for run in results_file.read("slides").values() if run.get("workers") == 0]
+    rows = [
+        [
+            f"{run['side']:,} x {run['side']:,}",
+            f"{run['peak_mb']:,} MB",
+            f"{run['seconds'] / 60:.1f}",
+            f"{run['nuclei']:,}",
+        ]
+        for run in sorted(runs, key=lambda run: run["side"])
+    ]
+    return markdown(["pixels of the slide", "most memory of the process", "minutes", "nuclei found"], rows)
+
+
 TABLES = {
     table.__name__: table
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
-        *(tuning, augmentation, ladder, instances, deploy, memory),
+        *(tuning, augmentation, ladder, instances, deploy, memory, slides),
     )
 }
 

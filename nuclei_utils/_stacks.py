@@ -8,6 +8,7 @@ import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -207,7 +208,8 @@ def _tiff_part_reader(series, content, path):
 
     @cache
     def array():
-        return import_zarr("a compressed TIFF file that is read in blocks").open_array(series.aszarr(level=0), mode="r")
+        zarr = import_zarr("a compressed TIFF file that is read in blocks", is_tiff=True)
+        return zarr.open_array(series.aszarr(level=0), mode="r")
 
     def read(index):
         try:
@@ -221,14 +223,15 @@ def _tiff_part_reader(series, content, path):
 # OME-Zarr
 
 
-def import_zarr(what: str):
-    """Import zarr 3, which is optional. `what` needs the package."""
+def import_zarr(what: str, is_tiff: bool = False):
+    """Import zarr 3, which is optional. `what` needs the package. TIFF files need a newer tifffile, too."""
     try:
         import zarr
     except ImportError:
         zarr = None
-    if zarr is None or zarr.__version__.startswith("2."):
-        raise Refusal(f'{what} needs zarr 3: pip install "nuclei-utils[large]"')
+    is_old = is_tiff and find_spec("tifffile.zarr") is None  # before 2025.5.21, zarr 3 cannot read through tifffile
+    if zarr is None or zarr.__version__.startswith("2.") or is_old:
+        raise Refusal(f'{what} needs zarr 3{" and a newer tifffile" * is_old}: pip install "nuclei-utils[large]"')
     return zarr
 
 

@@ -26,7 +26,7 @@ def start() -> None:
     warnings.filterwarnings("ignore", "IProgress not found")
     # several short trainings in one notebook compile several functions on purpose
     logging.getLogger("tensorflow").addFilter(lambda record: "tf.function retracing" not in record.getMessage())
-    with _quiet_stderr():
+    with quiet_stderr():
         import keras
 
         backend = keras.backend.backend()
@@ -40,10 +40,10 @@ def start() -> None:
 
 
 @contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Hide the standard error of the process in the block.
+def quiet_stderr() -> Iterator[None]:
+    """Hide the standard error of this process, and of the processes that it starts, in the block.
 
-    If the block fails, the text is shown.
+    If the block fails, the text is shown. Messages of Python code in a notebook stay visible.
     """
     # TensorFlow writes to file descriptor 2, not to `sys.stderr`, and no setting stops all of its start-up messages
     try:

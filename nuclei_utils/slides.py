@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nuclei_utils import _label_images, blocks, cluster, export, io, predict, preprocess
 from nuclei_utils._decode import Refusal
 from nuclei_utils._intensities import GAP, RING
-from nuclei_utils._stacks import can_be_slide, import_zarr
+from nuclei_utils._stacks import can_be_slide, import_zarr, is_zarr
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import atomic_write
 from nuclei_utils.microscopy import open_planes
@@ -70,7 +70,7 @@ def find_slide(path: str | PathLike, min_pixels: int = SLIDE_PIXELS, **choice: A
         if not planes.in_parts or math.prod(planes.shape) <= min_pixels:
             return None
         try:
-            import_zarr("a slide")
+            import_zarr("a slide", is_tiff=not is_zarr(path))
         except Refusal:
             if math.prod(planes.shape) <= io.MAX_PIXELS:
                 return None

@@ -2,6 +2,7 @@
 
 import functools
 import io as streams
+import sys
 
 import keras
 import numpy as np
@@ -165,6 +166,20 @@ def test_an_image_without_parts_is_no_slide(tmp_path):
         else:
             tifffile.imwrite(tmp_path / name, np.eye(99, dtype=np.uint8), **options)
         assert slides.find_slide(tmp_path / name, 10) is None
+
+
+def test_tifffile_that_zarr_cannot_use_is_named(tmp_path, monkeypatch):
+    path = write_slide(tmp_path / "a.tif", slide_pixels())
+    monkeypatch.setitem(sys.modules, "tifffile.zarr", None)
+    with (
+        pytest.raises(NucleiError, match="a newer tifffile: pip install"),
+        microscopy.open_planes(path, in_parts=True) as planes,
+    ):
+        planes.read_image(slice(0, 9), slice(0, 9))
+    assert slides.find_slide(path, 1000) is None
+    monkeypatch.setattr(io, "MAX_PIXELS", 1000)
+    with pytest.raises(NucleiError, match="large"):
+        slides.find_slide(path, 1000)
 
 
 def test_an_empty_slide_has_no_rows(tmp_path):

@@ -31,7 +31,7 @@ PAGES = [
     "docs/*.gif",
     "nuclei_utils/assets/pictures/*.jpg",
 ]
-OPTIONAL = ("05", "06")
+OPTIONAL = ("05", "06", "10")
 """Numbers of the notebooks outside the essential path."""
 NOT_IN_REFERENCE = ("cli", "dsb2018")
 """Modules that are used by their commands, not by their functions."""
