@@ -8,6 +8,7 @@ the image and the label map.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -64,10 +65,27 @@ def measure(side: int, block: int) -> None:
     print(json.dumps(run))
 
 
-def peak_memory(who: int = resource.RUSAGE_SELF) -> int:
-    """Return the peak memory of this process, or of its largest child, megabytes (10**6 bytes)."""
-    peak = resource.getrusage(who).ru_maxrss
+def peak_memory(usage: resource.struct_rusage | None = None) -> int:
+    """Return the peak memory of this process, or the peak in `usage`, megabytes (10**6 bytes)."""
+    peak = (usage or resource.getrusage(resource.RUSAGE_SELF)).ru_maxrss
     return round(peak * (1 if sys.platform == "darwin" else 1024) / MEGABYTE)  # bytes on macOS, kilobytes on Linux
+
+
+def run_command(*words) -> tuple[float, int]:
+    """Run `python -m nuclei_utils` in a process of its own.
+
+    Returns
+    -------
+    seconds : float
+    peak : int
+        Peak memory of the process, or of its largest child, megabytes.
+    """
+    start = time.perf_counter()
+    child = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "nuclei_utils", *map(str, words)])
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise SystemExit(f"the command {words[0]} failed, see its message above")
+    return time.perf_counter() - start, peak_memory(usage)
 
 
 if __name__ == "__main__":

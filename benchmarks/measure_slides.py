@@ -8,9 +8,6 @@ of the work in this process instead: the constants of docs/scale.md.
 """
 
 import argparse
-import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +18,7 @@ import pandas as pd
 import tifffile
 
 from benchmarks import results_file
-from benchmarks.measure_memory import MEGABYTE, peak_memory
+from benchmarks.measure_memory import MEGABYTE, run_command
 from nuclei_utils import blocks, cluster, slides
 from nuclei_utils.cli import predict_images
 from tools import draw_sample
@@ -70,13 +67,7 @@ def measure(path: Path, out: Path, side: int, workers: int, label_format: str) -
     """Run the command in a process of its own. Return time, speed and memory."""
     words = ["predict", path, "--out", out, "--slide-pixels", 1_000_000, "--label-format", label_format]
     words += ["--workers", workers] if workers else []
-    command = [sys.executable, "-m", "nuclei_utils", *map(str, words)]
-    start = time.perf_counter()
-    child = os.spawnv(os.P_NOWAIT, sys.executable, command)
-    _, status = os.waitpid(child, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"the command failed with status {status}")
+    seconds, peak = run_command(*words)
     return {
         "side": side,
         "workers": workers,
@@ -84,7 +75,7 @@ def measure(path: Path, out: Path, side: int, workers: int, label_format: str) -
         "nuclei": len(pd.read_csv(out / "nuclei.csv", usecols=["label"])),
         "slide_mb": round(path.stat().st_size / MEGABYTE),
         "labels_mb": round(sum(file.stat().st_size for file in out.rglob("*labels*/**/*")) / MEGABYTE),
-        "peak_mb": peak_memory(resource.RUSAGE_CHILDREN),  # children of a child count, too
+        "peak_mb": peak,
         "seconds": round(seconds, 1),
         "megapixels_per_second": round(side**2 / 1e6 / seconds, 3),
         "load_average": results_file.load_average(),

@@ -252,7 +252,7 @@ def deploy() -> str:
         rows.append(
             [title, f"{row['megabytes']:.1f}", f"{row['milliseconds']:.0f}", *differences, f"{row['score']:.3f}"]
         )
-    heads = ["MB", "ms for 256 x 256 pixels", "largest difference of the mask", "nuclei agree with Keras'", "score"]
+    heads = ["MB", "ms for 256 x 256 pixels", "largest difference of the mask", "score against Keras", "score"]
     return markdown(["runtime", *heads], rows)
 
 

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 BLOCK = 768
 """Height and width of a block, in which nuclei are separated at once, pixels."""
 
-CONTEXT = 192
-"""Width of the frame around a block that is predicted too, pixels."""
+CONTEXT = 128
+"""Width of the frame around a block that is predicted too, pixels.
+
+With less than 64 pixels, nuclei of the validation images change: `benchmarks/results/contexts.json`.
+"""
 
 MIN_CONSISTENCY = 0.5
 """Value of `tta_consistency` below which a result must not be trusted."""
