@@ -23,7 +23,8 @@ from nuclei_utils import datasets, training
 from nuclei_utils.files import atomic_write
 
 ROOT = results_file.FOLDER.parent.parent
-TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS += sorted((ROOT / "notebooks").glob("*.ipynb"))
 MARKED = re.compile(r"(<!-- table (\w+) -->\n\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 SCORES = {
     "dice": "Dice (F1)",
@@ -285,11 +286,27 @@ def slides() -> str:
     return markdown(["pixels of the slide", "most memory of the process", "minutes", "nuclei found"], rows)
 
 
+def formats() -> str:
+    """Show time and memory of the command for each format."""
+    rows = [
+        [
+            name,
+            f"`{run['options']}`" if run["options"] else "",
+            f"{run['file_mb']:.1f}",
+            run["nuclei"],
+            f"{run['seconds']:.0f}",
+            f"{run['peak_mb']:,}",
+        ]
+        for name, run in results_file.read("formats").items()
+    ]
+    return markdown(["format", "options", "MB of the file", "nuclei", "seconds", "MB of memory"], rows, text_columns=2)
+
+
 TABLES = {
     table.__name__: table
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
-        *(tuning, augmentation, ladder, instances, deploy, memory, slides),
+        *(tuning, augmentation, ladder, instances, deploy, memory, slides, formats),
     )
 }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from nuclei_utils import _label_images, blocks, cluster, export, io, predict, preprocess
@@ -266,8 +267,8 @@ class Job:
         _label_images.write_block(self.folder / "labels.zarr", place.inside, label_map[inside], overview)
         rows = codes = b""
         if len(own):
-            # sequential numbers, because scikit-image makes a list up to the highest label
-            numbers, local = np.unique(label_map, return_inverse=True)
+            # scikit-image makes a list up to the highest label: number the nuclei from 1 (hashing beats sorting)
+            local, numbers = pd.factorize(label_map.ravel(), sort=True)
             local = local.reshape(label_map.shape).astype(np.int32) + (numbers[0] > 0)
             table = export.measure_nuclei(channels, local, self.name, self.slide.pixel_size, corner=corner)
             table["label"] = numbers[numbers > 0][table["label"] - 1]
