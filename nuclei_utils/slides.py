@@ -267,7 +267,7 @@ class Job:
         _label_images.write_block(self.folder / "labels.zarr", place.inside, label_map[inside], overview)
         rows = codes = b""
         if len(own):
-            # scikit-image makes a list up to the highest label: number the nuclei from 1 (hashing beats sorting)
+            # scikit-image makes a list up to the highest label: number from 1 (hashing is faster than sorting)
             local, numbers = pd.factorize(label_map.ravel(), sort=True)
             local = local.reshape(label_map.shape).astype(np.int32) + (numbers[0] > 0)
             table = export.measure_nuclei(channels, local, self.name, self.slide.pixel_size, corner=corner)
