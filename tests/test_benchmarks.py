@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import describe_data, results_file, score_included_network, tune_unet
-from nuclei_utils import datasets, input_pipeline, models
+from benchmarks import describe_data, measure_formats, results_file, score_included_network, tune_unet
+from nuclei_utils import datasets, input_pipeline, microscopy, models
 from nuclei_utils.errors import NucleiError
 from tools import release_network
 
@@ -151,3 +151,16 @@ def test_another_network_cannot_be_released(tmp_path):
     with pytest.raises(NucleiError, match=r"unet\.keras.*instance_unet"):
         release_network.release(tmp_path / "unet.keras", tmp_path / "network.weights.h5")
     assert not (tmp_path / "network.weights.h5").exists()
+
+
+@pytest.mark.parametrize("name", measure_formats.FORMATS)
+def test_each_format_is_read_back(name, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 4080, (3, 2, 64, 80), np.uint16)
+    path, options = measure_formats.FORMATS[name](tmp_path, stack)
+    is_stack = bool(options)
+    planes = microscopy.read_planes(path, channel=options[1], z=1) if is_stack else microscopy.read_planes(path)
+    expected = stack[1, 1] if planes.image.dtype == np.uint16 else stack[1, 1] >> 4
+    if name != "JPEG":  # changes pixels
+        np.testing.assert_array_equal(planes.image[..., 0], expected)
+    assert planes.pixel_size == (measure_formats.PIXEL_SIZE if is_stack else None)
+    assert len(planes.channels) == (2 if is_stack else 3)
