@@ -47,7 +47,7 @@ def whole(images):
 def contents(out):
     """Return the content of each file, the tables with their images in the order of their names."""
     files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    for name in ("nuclei.csv", "submission.csv"):
+    for name in ("images.csv", "nuclei.csv", "submission.csv"):
         header, *rows = files[name].splitlines()
         files[name] = header, sorted(rows, key=lambda row: row.split(b",")[0])  # the order within an image stays
     return files
