@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
         settings = _settings(args)
         with nu.cluster.connect(args.workers, args.scheduler) as client:
             if client:
-                _complain(f"{sum(client.nthreads().values())} workers, dashboard at {client.dashboard_link}")
+                _complain(f"{len(client.nthreads())} workers, dashboard at {client.dashboard_link}")
             nu.cluster.run_task(partial(predict_images.check_network, args.model, settings["--model"]), client)
             if plan.others:
                 results.check_settings(args.out, settings)
