@@ -1,6 +1,9 @@
 """Run tasks in this process, or on a Dask cluster (the extra `[large]`): local workers, or an existing scheduler."""
 
 import contextlib
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -8,14 +11,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from nuclei_utils.errors import NucleiError
 
 if TYPE_CHECKING:
     from distributed import Client
 
 TIMEOUT = 20
-"""Seconds to wait for an existing scheduler, and then for its first worker."""
+"""Seconds to wait for the answer of an existing scheduler."""
 
+_LOOK_EVERY = 5  # seconds; how often to look whether a scheduler has workers
 _TASKS_AT_ONCE = 1000  # that the scheduler knows, which bounds its memory; more workers than that would wait
 
 
@@ -30,14 +36,15 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
         None as the client.
     scheduler : str, optional
         Address of an existing scheduler, such as "tcp://10.0.0.1:8786", or path of a scheduler file (JSON). The cluster
-        stays when the block ends.
+        stays when the block ends. The function waits for the first worker without an end. A line on stderr says so, and
+        another line says when no worker is left.
     timeout : float
-        Seconds to wait for an existing scheduler, and then for its first worker.
+        Seconds to wait for the answer of an existing scheduler.
 
     Raises
     ------
     NucleiError
-        If Dask is not installed, or the scheduler does not answer or has no worker.
+        If Dask is not installed, or the scheduler does not answer.
 
     Examples
     --------
@@ -59,6 +66,8 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = str(max(CPU_COUNT // workers, 1))
+            # otherwise the first worker reserves nearly all memory of a GPU
+            growth = os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH", "true")
             # A worker holds no data that it could write to disk. If it paused at a limit, it would wait forever.
             limits = dict.fromkeys(
                 (f"distributed.worker.memory.{name}" for name in ("target", "spill", "pause")), False
@@ -70,7 +79,7 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
                 memory_limit=int(MEMORY_LIMIT / workers),
                 dashboard_address="127.0.0.1:0",
                 env=dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-                | {"TF_NUM_INTEROP_THREADS": "1"},
+                | {"TF_NUM_INTEROP_THREADS": "1", "TF_FORCE_GPU_ALLOW_GROWTH": growth},
             )
             yield stack.enter_context(distributed.Client(stack.enter_context(cluster)))
             return
@@ -84,14 +93,41 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
                 f"no Dask scheduler answers at {scheduler} within {timeout:g} seconds ({error}): check the address, "
                 "start one with 'dask scheduler', or use --workers"
             ) from error
-        try:
-            client.wait_for_workers(1, timeout=timeout)
-        except TimeoutError as error:
-            raise NucleiError(
-                f"the Dask scheduler {scheduler} has no worker after {timeout:g} seconds: start one with 'dask worker "
-                f"{scheduler}'"
-            ) from error
-        yield client
+        words = f"--scheduler-file {scheduler}" if "scheduler_file" in where else scheduler
+        with _say_without_workers(
+            client,
+            f"no worker has joined the scheduler {scheduler} yet: waiting for 'dask worker {words}'; stop with Ctrl-C",
+        ):
+            client.wait_for_workers(1)
+        with _say_without_workers(
+            client, "no worker is left: waiting for new workers; Ctrl-C stops, and --resume goes on later"
+        ):
+            yield client
+
+
+@contextmanager
+def _say_without_workers(client, message):
+    """Write a message on stderr, once each time, while the scheduler has no worker."""
+    ended = threading.Event()
+
+    def watch():
+        had_workers = True
+        while not ended.wait(_LOOK_EVERY) and client.status == "running":
+            try:
+                has_workers = bool(client.nthreads())
+            except OSError:  # the scheduler is lost: the tasks say so
+                return
+            if had_workers and not has_workers:
+                tqdm.write(f"nuclei-utils: {message}", file=sys.stderr)
+            had_workers = has_workers
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def run_tasks(

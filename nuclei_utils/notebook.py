@@ -26,6 +26,8 @@ def start() -> None:
     warnings.filterwarnings("ignore", "IProgress not found")
     # several short trainings in one notebook compile several functions on purpose
     logging.getLogger("tensorflow").addFilter(lambda record: "tf.function retracing" not in record.getMessage())
+    # otherwise the notebook reserves nearly all memory of a GPU, and other processes get none
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with quiet_stderr():
         import keras
 

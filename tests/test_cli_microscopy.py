@@ -125,6 +125,10 @@ def test_the_pixel_size_says_where_it_came_from(tmp_path, out, capsys):
     assert table["pixel_size_source"].to_dict() == {"a": "file", "b": "", "c": ""}
     assert table["pixel_size"].tolist() == ["0.5", "", ""]
     assert table["unit"].tolist() == ["micrometre", "pixel", "pixel"]
+    images = pd.read_csv(out / "images.csv", keep_default_na=False).set_index("image")
+    pd.testing.assert_frame_equal(
+        images[["pixel_size", "pixel_size_source"]], table[["pixel_size", "pixel_size_source"]]
+    )
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "pixel size" in line]
     assert line.startswith("2 of 3 images")
     assert run("predict", tmp_path / "in", "--out", tmp_path / "other", "--pixel-size", 0.25) == 0

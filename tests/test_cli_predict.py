@@ -17,13 +17,13 @@ import pandas as pd
 import pytest
 
 from nuclei_utils import export, io, models, predict, segmentation
-from nuclei_utils.cli.results import SETTINGS, Tables, names_in_tables
+from nuclei_utils.cli.results import IMAGE_COLUMNS, SETTINGS, Tables, names_in_tables
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import file_lock, printable_name
 from tests.commands import bright_network, complaints, run, three_nuclei, write_image
 
 SUFFIXES = ("_labels.png", "_mask.png", "_overlay.png")
-TABLES = ("nuclei.csv", "submission.csv")
+TABLES = ("images.csv", "nuclei.csv", "submission.csv")  # in the order in which they grow
 OTHER_FILES = ("a.geojson", "a_rois.zip", "a_labels.tif", *TABLES)  # not written without options
 
 pytestmark = pytest.mark.usefixtures("included_network")
@@ -101,7 +101,8 @@ def test_options_reach_the_segmentation_and_have_its_defaults(tmp_path, out):
     assert (settings["--min-size"], settings["--prob-thresh"]) == (segmentation.MIN_SIZE, segmentation.PROB_THRESH)
 
 
-def test_the_tables_are_those_of_all_images_at_once(folder, tmp_path, out):
+def test_the_tables_are_those_of_all_images_at_once(folder, tmp_path, out, monkeypatch):
+    monkeypatch.setattr(predict, "tta_consistency", lambda model, image, labels, **_: 0.9 if labels.any() else np.nan)
     write_image(folder / "aa.png", np.zeros((60, 80), int))
     assert run("predict", folder, "--out", out) == 0
     label_maps = {name: io.read_label_map(out / f"{name}_labels.png") for name in ("a", "aa", "b", "c")}
@@ -109,6 +110,11 @@ def test_the_tables_are_those_of_all_images_at_once(folder, tmp_path, out):
     table = pd.concat(tables).assign(pixel_size=None, pixel_size_source="")
     export.write_table(tmp_path / "nuclei.csv", table)
     export.write_table(tmp_path / "submission.csv", export.submission_table(label_maps))
+    warning = "no nucleus was found; if the image has nuclei, do not trust this result"
+    diameter = predict.median_diameter(label_maps["a"])
+    found = dict.fromkeys("abc", (3, diameter, 0.9, None, "", "")) | {"aa": (0, None, None, None, "", warning)}
+    rows = [(name, str(folder / f"{name}.png"), 60, 80, *found[name]) for name in label_maps]
+    export.write_table(tmp_path / "images.csv", pd.DataFrame(rows, columns=IMAGE_COLUMNS))
     for name in TABLES:
         assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
 
@@ -125,9 +131,12 @@ def test_images_without_nuclei_or_with_low_consistency_are_named(tmp_path, out, 
     write_image(tmp_path / "in" / "odd.png")
     monkeypatch.setattr(predict, "tta_consistency", lambda model, image, labels, **_: 0.2 if labels.any() else np.nan)
     assert run("predict", tmp_path / "in", "--out", out) == 0
-    black, odd = complaints(capsys)
-    assert "black" in black
-    assert "odd" in odd
+    lines = complaints(capsys)
+    images = pd.read_csv(out / "images.csv")
+    assert images["consistency"].isna().tolist() == [True, False]
+    assert [
+        f"nuclei-utils predict: {image}: {text}" for image, text in images[["image", "warning"]].to_numpy()
+    ] == lines
     assert image_counts(out) == {"odd": 3}
     submission = pd.read_csv(out / "submission.csv")
     assert submission["ImageId"].tolist() == ["black", "odd", "odd", "odd"]
@@ -172,6 +181,9 @@ def test_images_with_unusually_small_or_large_nuclei_are_named(tmp_path, out, ca
     label_map[10 : 10 + side, 10 : 10 + side] = 1
     image = write_image(tmp_path / "a.png", label_map)
     assert run("predict", image, "--out", out, "--min-size", 9) == 0
+    (row,) = pd.read_csv(out / "images.csv", keep_default_na=False).itertuples()
+    assert row.median_diameter == pytest.approx(2 * side / np.sqrt(np.pi))
+    assert ("--diameter" in row.warning) == unusual
     named = [text for text in complaints(capsys) if "--diameter" in text]
     assert len(named) == unusual
     assert all("a: " in text and f"{2 * side / np.sqrt(np.pi):.1f}" in text for text in named)
@@ -226,6 +238,7 @@ def test_replace_keeps_the_rows_of_other_images(folder, out):
     assert contents(out) == before
     assert run("predict", folder / "b.png", "--out", out, "--replace") == 0
     assert image_counts(out) == {"a": 3, "b": 2, "c": 3}
+    assert pd.read_csv(out / "images.csv")[["image", "nuclei"]].to_numpy().tolist() == [["a", 3], ["c", 3], ["b", 2]]
     assert io.read_label_map(out / "b_labels.png").max() == 2
     assert (out / "a_labels.png").read_bytes() == before["a_labels.png"]
 
@@ -297,6 +310,23 @@ def test_an_interrupted_replacement_is_resumed(folder, out, monkeypatch):
     assert contents(out) == before
 
 
+def test_results_of_an_older_version_without_images_csv_are_kept_or_replaced(folder, out, capsys):
+    for names in ("ab", "a"):
+        words = [folder / f"{name}.png" for name in names]
+        assert run("predict", *words, "--out", out, "--replace") == 0
+        (out / "images.csv").unlink()
+        before = contents(out)
+        for option in ("--resume", "--replace"):
+            assert run("predict", folder / "c.png", "--out", out, option) == 1
+            message = capsys.readouterr().err
+            assert str(out / "images.csv") in message
+            assert "--replace" in message
+            assert contents(out) == before
+        assert run("predict", *words, "--out", out, "--replace") == 0
+        assert pd.read_csv(out / "images.csv")["image"].tolist() == [*names]
+        shutil.rmtree(out)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -329,8 +359,10 @@ def test_results_of_different_options_are_not_mixed(folder, tmp_path, out, monke
 
 def add(tables, name, label_map, error=None):
     """Add the rows of an image; raise an error before the end."""
+    image = pd.DataFrame({"image": [name]}, columns=IMAGE_COLUMNS)
     table = export.measure_nuclei(np.zeros((60, 80, 3), np.uint8), label_map, name)
-    parts = [[export.csv_bytes(part, header=False)] for part in (table, export.submission_table({name: label_map}))]
+    codes = export.submission_table({name: label_map})
+    parts = [[export.csv_bytes(part, header=False)] for part in (image, table, codes)]
     with tables.adding(table.columns, *parts):
         if error:
             raise error
@@ -346,7 +378,7 @@ def tables(tmp_path):
 @pytest.mark.parametrize("file_name", TABLES)
 @pytest.mark.parametrize("image", ["b", 'b,"\n', "é", "=1+1", os.fsdecode(b"\xff")])
 def test_rows_that_end_anywhere_are_repaired(tables, tmp_path, file_name, image):
-    """A process can be killed while it adds rows to the first table, and then to the second table."""
+    """A process can be killed while it adds rows to a table. The tables before it are complete."""
     add(tables, "a", three_nuclei())
     first = contents(tmp_path)
     image = printable_name(image)
@@ -358,8 +390,9 @@ def test_rows_that_end_anywhere_are_repaired(tables, tmp_path, file_name, image)
     for end in range(start, len(content)):
         if start + 12 < end < len(content) - 1 and content[end - 1 : end] not in b'"\n':
             continue  # in the middle of a number
-        (tmp_path / "nuclei.csv").write_bytes(second["nuclei.csv"])
-        (tmp_path / "submission.csv").write_bytes(first["submission.csv"])
+        for name in TABLES:
+            is_complete = TABLES.index(name) < TABLES.index(file_name)
+            (tmp_path / name).write_bytes((second if is_complete else first)[name])
         (tmp_path / file_name).write_bytes(content[:end])
         assert tables.repair() == {"a": 3}
         assert contents(tmp_path) == first
@@ -397,7 +430,9 @@ def change(path, function):
 def test_rows_stay_if_another_program_removed_rows(filled_tables, tmp_path, file_name, damage):
     (tmp_path / file_name).unlink() if damage is None else change(tmp_path / file_name, damage)
     before = contents(tmp_path)
-    with pytest.raises(NucleiError, match=r"nuclei\.csv and submission\.csv .* a"):
+    with pytest.raises(
+        NucleiError, match=r"images\.csv, nuclei\.csv and submission\.csv .* a|images\.csv does not exist"
+    ):
         filled_tables.repair()
     assert contents(tmp_path) == before
     assert "a" not in filled_tables.repair(replaced={"a", "b", "é"})
@@ -542,7 +577,7 @@ def test_any_name_in_any_terminal(folder, tmp_path, out, monkeypatch, name):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-@pytest.mark.parametrize(("module", "function", "calls"), [(io, "write_mask", 1), (export, "csv_bytes", 2)])
+@pytest.mark.parametrize(("module", "function", "calls"), [(io, "write_mask", 1), (export, "csv_bytes", 3)])
 def test_a_full_disk_stops_the_run_and_keeps_finished_images(
     folder, tmp_path, out, monkeypatch, capsys, number, module, function, calls
 ):

@@ -36,7 +36,11 @@ def whole(tmp_path_factory):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the content of each file. images.csv has the paths of the images within the folder of the test."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    if "images.csv" in files:
+        files["images.csv"] = files["images.csv"].replace(str(folder.parent).encode(), b"")
+    return files
 
 
 def sorted_table(out, name="nuclei.csv"):
@@ -53,7 +57,7 @@ def test_a_slide_has_the_nuclei_of_the_image(slide, tmp_path, out, capsys):
         assert run("predict", slide.parent, "--out", folder, *SMALL, "--label-format", label_format) == 0
         assert {path.name for path in folder.iterdir()} == {
             *(f"{name}{ending}" for name in "ab"),
-            *("nuclei.csv", "submission.csv", "predict_settings.json"),
+            *("images.csv", "nuclei.csv", "submission.csv", "predict_settings.json"),
         }
         for name in "ab":
             label_map = io.read_label_map(tmp_path / "whole" / f"{name}_labels.png")
@@ -64,6 +68,11 @@ def test_a_slide_has_the_nuclei_of_the_image(slide, tmp_path, out, capsys):
         assert set(table["pixel_size"]) == {0.5}
         codes = sorted_table(folder, "submission.csv")
         pd.testing.assert_frame_equal(codes, sorted_table(tmp_path / "whole", "submission.csv"))
+        images, wholes = (sorted_table(where, "images.csv") for where in (folder, tmp_path / "whole"))
+        assert images["median_diameter"].isna().all(), "slides are not checked"
+        columns = images.columns.drop(["median_diameter", "warning"])
+        pd.testing.assert_frame_equal(images[columns], wholes[columns])
+        assert images["consistency"].between(0, 1).all()
         assert capsys.readouterr().out.splitlines()[:2] == expected
     assert run("predict", slide.parent, "--out", out / "tif", *SMALL, "--label-format", "tif", "--resume") == 0
     assert "2 of 2 images were finished before" in capsys.readouterr().out

@@ -5,8 +5,10 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from nuclei_utils import cluster
@@ -47,7 +49,7 @@ def whole(images):
 def contents(out):
     """Return the content of each file, the tables with their images in the order of their names."""
     files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    for name in ("nuclei.csv", "submission.csv"):
+    for name in ("images.csv", "nuclei.csv", "submission.csv"):
         header, *rows = files[name].splitlines()
         files[name] = header, sorted(rows, key=lambda row: row.split(b",")[0])  # the order within an image stays
     return files
@@ -120,13 +122,66 @@ def test_errors_of_tasks_reach_the_caller(local_cluster):
             assert caught.value.errno == 28
 
 
-def test_a_scheduler_without_workers_is_named():
-    with (
-        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty,
-        pytest.raises(NucleiError, match=rf"{empty.scheduler_address} has no worker after 1 seconds"),
-        cluster.connect(scheduler=empty.scheduler_address, timeout=1),
-    ):
-        pass
+@pytest.fixture(scope="module")
+def empty_cluster():
+    """A scheduler without workers. Its workers are threads of this process, which start quickly."""
+    options = {"threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
+    with distributed.LocalCluster(n_workers=0, **options) as started:
+        yield started
+
+
+@pytest.fixture
+def said(monkeypatch, empty_cluster):
+    """The messages about missing workers. Each message starts a worker."""
+    messages = []
+
+    def write(message, file):
+        messages.append(message)
+        empty_cluster.scale(1)
+
+    monkeypatch.setattr(cluster, "tqdm", SimpleNamespace(write=write))
+    monkeypatch.setattr(cluster, "_LOOK_EVERY", 0.1)
+    return messages
+
+
+def test_the_command_waits_for_the_first_worker(images, tmp_path, monkeypatch, capsys, empty_cluster, said):
+    address = empty_cluster.scheduler_address
+    monkeypatch.chdir(images)
+    words = ["in/image0.png", "--out", tmp_path / "out", "--model", "bright.keras", "--scheduler", address]
+    assert run("predict", *words) == 0
+    (message,) = said
+    assert f"no worker has joined the scheduler {address} yet: waiting for 'dask worker {address}'" in message
+    assert " 1 workers, dashboard" in capsys.readouterr().err, "a worker with two threads is one worker"
+    assert pd.read_csv(tmp_path / "out" / "images.csv")["file"].tolist() == ["in/image0.png"], "as the user gave it"
+
+
+def test_tasks_go_on_if_no_worker_was_left(empty_cluster, said):
+    def wait(number):
+        time.sleep(0.3 if number else 0)  # no other task is finished when the worker leaves
+        return number
+
+    empty_cluster.scale(1)
+    outcomes = []
+    with cluster.connect(scheduler=empty_cluster.scheduler_address) as client:
+        said.clear()  # of the time before the first worker
+        for number, outcome in cluster.run_tasks(wait, range(4), client):
+            outcomes.append((number, outcome.result()))
+            if len(outcomes) == 1:
+                empty_cluster.scale(0)
+    assert sorted(outcomes) == [(number, number) for number in range(4)]
+    (message,) = said
+    assert "no worker is left: waiting for new workers" in message
+    assert "--resume" in message
+
+
+def test_local_workers_share_the_memory_of_a_gpu(monkeypatch):
+    for variable, expected in ((None, "true"), ("false", "false")):
+        if variable:
+            monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", variable)
+        else:
+            monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH", raising=False)
+        with cluster.connect(workers=1) as client:
+            assert cluster.run_task(lambda: os.environ["TF_FORCE_GPU_ALLOW_GROWTH"], client) == expected
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "missing.json"])

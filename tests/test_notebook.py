@@ -26,12 +26,13 @@ def execute(*sources):
 
 
 def test_start_prints_one_line_and_shows_other_messages_only_if_it_fails():
-    start, failing, after = execute(
+    start, failing, after, growth = execute(
         f"{IMPORT}\n\nnotebook.start()",
         "import os\nimport sys\nfrom nuclei_utils import training\n\n"
         "def profile():\n    os.write(2, b'by the process')\n    print('by Python', file=sys.stderr)\n    1 / 0\n\n"
         "training.profile = profile\nnotebook.start()",
         "os.write(2, b'after')",
+        "print(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])",
     )
     (output,) = start.outputs
     assert output.name == "stdout"
@@ -43,6 +44,7 @@ def test_start_prints_one_line_and_shows_other_messages_only_if_it_fails():
     assert "by Python" in shown
     assert failing.outputs[-1].ename == "ZeroDivisionError"
     assert "after" in str(after.outputs), "standard error is restored"
+    assert growth.outputs[0].text == "true\n", "several processes can share a GPU"
 
 
 def test_start_hides_tensorflows_advice_about_retracing_only():

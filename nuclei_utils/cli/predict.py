@@ -17,7 +17,7 @@ import nuclei_utils as nu
 from nuclei_utils.cli import predict_images, results
 from nuclei_utils.cli.arguments import number, positive_integer
 from nuclei_utils.errors import NucleiError
-from nuclei_utils.files import file_lock
+from nuclei_utils.files import file_lock, printable_name
 
 HELP = "find the nuclei in images: label maps, overlays and a table of measurements"
 
@@ -62,6 +62,8 @@ Output files for each image:
   NAME.geojson      outlines for QuPath (--format geojson)
   NAME_rois.zip     outlines for ImageJ and Fiji (--format rois)
 Output files for all images:
+  images.csv        one row for each finished image: file, height, width, number of nuclei, median diameter in pixels
+                    (empty for a slide), consistency, pixel size and its source, and the warning of the command, if any
   nuclei.csv        one row for each nucleus: position, size, shape; mean, sum, standard deviation and local background
                     of each channel in the units of the file; pixel size and its source. Grey and RGB images without
                     names of channels have red, green and blue. All images of a table have the same channels.
@@ -83,7 +85,8 @@ rows of other images. With --resume and --replace, it skips finished images and 
 
 If an image cannot be read, a message on stderr names it, the other images are predicted, and the exit status is 1. A
 message also names each image whose nuclei change when the image is mirrored and made smaller. Do not trust such a
-result before you have seen the overlay.
+result before you have seen the overlay. The column warning of images.csv keeps these messages: with many images, sort
+the table by it.
 
 The included network was trained on nuclei with a median diameter of 19.6 pixels, most of them between 9 and 52. Without
 --diameter, a message names each image whose median diameter is outside of this range. This is the median of the nuclei
@@ -193,15 +196,15 @@ def run(args: argparse.Namespace) -> int:
         settings = _settings(args)
         with nu.cluster.connect(args.workers, args.scheduler) as client:
             if client:
-                _complain(f"{sum(client.nthreads().values())} workers, dashboard at {client.dashboard_link}")
+                _complain(f"{len(client.nthreads())} workers, dashboard at {client.dashboard_link}")
             nu.cluster.run_task(partial(predict_images.check_network, args.model, settings["--model"]), client)
             if plan.others:
                 results.check_settings(args.out, settings)
             tables.drop(plan.outdated)
             results.write_settings(args.out, settings)
-            run = _Run(work, tables, plan, settings, client, args)
+            run = _Run(work, paths, tables, plan, settings, client, args)
             try:
-                run.predict_all(paths)
+                run.predict_all()
             finally:
                 run.clean()
     return 1 if run.failures or empty else 0
@@ -281,8 +284,9 @@ def _check_names(paths, args):
 class _Run:
     """The work on all images: who does it, and what is done."""
 
-    def __init__(self, work, tables, plan, settings, client, args):
+    def __init__(self, work, paths, tables, plan, settings, client, args):
         self.work, self.tables, self.plan = work, tables, plan
+        self.paths = {path.stem: path for path in paths}  # as the user gave them
         self.settings, self.client, self.args = settings, client, args
         self.done, self.failures, self.unknown_sizes = len(plan.finished), 0, 0
         self.nuclei = sum(plan.measured[name] for name in plan.finished)
@@ -302,8 +306,9 @@ class _Run:
             progress=client is None and sys.stderr.isatty(),
         )
 
-    def predict_all(self, paths):
+    def predict_all(self):
         """Predict the images that are not finished: first images that fit into memory, then slides."""
+        paths = self.paths.values()
         if self.plan.finished:
             print(f"{len(self.plan.finished)} of {len(paths)} images were finished before")
         remaining, slides = [path for path in paths if path.stem not in self.plan.finished], []
@@ -356,7 +361,9 @@ class _Run:
         job = predict_images.prepare_slide(slide, self.options, self.settings)
         result = job.run(self.args.label_format, self.client, progress=None)
         (kind,) = (kind for kind, name in results.SLIDE_LABELS.items() if name == self.args.label_format)
-        details = result.count, result.consistency, math.nan, slide.pixel_size, {kind: result.labels}
+        found = result.count, result.consistency, math.nan, slide.shape
+        size = slide.pixel_size, slide.pixel_size_source
+        details = *found, *size, {kind: result.labels}
         self._keep(slide.path, predict_images.Found(columns, job.rows(), job.codes(), *details))
         shutil.rmtree(job.folder)
 
@@ -364,16 +371,38 @@ class _Run:
         """Add the rows of an image to the tables, and move its files to the results."""
         self._check_columns(path, found.columns)
         is_measured = path.stem in self.plan.measured
+        warnings = self._warnings(found)
+        row = _image_row(self.paths[path.stem], found, "; ".join(warnings))
         # the rows come first: then a file without rows is never from this command, and no run needs to overwrite it
-        rows = self.tables.adding(found.columns, found.rows, found.codes)
+        rows = self.tables.adding(found.columns, [row], found.rows, found.codes)
         with contextlib.nullcontext() if is_measured else rows:
             results.move_results(found.files, self.args.out, path.stem, keep_existing=is_measured)
         self.done += 1
         self.nuclei += found.count
         self.unknown_sizes += found.pixel_size is None
-        _report(path.stem, found.count, found.consistency)
-        if self.args.diameter is None and self.args.model is None:
-            _check_diameter(path.stem, found.diameter)
+        known = "" if math.isnan(found.consistency) else f"  consistency {found.consistency:.2f}"
+        tqdm.write(f"{path.stem}  {found.count:,} nuclei{known}", file=sys.stdout)
+        for warning in warnings:
+            _complain(f"{path.stem}: {warning}")
+
+    def _warnings(self, found):
+        """Return what the user must know about the nuclei of an image."""
+        warnings = []
+        if math.isnan(found.consistency):
+            warnings.append("no nucleus was found; if the image has nuclei, do not trust this result")
+        elif found.consistency < nu.predict.MIN_CONSISTENCY:
+            warnings.append(
+                "do not trust this result. The mirrored, smaller image gives other nuclei (consistency "
+                f"{found.consistency:.2f}, below {nu.predict.MIN_CONSISTENCY}): it may be unlike the training images"
+            )
+        low, high = nu.predict.DIAMETER_RANGE
+        is_checked = self.args.diameter is None and self.args.model is None
+        if is_checked and (found.diameter < low or found.diameter > high):
+            warnings.append(
+                f"the median diameter of the nuclei found is {found.diameter:.1f} pixels. Most nuclei of the training "
+                f"images have {low:g} to {high:g}: look at the overlay, measure a few nuclei, and try --diameter"
+            )
+        return warnings
 
     def _check_columns(self, path, columns):
         existing = self.tables.measured_columns
@@ -385,26 +414,14 @@ class _Run:
             )
 
 
-def _check_diameter(name, diameter):
-    """Complain if the nuclei are much smaller or larger than those of the training images."""
-    low, high = nu.predict.DIAMETER_RANGE
-    if diameter < low or diameter > high:
-        _complain(
-            f"{name}: the median diameter of the nuclei found is {diameter:.1f} pixels. Most nuclei of the training "
-            f"images have {low:g} to {high:g}: look at the overlay, measure a few nuclei, and try --diameter"
-        )
+def _image_row(path, found, warning):
+    """Return the row of an image in images.csv."""
+    import pandas as pd
 
-
-def _report(name, count, consistency):
-    known = not math.isnan(consistency)
-    tqdm.write(f"{name}  {count:,} nuclei" + (f"  consistency {consistency:.2f}" if known else ""), file=sys.stdout)
-    if not known:
-        _complain(f"{name}: no nucleus was found; if the image has nuclei, do not trust this result")
-    elif consistency < nu.predict.MIN_CONSISTENCY:
-        _complain(
-            f"{name}: do not trust this result. The mirrored, smaller image gives other nuclei (consistency "
-            f"{consistency:.2f}, below {nu.predict.MIN_CONSISTENCY}): it may be unlike the training images"
-        )
+    name, file = printable_name(path.stem), printable_name(str(path))
+    nuclei = found.count, found.diameter, found.consistency
+    row = name, file, *found.shape, *nuclei, found.pixel_size, found.pixel_size_source, warning
+    return nu.export.csv_bytes(pd.DataFrame([row], columns=results.IMAGE_COLUMNS), header=False)
 
 
 def _complain(message):

@@ -49,7 +49,9 @@ class Found(NamedTuple):
     count: int
     consistency: float
     diameter: float  # median of the nuclei, pixels; NaN for a slide and without nuclei
+    shape: tuple[int, int]  # height and width
     pixel_size: float | None
+    pixel_size_source: str
     files: dict[str, Path]
 
 
@@ -104,8 +106,9 @@ def _find_nuclei(path, options):
     folder = options.work / "images" / path.stem
     shutil.rmtree(folder, ignore_errors=True)  # a killed worker may have left files
     files = results.write_results(folder, path.stem, image, label_map, options.formats)
-    found_diameter = nu.predict.median_diameter(label_map)
-    return Found(list(table.columns), rows, codes, len(table), consistency, found_diameter, planes.pixel_size, files)
+    found = len(table), consistency, nu.predict.median_diameter(label_map), label_map.shape
+    size = planes.pixel_size, planes.pixel_size_source
+    return Found(list(table.columns), rows, codes, *found, *size, files)
 
 
 def _in_pixels(path, diameter, pixel_size):

@@ -21,28 +21,36 @@ if TYPE_CHECKING:
     import numpy as np
 
 SETTINGS = "predict_settings.json"  # the options that the results depend on
+IMAGE_COLUMNS = ["image", "file", "height", "width", "nuclei", "median_diameter", "consistency"]
+IMAGE_COLUMNS += ["pixel_size", "pixel_size_source", "warning"]
 SLIDE_LABELS = {"slide_zarr": "zarr", "slide_tif": "tif"}  # kind of file -> format
 _LABELS = ("png", "tif", *SLIDE_LABELS)  # kinds of files of which an image has one
 _MAX_FILES = 5  # in a message
 
 
 class Tables:
-    """The tables of a folder of results: `nuclei.csv` and `submission.csv`.
+    """The tables of a folder of results: `images.csv`, `nuclei.csv` and `submission.csv`.
 
-    The rows of an image are added at the end, first to `nuclei.csv`, then to `submission.csv`. A killed process may
-    leave incomplete rows, which `repair` removes. `submission.csv` has one row for each nucleus, or one row without a
-    code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first column of
-    each table has the name of the image. `columns` are those of `nuclei.csv`. None: the first image sets them.
+    The rows of an image are added at the end, first its row of `images.csv`, then to `nuclei.csv`, then to
+    `submission.csv`. Rows are removed in the opposite order. So a killed process leaves incomplete rows only of the
+    last image in `images.csv`, and `repair` removes them. `submission.csv` has one row for each nucleus, or one row
+    without a code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first
+    column of each table has the name of the image. `columns` are those of `nuclei.csv`. None: the first image sets
+    them.
     """
 
     def __init__(self, folder: Path, columns: Sequence[str] | None):
-        columns = None if columns is None else list(columns)
-        self.columns = {folder / "nuclei.csv": columns, folder / "submission.csv": ["ImageId", "EncodedPixels"]}
+        self._nuclei = folder / "nuclei.csv"
+        self.columns = {
+            folder / "images.csv": IMAGE_COLUMNS,
+            self._nuclei: None if columns is None else list(columns),
+            folder / "submission.csv": ["ImageId", "EncodedPixels"],
+        }
 
     @property
     def measured_columns(self) -> list[str] | None:
         """Return the columns of `nuclei.csv`, or None before the first image."""
-        return next(iter(self.columns.values()))
+        return self.columns[self._nuclei]
 
     @property
     def existing(self) -> list[Path]:
@@ -58,20 +66,28 @@ class Tables:
         """
         for path in self.columns:
             remove_partial_files(path)
-        nuclei, submission = self.columns
-        measured, coded, last = Counter(), Counter(), None
-        for last, *_ in filter(None, self._rows(nuclei)):
-            measured[last] += 1
+        images, nuclei, submission = self.columns
+        listed, measured, coded, last = Counter(), Counter(), Counter(), None
+        for last, *_ in filter(None, self._rows(images)):
+            listed[last] += 1
+        for name, *_ in filter(None, self._rows(nuclei)):
+            measured[name] += 1
         for name, code in filter(None, self._rows(submission)):
             coded[name] += bool(code)
-        complete = {name: count for name, count in coded.items() if count == measured[name]}
-        changed = sorted((measured.keys() | coded.keys()) - complete.keys() - {last, *replaced})
+        complete = {name: count for name, count in coded.items() if count == measured[name] and listed[name] == 1}
+        changed = sorted((listed.keys() | measured.keys() | coded.keys()) - complete.keys() - {last, *replaced})
+        if changed and not images.exists():
+            raise NucleiError(
+                f"{images} does not exist, but {nuclei.name} or {submission.name} does: an older version of "
+                "nuclei-utils wrote the results, or the file was removed. Predict all images again with --replace, or "
+                "use another folder with --out"
+            )
         if changed:
             more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
             raise NucleiError(
-                f"{nuclei} and {submission.name} do not hold the same nuclei of {printable_name(changed[0])}{more}: "
-                "another program removed or changed rows or a file. Restore them, move both tables away, or use "
-                "another folder with --out"
+                f"{images}, {nuclei.name} and {submission.name} do not hold the same nuclei of "
+                f"{printable_name(changed[0])}{more}: another program removed or changed rows or a file. Restore them, "
+                "move the three tables away, or use another folder with --out"
             )
         self._keep(lambda name: name in complete)
         return complete
@@ -81,21 +97,22 @@ class Tables:
         self._keep(lambda name: name not in names)
 
     @contextmanager
-    def adding(self, columns: Sequence[str], nuclei: Iterable[bytes], codes: Iterable[bytes]) -> Iterator[None]:
+    def adding(
+        self, columns: Sequence[str], image: Iterable[bytes], nuclei: Iterable[bytes], codes: Iterable[bytes]
+    ) -> Iterator[None]:
         """Add the rows of an image; remove them if the block fails.
 
-        The rows of both tables come in parts, as CSV without a header. `columns` are those of `nuclei.csv`.
+        The rows of each table come in parts, as CSV without a header. `columns` are those of `nuclei.csv`.
         """
-        first = next(iter(self.columns))
-        before, sizes = self.columns[first], {path: _size(path) for path in self.columns}
-        self.columns[first] = list(columns)
+        before, sizes = self.measured_columns, {path: _size(path) for path in self.columns}
+        self.columns[self._nuclei] = list(columns)
         try:
-            for (path, names), parts in zip(self.columns.items(), (nuclei, codes), strict=True):
+            for (path, names), parts in zip(self.columns.items(), (image, nuclei, codes), strict=True):
                 _append(path, parts, names if sizes[path] is None else None)
             yield
         except BaseException:
-            self.columns[first] = before
-            for path, size in sizes.items():
+            self.columns[self._nuclei] = before
+            for path, size in reversed(sizes.items()):
                 if size is None:
                     path.unlink(missing_ok=True)
                 elif path.stat().st_size > size:
@@ -103,7 +120,7 @@ class Tables:
             raise
 
     def _keep(self, is_kept: Callable[[str], bool]) -> None:
-        for path, columns in self.columns.items():
+        for path, columns in reversed(self.columns.items()):
             if all(row and is_kept(row[0]) for row in self._rows(path)):
                 continue
             with atomic_write(path) as partial_path, _open(partial_path, "w") as file:
