@@ -1,13 +1,15 @@
 """Tests of `nuclei-utils predict` with slides: files, tables, interruptions and faults, in one process."""
 
 import errno
+import json
+import shutil
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import annotations, io, models, predict, slides
+from nuclei_utils import annotations, datasets, io, models, predict, slides
 from tests.commands import bright_network, complaints, run
 from tests.test_slides import slide_pixels, write_slide
 
@@ -67,6 +69,23 @@ def test_a_slide_has_the_nuclei_of_the_image(slide, tmp_path, out, capsys):
         assert capsys.readouterr().out.splitlines()[:2] == expected
     assert run("predict", slide.parent, "--out", out / "tif", *SMALL, "--label-format", "tif", "--resume") == 0
     assert "2 of 2 images were finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label_format", ["zarr", "tif"])
+def test_the_labels_of_a_slide_are_read_back(tmp_path, out, label_format, capsys):
+    images, labels = tmp_path / "corrected" / "images", tmp_path / "corrected" / "labels"
+    labels.mkdir(parents=True)
+    image = write_slide(images / "a.ome.tif", slide_pixels(200, 300))
+    assert run("predict", image, "--out", out, *SMALL, "--label-format", label_format) == 0
+    name = f"a.ome_labels.ome.{label_format}"
+    (shutil.copytree if label_format == "zarr" else shutil.copyfile)(out / name, labels / name)
+    (record,) = datasets.read_folder(tmp_path / "corrected")
+    np.testing.assert_array_equal(record.label_map, annotations.read_labels(out / name, (200, 300)))
+    capsys.readouterr()
+    assert run("evaluate", out, "--truth", tmp_path / "corrected", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["instances"]["score"] == 1
+    assert report["instances"]["true"] == record.label_map.max() > 20
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
