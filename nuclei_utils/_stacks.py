@@ -5,6 +5,7 @@ last two packages are optional. All other files go through `io.read_raw`. Of a p
 """
 
 import mmap
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,13 +23,16 @@ from nuclei_utils._decode import Refusal, check_pages, check_strips, decode_page
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes
 _ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup")  # in the folder of a Zarr group
+_SVS = ".svs"  # slides of Aperio, TIFF files that are mostly compressed as JPEG
 _FORMATS_EXTRA = 'pip install "nuclei-utils[formats]"'
 _BIOIO_READERS = {  # by ending: how to install the reader
     ".czi": "pip install bioio bioio-czi (its licence is the GPL, therefore no extra of this package installs it)",
     ".lif": _FORMATS_EXTRA,
     ".nd2": _FORMATS_EXTRA,
 }
+_GLASS = {"label", "macro", "macro mask", "overview", "thumbnail"}  # names of pictures of the glass beside a slide
 _GREY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6  # values of the TIFF tag "photometric"
+_YCBCR_JPEG_2000 = 33003  # compression of Aperio: the pixels are YCbCr, but the file says RGB, and so reads tifffile
 _MICROMETRES = {
     **dict.fromkeys(("pm", "picometer"), 1e-6),
     **dict.fromkeys(("å", "angstrom"), 1e-4),
@@ -60,7 +64,7 @@ def is_zarr(path: Path) -> bool:
 
 def needs_extra(path: Path) -> bool:
     """Return whether a path is an image that an optional package reads."""
-    return is_zarr(path) or (path.suffix.lower() in _BIOIO_READERS and path.is_file())
+    return is_zarr(path) or (path.suffix.lower() in (*_BIOIO_READERS, _SVS) and path.is_file())
 
 
 @contextmanager
@@ -122,17 +126,19 @@ def _open_tiff(file, content, path, max_pixels, in_parts):
     description = ElementTree.fromstring(file.ome_metadata) if file.is_ome else None
     if description is not None:
         _check_description(description)
-    if len(file.series) > 1:
-        sizes = ", ".join(" x ".join(map(str, series.shape)) for series in file.series[:5])
-        raise Refusal(f"found {len(file.series)} images ({sizes}), expected one: save each image as a separate file")
-    series, page = file.series[0], file.series[0].keyframe
+    series = _only_series(file.series)
     if (file.imagej_metadata or {}).get("images", 1) > 1 and series.kind != "imagej":
         raise ValueError("the file is cut short")
-    axes, is_colour = series.axes, page.photometric in (_RGB, _YCBCR)
     if description is not None:
-        names, pixel_size = _describe_by_ome(description)
+        names, pixel_size = _describe_by_ome(description, file.series, series)
+    elif series.kind == "svs":
+        names, pixel_size = [], _aperio_pixel_size(file.pages[0].description)
     else:
         names, pixel_size = [], _imagej_pixel_size(file)
+    page = series.keyframe
+    if page.compression == _YCBCR_JPEG_2000:
+        raise Refusal("found JPEG 2000 in the colours YCbCr, which would be misread: convert the file to OME-TIFF")
+    axes, is_colour = series.axes, page.photometric in (_RGB, _YCBCR)
     is_alpha = axes[-1] == "S" and series.shape[-1] == 2 and page.extrasamples
     if "S" in axes and "C" not in axes and page.photometric < _RGB and not is_alpha:
         axes = axes.replace("S", "C")  # channels that are stored as samples of one page
@@ -147,19 +153,39 @@ def _open_tiff(file, content, path, max_pixels, in_parts):
     return Stack(axes, series.shape, series.dtype, names, pixel_size, read, in_parts)
 
 
+def _only_series(found):
+    """Return the only image of a TIFF file, apart from pictures of the glass."""
+    names = [(series.name or "").casefold().removesuffix("image").strip() for series in found]
+    images = [series for series, name in zip(found, names, strict=True) if name not in _GLASS or len(found) == 1]
+    if len(images) != 1:
+        images = images or found
+        sizes = ", ".join(" x ".join(map(str, series.shape)) for series in images[:5])
+        raise Refusal(f"found {len(images)} images ({sizes}), expected one: save each image as a separate file")
+    if images[0].kind == "bif":
+        raise Refusal("found a slide of Ventana, whose tiles overlap: convert it to OME-TIFF")
+    return images[0]
+
+
 def _check_description(description):
     files = {element.get("FileName") for element in description.iterfind(".//{*}TiffData/{*}UUID")} - {None}
     if len(files) > 1:
         raise Refusal(f"the planes are in {len(files)} files: save them as one OME-TIFF file")
 
 
-def _describe_by_ome(description):
+def _describe_by_ome(description, found, series):
     """Return the names of the channels and the pixel size."""
-    pixels = description.find("{*}Image/{*}Pixels")
-    if pixels is None:
-        raise ValueError("the OME description holds no image")
+    images = description.findall("{*}Image/{*}Pixels")
+    if not images or len(images) != len(found):
+        raise ValueError(f"the OME description holds {len(images)} images, and the file {len(found)}")
+    pixels = images[found.index(series)]
     size = (_to_micrometres(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY")
     return [channel.get("Name") for channel in pixels.iterfind("{*}Channel")], tuple(size)
+
+
+def _aperio_pixel_size(description):
+    """Return the pixel size of an Aperio slide, "... |MPP = 0.25|..."."""
+    size = re.search(r"\|\s*MPP\s*=\s*([^|]+)", description)
+    return (_to_micrometres(size and size[1].replace(",", "."), "um"),) * 2
 
 
 def _imagej_pixel_size(file):
@@ -201,7 +227,7 @@ def _tiff_part_reader(series, content, path):
     """Return a function that reads parts of planes, and only the tiles or strips that hold them."""
     if series.dataoffset is not None:
         return _map_pixels(series, path)
-    for page in series.levels[0].pages:
+    for page in series.pages:
         if page is None:
             raise Refusal("a plane is missing: export the file again")
         check_strips(page, len(content))

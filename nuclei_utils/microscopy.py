@@ -1,8 +1,8 @@
 """Read one image from the file of a microscope: choose channel, z plane and time, and find the pixel size.
 
-Formats: TIFF stacks, ImageJ hyperstacks and OME-TIFF; OME-Zarr with the extra `[large]`; ND2 and LIF with the extra
-`[formats]`, and CZI with the package bioio-czi. Other files are read as `io.read_raw` does. Only the planes that are
-needed are read, and each plane must fit into memory.
+Formats: TIFF stacks, ImageJ hyperstacks, OME-TIFF and Aperio SVS; OME-Zarr with the extra `[large]`; ND2 and LIF with
+the extra `[formats]`, and CZI with the package bioio-czi. Other files are read as `io.read_raw` does. Only the planes
+that are needed are read, and each plane must fit into memory.
 """
 
 import os
@@ -93,14 +93,14 @@ def read_planes(
     Planes
         `image`, `channels`, `pixel_size` and `pixel_size_source`. A grey image without a name for its channel has the
         channels "red", "green" and "blue", all equal, as an RGB image has. Several channels without names are
-        "channel_0", "channel_1", ... The pixel size comes from the OME, ImageJ or bioio description, and never from
-        the resolution for printing (dpi).
+        "channel_0", "channel_1", ... The pixel size comes from the OME, ImageJ, Aperio or bioio description, and
+        never from the resolution for printing (dpi).
 
     Raises
     ------
     NucleiError
-        If the file is damaged, has no such plane, or leaves a choice; if a package is missing, or pixels are not square
-        and `pixel_size` is not given.
+        If the file is damaged, has no such plane, or leaves a choice; if a package is missing, or pixels are
+        not square and `pixel_size` is not given.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def open_planes(
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the images of a folder that an optional package reads: OME-Zarr, CZI, ND2 and LIF.
+    """List the images of a folder that an optional package reads: OME-Zarr, SVS, CZI, ND2 and LIF.
 
     The list is sorted and without hidden files. If the folder itself is an OME-Zarr image, the list holds the folder.
     `datasets.list_images` lists the other images.

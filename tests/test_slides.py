@@ -12,7 +12,7 @@ import tifffile
 
 from nuclei_utils import annotations, export, io, microscopy, predict, preprocess, slides
 from nuclei_utils.errors import NucleiError
-from tests.test_microscopy import write_ome, write_zarr
+from tests.test_microscopy import LEVELS, write_ome, write_svs, write_zarr
 from tests.test_predict import discs
 
 zarr = pytest.importorskip("zarr", minversion="3")
@@ -81,6 +81,16 @@ def test_a_slide_gives_the_nuclei_of_the_whole_image(tmp_path, monkeypatch, dtyp
     in_parts, codes_in_parts = in_parts.sort_values("label", ignore_index=True), codes_in_parts
     pd.testing.assert_frame_equal(in_parts[table.columns], table, check_dtype=False, rtol=1e-9)
     assert sorted(codes_in_parts["EncodedPixels"]) == sorted(codes["EncodedPixels"])
+
+
+def test_an_aperio_slide_is_read_in_parts(tmp_path):
+    path = write_svs(tmp_path / "a.svs")
+    slide = slides.find_slide(path, 100)
+    assert (slide.shape, slide.pixel_size) == ((64, 96), 0.25)
+    with slide.open() as planes:
+        image, channels = planes.read(slice(3, 15), slice(5, 24))
+    np.testing.assert_array_equal(image, LEVELS[0][3:15, 5:24])
+    np.testing.assert_array_equal(channels["blue"], LEVELS[0][3:15, 5:24, 2])
 
 
 def test_a_tiff_pyramid_holds_the_same_labels(tmp_path):

@@ -49,11 +49,13 @@ reads the layout of the competition in it, NAME/images/*.png.
 Formats:
   PNG, JPEG, BMP, TIFF, OME-TIFF, ImageJ hyperstacks    always
   OME-Zarr 0.4 and 0.5 (a folder)                       pip install "nuclei-utils[large]"
-  ND2, LIF, and TIFF stacks with LZW or JPEG inside      pip install "nuclei-utils[formats]"
+  ND2, LIF, and TIFF stacks with LZW or JPEG inside,     pip install "nuclei-utils[formats]"
+  such as most slides of Aperio (SVS)
   CZI                                                   pip install bioio bioio-czi (its licence is the GPL)
 The network sees one plane of one channel, or the colours of an RGB image. If the file leaves a choice, the message
 names the channels or the number of times. All channels of the plane are measured. Images with fractions (float) or
-negative values need --value-range. The pixel size comes from the file (OME or ImageJ) unless you give --pixel-size.
+negative values need --value-range. The pixel size comes from the file (OME, ImageJ or Aperio) unless you give
+--pixel-size.
 
 Output files for each image:
   NAME_labels.png   label map, 16 bits: 0 background, 1..N one number for each nucleus (above 65,535: NAME_labels.tif)
