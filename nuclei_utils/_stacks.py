@@ -1,7 +1,7 @@
 """Open the files of microscopes: which axes, channels and pixel size they have, and how a part of them is read.
 
 TIFF files (stacks, ImageJ hyperstacks, OME-TIFF) are read by tifffile, OME-Zarr by zarr, CZI, ND2 and LIF by bioio. The
-last two packages are optional. All other files go through `io.read_raw`. Of a pyramid, the largest level is read.
+last two packages are optional. All other files go through `io.read_raw`. One level of a pyramid is read.
 """
 
 import mmap
@@ -68,19 +68,23 @@ def needs_extra(path: Path) -> bool:
 
 
 @contextmanager
-def open_stack(path: Path, max_pixels: int, in_parts: bool = False) -> Iterator[Stack]:
+def open_stack(path: Path, max_pixels: int, in_parts: bool = False, level: int = 0) -> Iterator[Stack]:
     """Open an image file. The pixels of a plane can be read until the end of the block.
 
     Errors within the block become `NucleiError` with the file's name. `in_parts` opens a TIFF file so that parts of a
-    plane can be read, if the file allows it.
+    plane can be read, if the file allows it. `level` is a level of a pyramid; other files have only the level 0.
     """
     with named_errors(path, "a microscopy image"):
         if path.is_dir():
-            yield _open_zarr(path)
+            yield _open_zarr(path, level)
         elif path.suffix.lower() in _BIOIO_READERS and path.is_file():
-            yield _open_by_bioio(path)
+            stack = _open_by_bioio(path)
+            _check_level(level, [(stack.axes, stack.shape)])
+            yield stack
         elif not _is_tiff(path):
-            yield _plain_image(path, max_pixels)
+            stack = _plain_image(path, max_pixels)
+            _check_level(level, [(stack.axes, stack.shape)])
+            yield stack
         else:
             with (
                 path.open("rb") as opened,
@@ -88,7 +92,7 @@ def open_stack(path: Path, max_pixels: int, in_parts: bool = False) -> Iterator[
                 # files that the description names are not opened
                 tifffile.TiffFile(opened, name=path.name, _multifile=False) as file,
             ):
-                yield _open_tiff(file, content, path, max_pixels, in_parts)
+                yield _open_tiff(file, content, path, max_pixels, in_parts, level)
 
 
 def can_be_slide(path: Path) -> bool:
@@ -108,6 +112,18 @@ def _plain_image(path, max_pixels, pixel_size=(None, None), names=()):
     return Stack("YXS", raw.shape, raw.dtype, list(names), pixel_size, lambda index: raw[index])
 
 
+def _check_level(level, levels):
+    """Refuse a level that does not exist. `levels` holds the axes and the shape of each level."""
+    if 0 <= level < len(levels):
+        return
+    sizes = (" x ".join(str(shape[axes.index(axis)]) for axis in "YX") for axes, shape in levels)
+    listing = ", ".join(f"{number}: {size}" for number, size in enumerate(sizes))
+    raise Refusal(
+        f"found {len(levels)} level{'s' * (len(levels) > 1)} (height x width {listing}), expected one of them instead "
+        f"of {level}: choose with --level"
+    )
+
+
 def _to_micrometres(size, unit):
     """Return a size in micrometres, or None if the size or its unit is not known."""
     factor = _MICROMETRES.get((unit or "").replace("\\u00B5", "µ").casefold())
@@ -121,12 +137,13 @@ def _to_micrometres(size, unit):
 # TIFF
 
 
-def _open_tiff(file, content, path, max_pixels, in_parts):
+def _open_tiff(file, content, path, max_pixels, in_parts, level):
     check_pages(file, content)
     description = ElementTree.fromstring(file.ome_metadata) if file.is_ome else None
     if description is not None:
         _check_description(description)
     series = _only_series(file.series)
+    _check_level(level, [(smaller.axes, smaller.shape) for smaller in series.levels])
     if (file.imagej_metadata or {}).get("images", 1) > 1 and series.kind != "imagej":
         raise ValueError("the file is cut short")
     if description is not None:
@@ -135,6 +152,10 @@ def _open_tiff(file, content, path, max_pixels, in_parts):
         names, pixel_size = [], _aperio_pixel_size(file.pages[0].description)
     else:
         names, pixel_size = [], _imagej_pixel_size(file)
+    if level:
+        largest, series = series, series.levels[level]
+        ratio = largest.shape[largest.axes.index("X")] / series.shape[series.axes.index("X")]
+        pixel_size = tuple(size and size * ratio for size in pixel_size)
     page = series.keyframe
     if page.compression == _YCBCR_JPEG_2000:
         raise Refusal("found JPEG 2000 in the colours YCbCr, which would be misread: convert the file to OME-TIFF")
@@ -145,7 +166,7 @@ def _open_tiff(file, content, path, max_pixels, in_parts):
     in_parts = in_parts and page.photometric in (_GREY, _RGB, _YCBCR) and page.dtype != bool
     in_parts = in_parts and page.tags.valueof("Orientation", 1) == 1
     is_plain = len(file.pages) == 1 and axes in ("YX", "YXS", "SYX") and page.dtype in (np.uint8, np.uint16, bool)
-    if is_plain and not in_parts:
+    if is_plain and not in_parts and level == 0:
         return _plain_image(path, max_pixels, pixel_size, names)
     if page.photometric > _RGB and not is_colour and not (page.photometric == _PALETTE and file.is_imagej):
         raise Refusal(f"found a stack of the type {page.photometric.name}, expected grey or RGB: convert the file")
@@ -266,7 +287,7 @@ def ome_metadata(node) -> dict:
     return node.attrs.get("ome", node.attrs)
 
 
-def _open_zarr(path):
+def _open_zarr(path, level):
     if not is_zarr(path):
         raise Refusal("found a folder, expected an image file or OME-Zarr: name the files in it")
     zarr = import_zarr("OME-Zarr")
@@ -285,12 +306,15 @@ def _open_zarr(path):
     axes = multiscale.get("axes", [])
     if not axes or not all(isinstance(axis, dict) for axis in axes):
         raise Refusal(f"found OME-Zarr {multiscale.get('version', '')}, expected 0.4 or 0.5: export it again")
-    dataset = multiscale["datasets"][0]  # the largest level is first
-    array = group[dataset["path"]]
     names = [axis["name"].upper() for axis in axes]
+    datasets = multiscale["datasets"]  # the largest level is first
+    if not 0 <= level < len(datasets):
+        _check_level(level, [(names, group[dataset["path"]].shape) for dataset in datasets])
+    dataset = datasets[level]
+    array = group[dataset["path"]]
     scales = dict.fromkeys(names, 1.0)
-    for level in (multiscale, dataset):
-        for transformation in level.get("coordinateTransformations", []):
+    for described in (multiscale, dataset):
+        for transformation in described.get("coordinateTransformations", []):
             for name, scale in zip(names, transformation.get("scale", []), strict=False):
                 scales[name] *= scale
     units = {name: axis.get("unit") for name, axis in zip(names, axes, strict=True)}

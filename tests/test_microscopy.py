@@ -171,9 +171,10 @@ def write_svs(path, description=APERIO, n_other=3, **options):
 @pytest.mark.parametrize("n_other", [1, 2, 3])
 def test_an_aperio_slide_is_read_without_the_other_pictures(tmp_path, n_other):
     path = write_svs(tmp_path / "slide.svs", n_other=n_other)
-    planes = read_planes(path)
-    np.testing.assert_array_equal(planes.image, LEVELS[0])
-    assert planes[2:] == (0.25, "file")
+    for level, pixels in enumerate(LEVELS):
+        planes = read_planes(path, level=level)
+        np.testing.assert_array_equal(planes.image, pixels)
+        assert planes[2:] == (0.25 * 2**level, "file")
     assert microscopy.list_images(tmp_path) == [path]
 
 
@@ -236,6 +237,60 @@ def test_a_slide_of_overlapping_tiles_is_refused(path):
             file.write(LEVELS[0], description=name, software="ScanOutputManager 1.0", extratags=[xmp], metadata=None)
     with pytest.raises(NucleiError, match=r"cells\.tif.*Ventana.*OME-TIFF"):
         read_planes(path)
+
+
+# Levels
+
+
+def write_levels(path, n_levels, pixels=STACK[0, :, 0], byteorder="<", **options):
+    """Write a TIFF pyramid."""
+    with tifffile.TiffWriter(path, ome=True, byteorder=byteorder) as file:
+        for level in range(n_levels):
+            size = {"PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2} if level == 0 else {}
+            axes = "CYX"[-pixels.ndim :]
+            more = {"subfiletype": 1} if level else {"subifds": n_levels - 1, "metadata": {"axes": axes, **size}}
+            file.write(pixels[..., :: 2**level, :: 2**level], tile=(16, 16), **more, **options)
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_level_of_a_tiff_pyramid(path, level, options):
+    planes = read_planes(write_levels(path, 3, **options), channel=1, level=level)
+    np.testing.assert_array_equal(planes.channels["channel_1"], STACK[0, 1, 0, :: 2**level, :: 2**level])
+    assert planes.pixel_size == pytest.approx(0.2 * 50 / [50, 25, 13][level])
+    assert read_planes(path, channel=1, level=level, pixel_size=0.7).pixel_size == 0.7
+    grey = read_planes(write_levels(path, 3, STACK[0, 0, 0], **options), level=level)
+    np.testing.assert_array_equal(grey.image[..., 0], STACK[0, 0, 0, :: 2**level, :: 2**level])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_level_of_ome_zarr(tmp_path, version):
+    path = write_zarr(tmp_path / "cells.zarr", STACK[0], "czyx", version, NAMES)
+    planes = read_planes(path, channel=1, z=2, level=1)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 1, 2, ::2, ::2])
+    assert planes.pixel_size == pytest.approx(0.4)
+    with pytest.raises(NucleiError, match=r"cells\.zarr: found 2 levels .*0: 40 x 50, 1: 20 x 25.*instead of 2"):
+        read_planes(path, channel=1, level=2)
+
+
+@pytest.mark.parametrize("level", [-1, 2])
+def test_a_level_that_does_not_exist_is_refused_with_a_list(path, level):
+    write_levels(path, 2)
+    with pytest.raises(NucleiError, match=rf"cells\.tif: found 2 levels .*0: 40 x 50, 1: 20 x 25.* {level}: .*--level"):
+        read_planes(path, channel=1, level=level)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "stack.tif"])
+def test_a_file_without_a_pyramid_has_one_level(tmp_path, name):
+    path = tmp_path / name
+    if name == "stack.tif":
+        write_ome(path, STACK[0], "CZYX", NAMES)
+    else:
+        Image.fromarray(LEVELS[0]).save(path)
+    size = "40 x 50" if name == "stack.tif" else "64 x 96"
+    with pytest.raises(NucleiError, match=rf"{name}: found 1 level .*0: {size}"):
+        read_planes(path, channel=0, level=1)
 
 
 # Choices
@@ -547,6 +602,8 @@ def test_bioio(tmp_path, monkeypatch):
     np.testing.assert_array_equal(planes.image[..., 0], STACK[1, 1, 2])
     assert list(planes.channels) == NAMES
     assert planes[2:] == (0.3, "file")
+    with pytest.raises(NucleiError, match=r"found 1 level .*0: 40 x 50"):
+        read_planes(path, channel="gfp", z=2, time=1, level=1)
 
 
 @pytest.mark.parametrize("name", ["a.nd2", "a.lif", "a.czi"])
