@@ -1,10 +1,11 @@
 """Open the files of microscopes: which axes, channels and pixel size they have, and how a part of them is read.
 
 TIFF files (stacks, ImageJ hyperstacks, OME-TIFF) are read by tifffile, OME-Zarr by zarr, CZI, ND2 and LIF by bioio. The
-last two packages are optional. All other files go through `io.read_raw`. Of a pyramid, the largest level is read.
+last two packages are optional. All other files go through `io.read_raw`. One level of a pyramid is read.
 """
 
 import mmap
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,13 +23,16 @@ from nuclei_utils._decode import Refusal, check_pages, check_strips, decode_page
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes
 _ZARR_FILES = ("zarr.json", ".zattrs", ".zgroup")  # in the folder of a Zarr group
+_SVS = ".svs"  # slides of Aperio, TIFF files that are mostly compressed as JPEG
 _FORMATS_EXTRA = 'pip install "nuclei-utils[formats]"'
 _BIOIO_READERS = {  # by ending: how to install the reader
     ".czi": "pip install bioio bioio-czi (its licence is the GPL, therefore no extra of this package installs it)",
     ".lif": _FORMATS_EXTRA,
     ".nd2": _FORMATS_EXTRA,
 }
+_GLASS = {"label", "macro", "macro mask", "overview", "thumbnail"}  # names of pictures of the glass beside a slide
 _GREY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6  # values of the TIFF tag "photometric"
+_YCBCR_JPEG_2000 = 33003  # compression of Aperio: the pixels are YCbCr, but the file says RGB, and so reads tifffile
 _MICROMETRES = {
     **dict.fromkeys(("pm", "picometer"), 1e-6),
     **dict.fromkeys(("å", "angstrom"), 1e-4),
@@ -60,23 +64,27 @@ def is_zarr(path: Path) -> bool:
 
 def needs_extra(path: Path) -> bool:
     """Return whether a path is an image that an optional package reads."""
-    return is_zarr(path) or (path.suffix.lower() in _BIOIO_READERS and path.is_file())
+    return is_zarr(path) or (path.suffix.lower() in (*_BIOIO_READERS, _SVS) and path.is_file())
 
 
 @contextmanager
-def open_stack(path: Path, max_pixels: int, in_parts: bool = False) -> Iterator[Stack]:
+def open_stack(path: Path, max_pixels: int, in_parts: bool = False, level: int = 0) -> Iterator[Stack]:
     """Open an image file. The pixels of a plane can be read until the end of the block.
 
     Errors within the block become `NucleiError` with the file's name. `in_parts` opens a TIFF file so that parts of a
-    plane can be read, if the file allows it.
+    plane can be read, if the file allows it. `level` is a level of a pyramid; other files have only the level 0.
     """
     with named_errors(path, "a microscopy image"):
         if path.is_dir():
-            yield _open_zarr(path)
+            yield _open_zarr(path, level)
         elif path.suffix.lower() in _BIOIO_READERS and path.is_file():
-            yield _open_by_bioio(path)
+            stack = _open_by_bioio(path)
+            _check_level(level, [(stack.axes, stack.shape)])
+            yield stack
         elif not _is_tiff(path):
-            yield _plain_image(path, max_pixels)
+            stack = _plain_image(path, max_pixels)
+            _check_level(level, [(stack.axes, stack.shape)])
+            yield stack
         else:
             with (
                 path.open("rb") as opened,
@@ -84,7 +92,7 @@ def open_stack(path: Path, max_pixels: int, in_parts: bool = False) -> Iterator[
                 # files that the description names are not opened
                 tifffile.TiffFile(opened, name=path.name, _multifile=False) as file,
             ):
-                yield _open_tiff(file, content, path, max_pixels, in_parts)
+                yield _open_tiff(file, content, path, max_pixels, in_parts, level)
 
 
 def can_be_slide(path: Path) -> bool:
@@ -104,6 +112,18 @@ def _plain_image(path, max_pixels, pixel_size=(None, None), names=()):
     return Stack("YXS", raw.shape, raw.dtype, list(names), pixel_size, lambda index: raw[index])
 
 
+def _check_level(level, levels):
+    """Refuse a level that does not exist. `levels` holds the axes and the shape of each level."""
+    if 0 <= level < len(levels):
+        return
+    sizes = (" x ".join(str(shape[axes.index(axis)]) for axis in "YX") for axes, shape in levels)
+    listing = ", ".join(f"{number}: {size}" for number, size in enumerate(sizes))
+    raise Refusal(
+        f"found {len(levels)} level{'s' * (len(levels) > 1)} (height x width {listing}), expected one of them instead "
+        f"of {level}: choose with --level"
+    )
+
+
 def _to_micrometres(size, unit):
     """Return a size in micrometres, or None if the size or its unit is not known."""
     factor = _MICROMETRES.get((unit or "").replace("\\u00B5", "µ").casefold())
@@ -117,34 +137,54 @@ def _to_micrometres(size, unit):
 # TIFF
 
 
-def _open_tiff(file, content, path, max_pixels, in_parts):
+def _open_tiff(file, content, path, max_pixels, in_parts, level):
     check_pages(file, content)
     description = ElementTree.fromstring(file.ome_metadata) if file.is_ome else None
     if description is not None:
         _check_description(description)
-    if len(file.series) > 1:
-        sizes = ", ".join(" x ".join(map(str, series.shape)) for series in file.series[:5])
-        raise Refusal(f"found {len(file.series)} images ({sizes}), expected one: save each image as a separate file")
-    series, page = file.series[0], file.series[0].keyframe
+    series = _only_series(file.series)
+    _check_level(level, [(smaller.axes, smaller.shape) for smaller in series.levels])
     if (file.imagej_metadata or {}).get("images", 1) > 1 and series.kind != "imagej":
         raise ValueError("the file is cut short")
-    axes, is_colour = series.axes, page.photometric in (_RGB, _YCBCR)
     if description is not None:
-        names, pixel_size = _describe_by_ome(description)
+        names, pixel_size = _describe_by_ome(description, file.series, series)
+    elif series.kind == "svs":
+        names, pixel_size = [], _aperio_pixel_size(file.pages[0].description)
     else:
         names, pixel_size = [], _imagej_pixel_size(file)
+    if level:
+        largest, series = series, series.levels[level]
+        ratio = largest.shape[largest.axes.index("X")] / series.shape[series.axes.index("X")]
+        pixel_size = tuple(size and size * ratio for size in pixel_size)
+    page = series.keyframe
+    if page.compression == _YCBCR_JPEG_2000:
+        raise Refusal("found JPEG 2000 in the colours YCbCr, which would be misread: convert the file to OME-TIFF")
+    axes, is_colour = series.axes, page.photometric in (_RGB, _YCBCR)
     is_alpha = axes[-1] == "S" and series.shape[-1] == 2 and page.extrasamples
     if "S" in axes and "C" not in axes and page.photometric < _RGB and not is_alpha:
         axes = axes.replace("S", "C")  # channels that are stored as samples of one page
     in_parts = in_parts and page.photometric in (_GREY, _RGB, _YCBCR) and page.dtype != bool
     in_parts = in_parts and page.tags.valueof("Orientation", 1) == 1
     is_plain = len(file.pages) == 1 and axes in ("YX", "YXS", "SYX") and page.dtype in (np.uint8, np.uint16, bool)
-    if is_plain and not in_parts:
+    if is_plain and not in_parts and level == 0:
         return _plain_image(path, max_pixels, pixel_size, names)
     if page.photometric > _RGB and not is_colour and not (page.photometric == _PALETTE and file.is_imagej):
         raise Refusal(f"found a stack of the type {page.photometric.name}, expected grey or RGB: convert the file")
     read = (_tiff_part_reader if in_parts else _tiff_reader)(series, content, path)
     return Stack(axes, series.shape, series.dtype, names, pixel_size, read, in_parts)
+
+
+def _only_series(found):
+    """Return the only image of a TIFF file, apart from pictures of the glass."""
+    names = [(series.name or "").casefold().removesuffix("image").strip() for series in found]
+    images = [series for series, name in zip(found, names, strict=True) if name not in _GLASS or len(found) == 1]
+    if len(images) != 1:
+        images = images or found
+        sizes = ", ".join(" x ".join(map(str, series.shape)) for series in images[:5])
+        raise Refusal(f"found {len(images)} images ({sizes}), expected one: save each image as a separate file")
+    if images[0].kind == "bif":
+        raise Refusal("found a slide of Ventana, whose tiles overlap: convert it to OME-TIFF")
+    return images[0]
 
 
 def _check_description(description):
@@ -153,13 +193,20 @@ def _check_description(description):
         raise Refusal(f"the planes are in {len(files)} files: save them as one OME-TIFF file")
 
 
-def _describe_by_ome(description):
+def _describe_by_ome(description, found, series):
     """Return the names of the channels and the pixel size."""
-    pixels = description.find("{*}Image/{*}Pixels")
-    if pixels is None:
-        raise ValueError("the OME description holds no image")
+    images = description.findall("{*}Image/{*}Pixels")
+    if not images or len(images) != len(found):
+        raise ValueError(f"the OME description holds {len(images)} images, and the file {len(found)}")
+    pixels = images[found.index(series)]
     size = (_to_micrometres(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "XY")
     return [channel.get("Name") for channel in pixels.iterfind("{*}Channel")], tuple(size)
+
+
+def _aperio_pixel_size(description):
+    """Return the pixel size of an Aperio slide, "... |MPP = 0.25|..."."""
+    size = re.search(r"\|\s*MPP\s*=\s*([^|]+)", description)
+    return (_to_micrometres(size and size[1].replace(",", "."), "um"),) * 2
 
 
 def _imagej_pixel_size(file):
@@ -201,7 +248,7 @@ def _tiff_part_reader(series, content, path):
     """Return a function that reads parts of planes, and only the tiles or strips that hold them."""
     if series.dataoffset is not None:
         return _map_pixels(series, path)
-    for page in series.levels[0].pages:
+    for page in series.pages:
         if page is None:
             raise Refusal("a plane is missing: export the file again")
         check_strips(page, len(content))
@@ -240,7 +287,7 @@ def ome_metadata(node) -> dict:
     return node.attrs.get("ome", node.attrs)
 
 
-def _open_zarr(path):
+def _open_zarr(path, level):
     if not is_zarr(path):
         raise Refusal("found a folder, expected an image file or OME-Zarr: name the files in it")
     zarr = import_zarr("OME-Zarr")
@@ -259,12 +306,15 @@ def _open_zarr(path):
     axes = multiscale.get("axes", [])
     if not axes or not all(isinstance(axis, dict) for axis in axes):
         raise Refusal(f"found OME-Zarr {multiscale.get('version', '')}, expected 0.4 or 0.5: export it again")
-    dataset = multiscale["datasets"][0]  # the largest level is first
-    array = group[dataset["path"]]
     names = [axis["name"].upper() for axis in axes]
+    datasets = multiscale["datasets"]  # the largest level is first
+    if not 0 <= level < len(datasets):
+        _check_level(level, [(names, group[dataset["path"]].shape) for dataset in datasets])
+    dataset = datasets[level]
+    array = group[dataset["path"]]
     scales = dict.fromkeys(names, 1.0)
-    for level in (multiscale, dataset):
-        for transformation in level.get("coordinateTransformations", []):
+    for described in (multiscale, dataset):
+        for transformation in described.get("coordinateTransformations", []):
             for name, scale in zip(names, transformation.get("scale", []), strict=False):
                 scales[name] *= scale
     units = {name: axis.get("unit") for name, axis in zip(names, axes, strict=True)}

@@ -8,7 +8,8 @@ is written to a file and read back is the same, except for the following.
 - `NAME.geojson`, `NAME.geojson.gz` or `NAME.zip`: outlines of QuPath. The file does not hold the size of the image.
 - `NAME_rois.zip`, `NAME.zip` or `NAME.roi`: outlines of ImageJ and Fiji. The file does not hold the size of the image.
   Polygons of ImageJ have no holes. A hole can be read only from a combination of outlines (XOR in the ROI Manager).
-- `NAME.zarr` or `NAME.ome.zarr`: an OME-Zarr label image. This needs the package zarr (the extra `large`).
+- `NAME.zarr`, `NAME.ome.zarr` or `NAME_labels.ome.zarr`: an OME-Zarr label image, such as that of a slide. This needs
+  the package zarr (the extra `large`).
 """
 
 import re
@@ -31,20 +32,20 @@ ENDINGS = (".geojson", ".geojson.gz", ".zip", ".roi", ".zarr")
 def image_name(path: str | PathLike) -> str:
     """Return the name of the image of a file of labels.
 
-    The name has no ending, and no `_labels` or `_rois`.
+    The name has no ending, no `_labels` or `_rois`, and no `.ome` before or after them.
 
     Examples
     --------
-    >>> [image_name(f"a{end}") for end in (".tif", "_labels.png", ".ome.zarr", ".geojson.gz", "_rois.zip")]
+    >>> [image_name(f"a{end}") for end in (".tif", "_labels.png", ".ome.zarr", "_rois.zip", ".ome_labels.ome.tif")]
     ['a', 'a', 'a', 'a', 'a']
     """
     path = Path(path)
     ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), path.suffix)
-    name = path.name[: len(path.name) - len(ending)]
+    name = path.name[: len(path.name) - len(ending)].removesuffix(".ome")
     return re.sub("_rois$" if ending in (".zip", ".roi") else "_labels$", "", name).removesuffix(".ome")
 
 
-def read_labels(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
+def read_labels(path: str | PathLike, shape: tuple[int, int] | None) -> np.ndarray:
     """Read labels from a label map, outlines or OME-Zarr.
 
     Label maps and OME-Zarr keep their labels, holes and overlaps are as in `export.read_geojson`. In OME-Zarr, the
@@ -53,8 +54,8 @@ def read_labels(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
 
     Parameters
     ----------
-    shape : tuple of int
-        (height, width) of the image.
+    shape : tuple of int or None
+        (height, width) of the image. None accepts a label map or OME-Zarr of any size; outlines need the size.
 
     Returns
     -------
@@ -79,7 +80,7 @@ def read_labels(path: str | PathLike, shape: tuple[int, int]) -> np.ndarray:
     if name.endswith((".zip", ".roi")):
         return read_imagej_rois(path, shape)
     label_map = _read_zarr(path) if name.endswith(".zarr") else read_label_map(path)
-    if label_map.shape != tuple(shape):
+    if shape is not None and label_map.shape != tuple(shape):
         raise NucleiError(f"{path}: found (height, width) {label_map.shape}, expected {tuple(shape)} as in the image")
     return label_map
 

@@ -1,8 +1,8 @@
 """Read one image from the file of a microscope: choose channel, z plane and time, and find the pixel size.
 
-Formats: TIFF stacks, ImageJ hyperstacks and OME-TIFF; OME-Zarr with the extra `[large]`; ND2 and LIF with the extra
-`[formats]`, and CZI with the package bioio-czi. Other files are read as `io.read_raw` does. Only the planes that are
-needed are read, and each plane must fit into memory.
+Formats: TIFF stacks, ImageJ hyperstacks, OME-TIFF and Aperio SVS; OME-Zarr with the extra `[large]`; ND2 and LIF with
+the extra `[formats]`, and CZI with the package bioio-czi. Other files are read as `io.read_raw` does. Only the planes
+that are needed are read, and each plane must fit into memory.
 """
 
 import os
@@ -66,6 +66,7 @@ def read_planes(
     value_range: tuple[float, float] | None = None,
     pixel_size: float | None = None,
     max_pixels: int = io.MAX_PIXELS,
+    level: int = 0,
 ) -> Planes:
     """Read one plane of each channel from a microscopy file.
 
@@ -84,23 +85,25 @@ def read_planes(
         The values of the file that become 0 and 65,535 of a uint16 image, for files with fractions or negative values.
         Values beyond are clipped. The channels keep the values of the file.
     pixel_size : float, optional
-        Micrometres per pixel, instead of the size in the file.
+        Micrometres per pixel of the level, instead of the size in the file.
     max_pixels : int
         Limit of height x width.
+    level : int
+        Level of a pyramid (TIFF or OME-Zarr), 0 is the largest. A file without a pyramid has only the level 0.
 
     Returns
     -------
     Planes
         `image`, `channels`, `pixel_size` and `pixel_size_source`. A grey image without a name for its channel has the
         channels "red", "green" and "blue", all equal, as an RGB image has. Several channels without names are
-        "channel_0", "channel_1", ... The pixel size comes from the OME, ImageJ or bioio description, and never from
-        the resolution for printing (dpi).
+        "channel_0", "channel_1", ... The pixel size comes from the OME, ImageJ, Aperio or bioio description, and
+        never from the resolution for printing (dpi). The size is that of the level.
 
     Raises
     ------
     NucleiError
-        If the file is damaged, has no such plane, or leaves a choice; if a package is missing, or pixels are not square
-        and `pixel_size` is not given.
+        If the file is damaged, has no such plane or level, or leaves a choice; if a package is missing, or pixels are
+        not square and `pixel_size` is not given.
 
     Examples
     --------
@@ -112,7 +115,7 @@ def read_planes(
     >>> planes.image.shape, list(planes.channels), planes.pixel_size
     ((20, 30, 1), ['DAPI', 'GFP'], 0.25)
     """
-    with open_planes(path, channel, z, time, value_range, pixel_size, max_pixels) as planes:
+    with open_planes(path, channel, z, time, value_range, pixel_size, max_pixels, level=level) as planes:
         image, channels = planes.read(slice(None), slice(None))
         return Planes(image, channels, planes.pixel_size, planes.pixel_size_source)
 
@@ -127,6 +130,7 @@ def open_planes(
     pixel_size: float | None = None,
     max_pixels: float = io.MAX_PIXELS,
     in_parts: bool = False,
+    level: int = 0,
 ) -> Iterator[OpenPlanes]:
     """Open a microscopy file, to read parts of one plane of each channel.
 
@@ -147,7 +151,7 @@ def open_planes(
         raise ValueError(f'expected "max" or the index of a plane, found z={z!r}')
     if value_range is not None and not (np.isfinite(value_range).all() and value_range[0] < value_range[1]):
         raise ValueError(f"expected two numbers, the lower first, found value_range={value_range}")
-    with open_stack(Path(path), max_pixels, in_parts) as stack:
+    with open_stack(Path(path), max_pixels, in_parts, level) as stack:
         stack = _name_unknown_axis(stack, channel, z, time)
         sizes = dict(zip(stack.axes, stack.shape, strict=True))
         check_size(sizes["Y"], sizes["X"], max_pixels)
@@ -189,7 +193,7 @@ def open_planes(
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the images of a folder that an optional package reads: OME-Zarr, CZI, ND2 and LIF.
+    """List the images of a folder that an optional package reads: OME-Zarr, SVS, CZI, ND2 and LIF.
 
     The list is sorted and without hidden files. If the folder itself is an OME-Zarr image, the list holds the folder.
     `datasets.list_images` lists the other images.

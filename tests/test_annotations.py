@@ -6,6 +6,7 @@ import sys
 import warnings
 import zipfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +118,23 @@ def save_images(folder, names, size=(60, 80)):
     for name in names:
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(folder / "images" / name)
     return folder / "labels"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("slide.ome_labels.ome.zarr", "slide"),
+        ("slide.ome_labels.ome.tif", "slide"),
+        ("slide_labels.ome.zarr", "slide"),
+        ("slide_labels.zarr", "slide"),
+        ("slide.ome_rois.zip", "slide"),
+        ("slide.ome.geojson.gz", "slide"),
+        ("slide_labels_rois.tif", "slide_labels_rois"),
+        ("slide.some_labels.png", "slide.some"),
+    ],
+)
+def test_the_name_of_the_image(name, expected):
+    assert annotations.image_name(Path("labels.ome") / name) == expected
 
 
 def test_formats_are_mixed_in_a_folder(tmp_path):

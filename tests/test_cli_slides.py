@@ -1,14 +1,17 @@
 """Tests of `nuclei-utils predict` with slides: files, tables, interruptions and faults, in one process."""
 
 import errno
+import json
+import shutil
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import annotations, io, models, predict, slides
+from nuclei_utils import annotations, datasets, io, models, predict, slides
 from tests.commands import bright_network, complaints, run
+from tests.test_microscopy import write_levels
 from tests.test_slides import slide_pixels, write_slide
 
 pytest.importorskip("zarr", minversion="3")
@@ -76,6 +79,57 @@ def test_a_slide_has_the_nuclei_of_the_image(slide, tmp_path, out, capsys):
         assert capsys.readouterr().out.splitlines()[:2] == expected
     assert run("predict", slide.parent, "--out", out / "tif", *SMALL, "--label-format", "tif", "--resume") == 0
     assert "2 of 2 images were finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label_format", ["zarr", "tif"])
+def test_the_labels_of_a_slide_are_read_back(tmp_path, out, label_format, capsys):
+    images, labels = tmp_path / "corrected" / "images", tmp_path / "corrected" / "labels"
+    labels.mkdir(parents=True)
+    image = write_slide(images / "a.ome.tif", slide_pixels(200, 300))
+    assert run("predict", image, "--out", out, *SMALL, "--label-format", label_format) == 0
+    name = f"a.ome_labels.ome.{label_format}"
+    (shutil.copytree if label_format == "zarr" else shutil.copyfile)(out / name, labels / name)
+    (record,) = datasets.read_folder(tmp_path / "corrected")
+    np.testing.assert_array_equal(record.label_map, annotations.read_labels(out / name, (200, 300)))
+    capsys.readouterr()
+    assert run("evaluate", out, "--truth", tmp_path / "corrected", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["instances"]["score"] == 1
+    assert report["instances"]["true"] == record.label_map.max() > 20
+
+
+def test_a_level_of_a_pyramid(tmp_path, out, capsys):
+    pixels = np.kron(slide_pixels(150, 200), np.ones((2, 2), np.uint16))
+    path = write_levels(tmp_path / "a.tif", 2, pixels)
+    assert run("predict", path, "--out", out / "whole", "--block", 96, "--level", 1) == 0
+    assert run("predict", path, "--out", out / "slide", *SMALL, "--level", 1) == 0
+    label_map = io.read_label_map(out / "whole" / "a_labels.png")
+    found = annotations.read_labels(out / "slide" / "a_labels.ome.zarr", (150, 200))
+    np.testing.assert_array_equal(found, label_map)
+    for folder in (out / "whole", out / "slide"):
+        assert json.loads((folder / "predict_settings.json").read_text())["--level"] == 1
+        assert set(sorted_table(folder)["pixel_size"]) == {0.4}
+    other = write_levels(tmp_path / "b.tif", 2, pixels)
+    capsys.readouterr()
+    assert run("predict", other, "--out", out / "slide", *SMALL, "--resume") == 1
+    assert "other --level" in capsys.readouterr().err
+    assert run("predict", other, "--out", out / "other", *SMALL, "--level", 2) == 1
+    (line,) = complaints(capsys)
+    assert f"{other}: found 2 levels (height x width 0: 300 x 400, 1: 150 x 200)" in line
+
+
+def test_blocks_of_another_level_are_not_used(tmp_path, out, monkeypatch):
+    path = write_levels(tmp_path / "a.tif", 2, np.kron(slide_pixels(100, 200), np.ones((2, 2), np.uint16)))
+
+    def stop(job, number):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slides.Job, "finish_block", stop)
+        assert run("predict", path, "--out", out, *SMALL) == 1
+    assert run("predict", path, "--out", out, *SMALL, "--resume", "--level", 1) == 0
+    assert run("predict", path, "--out", tmp_path / "whole", *SMALL, "--level", 1) == 0
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -144,6 +144,155 @@ def test_white_is_high(path, photometric):
     np.testing.assert_array_equal(read_planes(path, z=1).image[..., 0], expected)
 
 
+# Pictures of the glass beside a slide
+
+
+LEVELS = [np.random.default_rng(3).integers(0, 256, (64 // n, 96 // n, 3), np.uint8) for n in (1, 2, 4)]
+APERIO = "Aperio Image Library v12.0.15\r\n96x64 [0,0 96x64] (16x16)|AppMag = 40|MPP = 0.25"
+
+
+def write_svs(path, description=APERIO, n_other=3, **options):
+    """Write a slide of three levels as Aperio's scanners do: with thumbnail, label and picture of the glass."""
+    options = {"compression": "zlib", "photometric": "rgb", "metadata": None} | options
+    tiles = {"tile": (16, 16), **options}
+    with tifffile.TiffWriter(path) as file:
+        file.write(LEVELS[0], description=description, **tiles)
+        if n_other:
+            file.write(LEVELS[2], description="Aperio Image Library v12.0.15", **options)
+        for level in LEVELS[1:]:
+            file.write(level, description=description, **tiles)
+        for name, kind in [("label", 1), ("macro", 9)][: n_other - 1 if n_other else 0]:
+            file.write(
+                LEVELS[2][:9], description=f"Aperio Image Library v12.0.15\r\n{name}", subfiletype=kind, **options
+            )
+    return path
+
+
+@pytest.mark.parametrize("n_other", [1, 2, 3])
+def test_an_aperio_slide_is_read_without_the_other_pictures(tmp_path, n_other):
+    path = write_svs(tmp_path / "slide.svs", n_other=n_other)
+    for level, pixels in enumerate(LEVELS):
+        planes = read_planes(path, level=level)
+        np.testing.assert_array_equal(planes.image, pixels)
+        assert planes[2:] == (0.25 * 2**level, "file")
+    assert microscopy.list_images(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("text", ["|AppMag = 40", "|MPP = 0|AppMag = 40", "|MPP = unknown", "|XMPP = 0.3"])
+def test_an_aperio_slide_without_a_pixel_size(tmp_path, text):
+    path = write_svs(tmp_path / "slide.svs", f"Aperio Image Library v12.0.15{text}")
+    assert read_planes(path)[2:] == (None, "")
+
+
+def test_an_aperio_pixel_size_may_have_a_comma(tmp_path):
+    path = write_svs(tmp_path / "slide.svs", APERIO.replace("0.25", "0,25|Filtered = 5"))
+    assert read_planes(path).pixel_size == 0.25
+
+
+def test_colours_that_would_be_misread_are_refused(tmp_path):
+    path = write_svs(tmp_path / "slide.svs")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["Compression"].overwrite(33003)
+    with pytest.raises(NucleiError, match=r"slide\.svs.*YCbCr.*OME-TIFF"):
+        read_planes(path)
+
+
+def write_images(path, names):
+    """Write an OME-TIFF file of several images, each with other pixels and another pixel size."""
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for number, name in enumerate(names):
+            metadata = {"axes": "CYX", "Name": name, "Channel": {"Name": [f"{c}{number}" for c in "ab"]}}
+            metadata |= {f"PhysicalSize{axis}": number + 1 for axis in "XY"}
+            file.write(STACK[0, :2, number], metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["slide.svs", "label image", "macro image"], 0),
+        (["Overview", "THUMBNAIL IMAGE", "20x_01", "Macro Mask Image"], 2),
+        (["label"], 0),
+    ],
+)
+def test_pictures_of_the_glass_are_left_out(path, names, chosen):
+    planes = read_planes(write_images(path, names), channel=1)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 1, chosen])
+    assert list(planes.channels) == [f"a{chosen}", f"b{chosen}"]
+    assert planes.pixel_size == chosen + 1
+
+
+@pytest.mark.parametrize(
+    ("names", "n_images"), [(["a", "label", "b"], 2), (["label", "macro"], 2), (["label 2", "macrophages", ""], 3)]
+)
+def test_several_images_of_a_file_are_refused(path, names, n_images):
+    with pytest.raises(NucleiError, match=rf"cells\.tif.*found {n_images} images \(2 x 40 x 50, "):
+        read_planes(write_images(path, names), channel=0)
+
+
+def test_a_slide_of_overlapping_tiles_is_refused(path):
+    xmp = (700, "B", None, b"<iScan/>", True)
+    with tifffile.TiffWriter(path) as file:
+        for name in ("Label Image", "level=0 mag=40 quality=90"):
+            file.write(LEVELS[0], description=name, software="ScanOutputManager 1.0", extratags=[xmp], metadata=None)
+    with pytest.raises(NucleiError, match=r"cells\.tif.*Ventana.*OME-TIFF"):
+        read_planes(path)
+
+
+# Levels
+
+
+def write_levels(path, n_levels, pixels=STACK[0, :, 0], byteorder="<", **options):
+    """Write a TIFF pyramid."""
+    with tifffile.TiffWriter(path, ome=True, byteorder=byteorder) as file:
+        for level in range(n_levels):
+            size = {"PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2} if level == 0 else {}
+            axes = "CYX"[-pixels.ndim :]
+            more = {"subfiletype": 1} if level else {"subifds": n_levels - 1, "metadata": {"axes": axes, **size}}
+            file.write(pixels[..., :: 2**level, :: 2**level], tile=(16, 16), **more, **options)
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": ">"}])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_level_of_a_tiff_pyramid(path, level, options):
+    planes = read_planes(write_levels(path, 3, **options), channel=1, level=level)
+    np.testing.assert_array_equal(planes.channels["channel_1"], STACK[0, 1, 0, :: 2**level, :: 2**level])
+    assert planes.pixel_size == pytest.approx(0.2 * 50 / [50, 25, 13][level])
+    assert read_planes(path, channel=1, level=level, pixel_size=0.7).pixel_size == 0.7
+    grey = read_planes(write_levels(path, 3, STACK[0, 0, 0], **options), level=level)
+    np.testing.assert_array_equal(grey.image[..., 0], STACK[0, 0, 0, :: 2**level, :: 2**level])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_a_level_of_ome_zarr(tmp_path, version):
+    path = write_zarr(tmp_path / "cells.zarr", STACK[0], "czyx", version, NAMES)
+    planes = read_planes(path, channel=1, z=2, level=1)
+    np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 1, 2, ::2, ::2])
+    assert planes.pixel_size == pytest.approx(0.4)
+    with pytest.raises(NucleiError, match=r"cells\.zarr: found 2 levels .*0: 40 x 50, 1: 20 x 25.*instead of 2"):
+        read_planes(path, channel=1, level=2)
+
+
+@pytest.mark.parametrize("level", [-1, 2])
+def test_a_level_that_does_not_exist_is_refused_with_a_list(path, level):
+    write_levels(path, 2)
+    with pytest.raises(NucleiError, match=rf"cells\.tif: found 2 levels .*0: 40 x 50, 1: 20 x 25.* {level}: .*--level"):
+        read_planes(path, channel=1, level=level)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "stack.tif"])
+def test_a_file_without_a_pyramid_has_one_level(tmp_path, name):
+    path = tmp_path / name
+    if name == "stack.tif":
+        write_ome(path, STACK[0], "CZYX", NAMES)
+    else:
+        Image.fromarray(LEVELS[0]).save(path)
+    size = "40 x 50" if name == "stack.tif" else "64 x 96"
+    with pytest.raises(NucleiError, match=rf"{name}: found 1 level .*0: {size}"):
+        read_planes(path, channel=0, level=1)
+
+
 # Choices
 
 
@@ -319,12 +468,15 @@ def test_planes_in_other_files_are_not_opened(tmp_path, path):
         read_planes(path)
 
 
-def test_several_images_of_a_file_are_refused(path):
-    with tifffile.TiffWriter(path, ome=True) as file:
-        file.write(STACK[0, 0], metadata={"axes": "ZYX"})
-        file.write(STACK[0, 1], metadata={"axes": "ZYX"})
-    with pytest.raises(NucleiError, match="found 2 images"):
-        read_planes(path, z=0)
+def test_an_image_without_planes_is_refused(path):
+    """tifffile leaves such an image out, and the next image would get its pixel size."""
+    write_images(path, ["a", "b"])
+    description = tifffile.tiffcomment(path)
+    first = description.index("<TiffData")
+    last = description.index("</Pixels>")
+    tifffile.tiffcomment(path, description[:first] + description[last:])
+    with pytest.raises(NucleiError, match=r"cells\.tif.*2 images.*the file 1"):
+        read_planes(path, channel=0)
 
 
 def test_a_compression_without_decoder_is_named(path):
@@ -450,6 +602,8 @@ def test_bioio(tmp_path, monkeypatch):
     np.testing.assert_array_equal(planes.image[..., 0], STACK[1, 1, 2])
     assert list(planes.channels) == NAMES
     assert planes[2:] == (0.3, "file")
+    with pytest.raises(NucleiError, match=r"found 1 level .*0: 40 x 50"):
+        read_planes(path, channel="gfp", z=2, time=1, level=1)
 
 
 @pytest.mark.parametrize("name", ["a.nd2", "a.lif", "a.czi"])

@@ -12,7 +12,7 @@ import tifffile
 
 from nuclei_utils import annotations, export, io, microscopy, predict, preprocess, slides
 from nuclei_utils.errors import NucleiError
-from tests.test_microscopy import write_ome, write_zarr
+from tests.test_microscopy import LEVELS, write_levels, write_ome, write_svs, write_zarr
 from tests.test_predict import discs
 
 zarr = pytest.importorskip("zarr", minversion="3")
@@ -40,16 +40,16 @@ def write_slide(path, pixels, **options):
     return path
 
 
-def job_for(path, folder, min_pixels=1000, **options):
-    slide = slides.find_slide(path, min_pixels)
+def job_for(path, folder, min_pixels=1000, level=0, **options):
+    slide = slides.find_slide(path, min_pixels, level=level)
     return slides.Job(
         slide, folder, red_network, "slide", options={"min_size": 20}, **({"block": 96, "context": 32} | options)
     )
 
 
-def whole(path, **options):
+def whole(path, level=0, **options):
     """Return label map, table and codes of a slide that is read whole."""
-    planes = microscopy.read_planes(path)
+    planes = microscopy.read_planes(path, level=level)
     image = io.to_rgb8(planes.image)
     label_map = predict.predict_labels(red_network(), image, min_size=20, **({"block": 96, "context": 32} | options))
     table = export.measure_nuclei(planes.channels, label_map, "slide", planes.pixel_size)
@@ -81,6 +81,37 @@ def test_a_slide_gives_the_nuclei_of_the_whole_image(tmp_path, monkeypatch, dtyp
     in_parts, codes_in_parts = in_parts.sort_values("label", ignore_index=True), codes_in_parts
     pd.testing.assert_frame_equal(in_parts[table.columns], table, check_dtype=False, rtol=1e-9)
     assert sorted(codes_in_parts["EncodedPixels"]) == sorted(codes["EncodedPixels"])
+
+
+@pytest.mark.parametrize("kind", ["tif", "zarr"])
+def test_a_level_of_a_slide_gives_the_nuclei_of_that_level(tmp_path, kind):
+    pixels = np.kron(slide_pixels(150, 200), np.ones((2, 2), np.uint16))
+    if kind == "tif":
+        path = write_levels(tmp_path / "a.tif", 2, pixels, compression="zlib")
+    else:
+        path = write_zarr(tmp_path / "a.zarr", pixels, "yx", "0.4")
+    label_map, table, _, image = whole(path, level=1)
+    assert image.shape == (150, 200, 3)
+    assert label_map.max() > 10
+    job = job_for(path, tmp_path / "work", level=1)
+    assert (job.slide.shape, job.slide.pixel_size) == ((150, 200), pytest.approx(0.4))
+    result = job.run()
+    np.testing.assert_array_equal(annotations.read_labels(result.labels, (150, 200)), label_map)
+    in_parts = tables_of(job, table.columns)[0].sort_values("label", ignore_index=True)
+    pd.testing.assert_frame_equal(in_parts[table.columns], table, check_dtype=False, rtol=1e-9)
+    assert slides.find_slide(path, 2 * 150 * 200, level=1) is None
+    assert slides.find_slide(path, 2 * 150 * 200).shape == (300, 400)
+
+
+def test_an_aperio_slide_is_read_in_parts(tmp_path):
+    path = write_svs(tmp_path / "a.svs")
+    for level, pixels in enumerate(LEVELS):
+        slide = slides.find_slide(path, 100, level=level)
+        assert (slide.shape, slide.pixel_size) == (pixels.shape[:2], 0.25 * 2**level)
+        with slide.open() as planes:
+            image, channels = planes.read(slice(3, 15), slice(5, 24))
+        np.testing.assert_array_equal(image, pixels[3:15, 5:24])
+        np.testing.assert_array_equal(channels["blue"], pixels[3:15, 5:24, 2])
 
 
 def test_a_tiff_pyramid_holds_the_same_labels(tmp_path):

@@ -20,9 +20,10 @@ examples:
   python -m nuclei_utils evaluate result --truth mine/labels --json > scores.json
 
 PREDICTED_DIR holds the label maps of 'predict' or of another tool: NAME_labels.png or NAME.png (or .tif), 0 background,
-1..N one number for each nucleus. The truth is a folder of such label maps or of outlines (NAME.geojson of QuPath,
-NAME_rois.zip of ImageJ, NAME.zarr), in any mixture but one file for each image; a folder of masks (NAME/masks/*.png,
-one file for each nucleus); or a CSV file with the columns ImageId, EncodedPixels, Height, Width.
+1..N one number for each nucleus; or NAME_labels.ome.zarr, the labels of a slide. The truth is a folder of such label
+maps or of outlines (NAME.geojson of QuPath, NAME_rois.zip of ImageJ, NAME.zarr), in any mixture but one file for each
+image; a folder of masks (NAME/masks/*.png, one file for each nucleus); or a CSV file with the columns ImageId,
+EncodedPixels, Height, Width.
 
 Pixels: Dice, IoU, precision and recall of nucleus against background, mean over images. Nuclei: the score of the
 competition, mean over images, and the average precision TP / (TP + FP + FN) over the nuclei of all images together.
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
 def _find_label_maps(path, with_outlines=False):
     """Return the label maps of a folder or solution by image name.
 
-    The values are paths or arrays for `_read`. Outlines beside predicted label maps are other files of `predict`.
+    The values are paths or arrays for `_read`. Outlines beside predicted label maps are other files of `predict`, but
+    the labels of a slide are OME-Zarr.
     """
     if path.is_file():
         return nu.export.read_solution(path)
@@ -88,16 +90,17 @@ def _find_label_maps(path, with_outlines=False):
     folder = path / "labels" if (path / "labels").is_dir() else path
     visible = sorted(file for file in folder.iterdir() if file.name[0] != ".")
     files = [file for file in visible if file.suffix.lower() in nu.io.LOSSLESS]
-    outlines = [file for file in visible if with_outlines and file.name.lower().endswith(nu.annotations.ENDINGS)]
+    endings = nu.annotations.ENDINGS if with_outlines else "_labels.ome.zarr"
+    others = [file for file in visible if file.name.lower().endswith(endings)]
     label_maps = {}
-    for file in [*(_named_labels(folder, files) or files), *outlines]:
+    for file in [*(_named_labels(folder, files) or files), *others]:
         other = label_maps.setdefault(nu.annotations.image_name(file), file)
         if other is not file:
             raise NucleiError(f"{folder}: {other.name} and {file.name} belong to the same image: keep one of them")
     label_maps = label_maps or {masks.parent.name: masks for masks in sorted(path.glob("*/masks")) if masks.is_dir()}
     if not label_maps:
         raise NucleiError(
-            f"{path} holds no label maps: expected NAME_labels.png, NAME.png or .tif"
+            f"{path} holds no label maps: expected NAME_labels.png, NAME.png or .tif, NAME_labels.ome.zarr"
             f"{', NAME.geojson, NAME_rois.zip' if with_outlines else ''}, or NAME/masks/*.png"
         )
     return label_maps
@@ -105,8 +108,8 @@ def _find_label_maps(path, with_outlines=False):
 
 def _named_labels(folder, files):
     """Return the files NAME_labels; refuse files that belong to none."""
-    labels = [file for file in files if file.stem.endswith("_labels")]
-    names = {file.stem.removesuffix("_labels") for file in labels}
+    labels = [file for file in files if file.stem.removesuffix(".ome").endswith("_labels")]
+    names = {file.stem.removesuffix(".ome").removesuffix("_labels") for file in labels}
     for file in set(files) - set(labels) if labels else ():
         # masks and overlays of `predict`, and the image itself, may be in the same folder
         if not names & {file.stem, file.stem.removesuffix("_mask"), file.stem.removesuffix("_overlay")}:

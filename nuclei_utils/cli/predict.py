@@ -40,6 +40,8 @@ examples:
   python -m nuclei_utils predict photos --out result --resume        resume an interrupted run, or add new images
   python -m nuclei_utils predict slide.ome.tif --out result --channel DAPI --workers 4
                                                                      a slide, block by block, in four processes
+  python -m nuclei_utils predict slide.ome.tif --out result --level 1
+                                                                     a smaller level, if nuclei are too large in level 0
   python -m nuclei_utils predict photos --out result --scheduler tcp://10.0.0.1:8786
                                                                      the workers of a Dask cluster, see docs/scale.md
 
@@ -49,11 +51,13 @@ reads the layout of the competition in it, NAME/images/*.png.
 Formats:
   PNG, JPEG, BMP, TIFF, OME-TIFF, ImageJ hyperstacks    always
   OME-Zarr 0.4 and 0.5 (a folder)                       pip install "nuclei-utils[large]"
-  ND2, LIF, and TIFF stacks with LZW or JPEG inside      pip install "nuclei-utils[formats]"
+  ND2, LIF, and TIFF stacks with LZW or JPEG inside,     pip install "nuclei-utils[formats]"
+  such as most slides of Aperio (SVS)
   CZI                                                   pip install bioio bioio-czi (its licence is the GPL)
 The network sees one plane of one channel, or the colours of an RGB image. If the file leaves a choice, the message
 names the channels or the number of times. All channels of the plane are measured. Images with fractions (float) or
-negative values need --value-range. The pixel size comes from the file (OME or ImageJ) unless you give --pixel-size.
+negative values need --value-range. The pixel size comes from the file (OME, ImageJ or Aperio) unless you give
+--pixel-size.
 
 Output files for each image:
   NAME_labels.png   label map, 16 bits: 0 background, 1..N one number for each nucleus (above 65,535: NAME_labels.tif)
@@ -91,7 +95,9 @@ the table by it.
 The included network was trained on nuclei with a median diameter of 19.6 pixels, most of them between 9 and 52. Without
 --diameter, a message names each image whose median diameter is outside of this range. This is the median of the nuclei
 that the network found. Look at the overlay, because the network can also take parts of a very large nucleus for nuclei
-of the usual size. Slides are not checked, and --diameter is not for slides.
+of the usual size. Slides are not checked, and --diameter is not for slides. For them, choose the --level of the pyramid
+in which nuclei are closest to 20 pixels: 0.4 micrometres per pixel for nuclei of 8 micrometres. Labels and measurements
+then have the size of that level. If no level is close, export a smaller copy.
 """
 
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
@@ -131,10 +137,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "max: the maximum of all z planes, which is the default; or the index of one z plane, from 0"
     add("--z", type=_depth, metavar="max|INDEX", help=text)
     add("--time", type=_whole, metavar="INDEX", help="index of a time, from 0; needed for files with several times")
+    text = "level of a pyramid (TIFF or OME-Zarr) that is read: 0, the default, is the largest"
+    add("--level", type=_whole, default=0, metavar="INDEX", help=text)
     text = "values of the file that become black and white for the network; measurements keep the values of the file"
     add("--value-range", type=_value, nargs=2, metavar=("LOW", "HIGH"), help=text)
     text = (
-        "width of a pixel in micrometres (default: the size in the file); nuclei.csv then has micrometres, not pixels"
+        "width of a pixel in micrometres, at the --level that is read (default: the size in the file); nuclei.csv has "
+        "micrometres then, not pixels"
     )
     add("--pixel-size", type=_length, metavar="UM", help=text)
     text = (
@@ -227,6 +236,7 @@ def _settings(args):
         "--channel": args.channel,
         "--z": args.z,
         "--time": args.time,
+        "--level": args.level,
         "--value-range": args.value_range,
         "--pixel-size": args.pixel_size,
         "--diameter": args.diameter and list(args.diameter),
@@ -294,7 +304,13 @@ class _Run:
             work=work,
             model=args.model and args.model.absolute(),
             digest=settings["--model"],
-            planes={"channel": args.channel, "z": args.z, "time": args.time, "value_range": args.value_range},
+            planes={
+                "channel": args.channel,
+                "z": args.z,
+                "time": args.time,
+                "value_range": args.value_range,
+                "level": args.level,
+            },
             max_pixels=args.max_pixels,
             slide_pixels=args.slide_pixels,
             pixel_size=args.pixel_size,

@@ -133,8 +133,8 @@ def prepare_slide(slide: Slide, options: Options, settings: dict) -> Job:
         )
     if options.diameter is not None:
         raise NucleiError(
-            f"{slide.path} is a slide, which is not resized: leave out --diameter, or raise --slide-pixels, if the "
-            "image fits into memory"
+            f"{slide.path} is a slide, which is not resized: leave out --diameter, and choose a --level; or raise "
+            "--slide-pixels, if the image fits into memory"
         )
     if options.max_pixels is not None and slide.shape[0] * slide.shape[1] > options.max_pixels:
         raise NucleiError(
