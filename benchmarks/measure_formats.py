@@ -18,7 +18,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import tifffile
-import zarr
 from scipy import ndimage
 
 from benchmarks import results_file
@@ -36,17 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="FORMAT")
     parser.add_argument("--file", type=Path, help="measure this file instead")
-    parser.add_argument("--options", nargs="+", default=[], help="options of predict for --file, without dashes")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of predict for --file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.file:
-            words = [word if value else f"--{word}" for value, word in enumerate(args.options)]
-            add(args.file.suffix.lstrip(".").upper(), measure(args.file, Path(folder) / "out", words))
+            add(args.file.suffix.lstrip(".").upper(), measure(args.file, Path(folder) / "out", args.options))
             return
         stack = draw()
         for name in args.formats:
             path, options = FORMATS[name](Path(folder), stack)
-            add(name, measure(path, Path(folder) / path.stem, options))
+            add(name, measure(path, Path(folder) / f"results of {path.name}", options))
 
 
 def add(name: str, run: dict) -> None:
@@ -58,7 +56,7 @@ def add(name: str, run: dict) -> None:
 def measure(path: Path, out: Path, options: list[str]) -> dict:
     """Run the command. Return time, memory and the number of nuclei."""
     seconds, peak = run_command("predict", path, "--out", out, *options)
-    table = pd.read_csv(out / "nuclei.csv")
+    table = pd.read_csv(out / "nuclei.csv", keep_default_na=False)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return {
         "options": " ".join(options),
@@ -137,6 +135,8 @@ def write_zarr(version: str) -> Callable:
     """Return a function that writes OME-Zarr of two levels."""
 
     def write(folder, stack):
+        import zarr
+
         path = folder / f"v{version}.ome.zarr"
         group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
         datasets = []

@@ -9,7 +9,6 @@ the image and the label map.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -65,8 +64,10 @@ def measure(side: int, block: int) -> None:
     print(json.dumps(run))
 
 
-def peak_memory(usage: resource.struct_rusage | None = None) -> int:
-    """Return the peak memory of this process, or the peak in `usage`, megabytes (10**6 bytes)."""
+def peak_memory(usage=None) -> int:
+    """Return the peak memory of this process, or that in a `struct_rusage`, megabytes (10**6 bytes)."""
+    import resource  # Windows has no such module
+
     peak = (usage or resource.getrusage(resource.RUSAGE_SELF)).ru_maxrss
     return round(peak * (1 if sys.platform == "darwin" else 1024) / MEGABYTE)  # bytes on macOS, kilobytes on Linux
 

@@ -19,7 +19,7 @@ import tifffile
 
 from benchmarks import results_file
 from benchmarks.measure_memory import MEGABYTE, run_command
-from nuclei_utils import blocks, cluster, slides
+from nuclei_utils import blocks, cluster, predict, slides
 from nuclei_utils.cli import predict_images
 from tools import draw_sample
 
@@ -72,6 +72,8 @@ def measure(path: Path, out: Path, side: int, workers: int, label_format: str) -
         "side": side,
         "workers": workers,
         "label_format": label_format,
+        "block": predict.BLOCK,
+        "context": predict.CONTEXT,
         "nuclei": len(pd.read_csv(out / "nuclei.csv", usecols=["label"])),
         "slide_mb": round(path.stat().st_size / MEGABYTE),
         "labels_mb": round(sum(file.stat().st_size for file in out.rglob("*labels*/**/*")) / MEGABYTE),
@@ -98,7 +100,8 @@ def measure_steps(path: Path, folder: Path) -> dict:
     rows = range(slides._label_images.n_chunk_rows(slide.shape, job.block, level=1))
     times["shrink"] = timed(lambda: [job.shrink((1, row)) for row in rows])
     times["tables"] = timed(lambda: [len(rows) for parts in (job.rows(), job.codes()) for rows in parts])
-    run = {"side": slide.shape[0], "blocks": len(numbers), "nuclei": job._settle()}
+    run = {"side": slide.shape[0], "block": job.block, "context": job.context, "blocks": len(numbers)}
+    run["nuclei"] = job._settle()
     run |= {f"{name}_seconds_per_block": round(seconds / len(numbers), 4) for name, seconds in times.items()}
     run["found_bytes_per_block"] = round(sum(job._found(n).stat().st_size for n in numbers) / len(numbers))
     with cluster.connect(workers=1) as client:

@@ -96,11 +96,12 @@ def connect(workers: int = 0, scheduler: str | None = None, timeout: float = TIM
         words = f"--scheduler-file {scheduler}" if "scheduler_file" in where else scheduler
         with _say_without_workers(
             client,
-            f"no worker has joined the scheduler {scheduler} yet: waiting for 'dask worker {words}'; stop with Ctrl-C",
+            f"no worker has joined the scheduler {scheduler} yet: waiting for 'dask worker --nthreads 1 {words}'; stop "
+            "with Ctrl-C",
         ):
             client.wait_for_workers(1)
         with _say_without_workers(
-            client, "no worker is left: waiting for new workers; Ctrl-C stops, and --resume goes on later"
+            client, "no worker is left: waiting for new workers; Ctrl-C stops, and --resume continues later"
         ):
             yield client
 
@@ -115,7 +116,7 @@ def _say_without_workers(client, message):
         while not ended.wait(_LOOK_EVERY) and client.status == "running":
             try:
                 has_workers = bool(client.nthreads())
-            except OSError:  # the scheduler is lost: the tasks say so
+            except Exception:  # the scheduler is lost, or the client closes: the tasks say so
                 return
             if had_workers and not has_workers:
                 tqdm.write(f"nuclei-utils: {message}", file=sys.stderr)
@@ -127,7 +128,7 @@ def _say_without_workers(client, message):
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=1)  # a lost scheduler must not hold up Ctrl-C
 
 
 def run_tasks(

@@ -30,7 +30,7 @@ BLOCK = 768
 CONTEXT = 128
 """Width of the frame around a block that is predicted too, pixels.
 
-With less than 64 pixels, nuclei of the validation images change: `benchmarks/results/contexts.json`.
+With less than 96 pixels, nuclei of the validation images change: `benchmarks/results/contexts.json`.
 """
 
 MIN_CONSISTENCY = 0.5

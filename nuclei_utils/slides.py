@@ -96,7 +96,7 @@ class Job:
 
     slide: Slide
     folder: Path
-    """Work folder. A killed job goes on with what is finished in it."""
+    """Work folder. A killed job continues with the finished files in it."""
     load_model: Callable[[], Any]
     """Function that returns the network. It is called for each block, and must keep the network."""
     name: str
@@ -137,6 +137,9 @@ class Job:
             self._run_all(self.find_block, numbers, self._found, client, bar)
             count = self._settle()
             labels = self.folder / "labels.zarr"
+            if not labels.exists():  # rows without their labels are not finished
+                for number in numbers:
+                    self._rows(number).unlink(missing_ok=True)
             _label_images.create(labels, self.slide.shape, self.block, self.slide.pixel_size)
             self._run_all(self.finish_block, numbers, self._rows, client, bar)
         for level in range(1, _label_images.n_levels(self.slide.shape, self.block)):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from nuclei_utils import annotations, datasets, io, models, predict, slides
+from nuclei_utils.cli import predict_images
 from tests.commands import bright_network, complaints, run
 from tests.test_microscopy import write_levels
 from tests.test_slides import slide_pixels, write_slide
@@ -190,7 +191,7 @@ def test_blocks_of_other_options_or_another_file_are_not_used(slide, tmp_path, o
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_slides_are_replaced(slide, tmp_path, out, capsys):
+def test_slides_are_replaced(slide, tmp_path, out, monkeypatch, capsys):
     assert run("predict", slide, "--out", out, *SMALL) == 0
     write_slide(slide, slide_pixels(300, 400)[::-1])
     assert run("predict", slide, "--out", out, *SMALL) == 1
@@ -198,8 +199,34 @@ def test_slides_are_replaced(slide, tmp_path, out, capsys):
     assert run("predict", slide, "--out", tmp_path / "whole", *SMALL) == 0
     assert contents(out) == contents(tmp_path / "whole")
     capsys.readouterr()
+    monkeypatch.setattr(slides.Job, "run", lambda *_, **__: pytest.fail("hours of work, which cannot be kept"))
     assert run("predict", slide, "--out", out, *SMALL, "--label-format", "tif", "--replace") == 1
-    assert "a_labels.ome.zarr is another label map" in capsys.readouterr().err
+    assert "a_labels.ome.zarr would stay beside" in capsys.readouterr().err
+    shutil.rmtree(out / "a_labels.ome.zarr")
+    io.write_mask(out / "a_overlay.png", np.eye(9, dtype=int))
+    assert run("predict", slide, "--out", out, *SMALL, "--replace") == 1
+    assert "a_overlay.png would stay beside" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("killed_in", ["unlink", "rmtree"])
+def test_finished_blocks_are_not_used_again(slide, whole, out, monkeypatch, killed_in):
+    class Killed(BaseException):
+        pass
+
+    def kill(job):
+        if killed_in == "rmtree":
+            (job.folder / "made_from.json").unlink()
+            (job.folder / "settled.npz").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_images, "remove_finished", kill)
+        with pytest.raises(Killed):
+            run("predict", slide, "--out", out, *SMALL)
+    left = out / ".predict_work" / "slides" / "a"
+    assert left.exists() == (killed_in == "unlink"), "rows are left, and their labels are moved"
+    assert run("predict", slide, "--out", out, *SMALL, "--replace") == 0
+    assert contents(out) == whole
 
 
 def test_a_slide_that_fails_is_named_and_the_others_are_finished(slide, tmp_path, out, capsys):

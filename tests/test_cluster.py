@@ -130,6 +130,10 @@ def empty_cluster():
         yield started
 
 
+_HAS_WORKER = threading.Event()
+"""Set by each message of `said`. The workers of `empty_cluster` are threads of this process: tasks can wait for it."""
+
+
 @pytest.fixture
 def said(monkeypatch, empty_cluster):
     """The messages about missing workers. Each message starts a worker."""
@@ -137,6 +141,7 @@ def said(monkeypatch, empty_cluster):
 
     def write(message, file):
         messages.append(message)
+        _HAS_WORKER.set()
         empty_cluster.scale(1)
 
     monkeypatch.setattr(cluster, "tqdm", SimpleNamespace(write=write))
@@ -150,20 +155,23 @@ def test_the_command_waits_for_the_first_worker(images, tmp_path, monkeypatch, c
     words = ["in/image0.png", "--out", tmp_path / "out", "--model", "bright.keras", "--scheduler", address]
     assert run("predict", *words) == 0
     (message,) = said
-    assert f"no worker has joined the scheduler {address} yet: waiting for 'dask worker {address}'" in message
+    assert f"dask worker --nthreads 1 {address}" in message
     assert " 1 workers, dashboard" in capsys.readouterr().err, "a worker with two threads is one worker"
     assert pd.read_csv(tmp_path / "out" / "images.csv")["file"].tolist() == ["in/image0.png"], "as the user gave it"
 
 
-def test_tasks_go_on_if_no_worker_was_left(empty_cluster, said):
-    def wait(number):
-        time.sleep(0.3 if number else 0)  # no other task is finished when the worker leaves
-        return number
+def wait(number):
+    """Return a number. All but the first wait for a message."""
+    assert number == 0 or _HAS_WORKER.wait(60), "no other task is finished when the worker leaves"
+    return number
 
+
+def test_tasks_go_on_if_no_worker_was_left(empty_cluster, said):
     empty_cluster.scale(1)
     outcomes = []
     with cluster.connect(scheduler=empty_cluster.scheduler_address) as client:
         said.clear()  # of the time before the first worker
+        _HAS_WORKER.clear()
         for number, outcome in cluster.run_tasks(wait, range(4), client):
             outcomes.append((number, outcome.result()))
             if len(outcomes) == 1:

@@ -352,6 +352,7 @@ class _Run:
     def clean(self):
         """Remove the work folder, apart from the finished blocks of slides."""
         shutil.rmtree(self.work / "images", ignore_errors=True)
+        predict_images.remove_unused(self.work / "slides")
         for folder in (self.work / "slides", self.work):
             with contextlib.suppress(OSError):  # not empty, or not there
                 folder.rmdir()
@@ -374,14 +375,15 @@ class _Run:
     def _predict_slide(self, slide):
         """Find the nuclei of a slide, block by block."""
         self._check_columns(slide.path, columns := predict_images.columns_of(slide.names))
+        (kind,) = (kind for kind, name in results.SLIDE_LABELS.items() if name == self.args.label_format)
+        results.refuse_other_files(self.args.out, slide.path.stem, {kind})
         job = predict_images.prepare_slide(slide, self.options, self.settings)
         result = job.run(self.args.label_format, self.client, progress=None)
-        (kind,) = (kind for kind, name in results.SLIDE_LABELS.items() if name == self.args.label_format)
         found = result.count, result.consistency, math.nan, slide.shape
         size = slide.pixel_size, slide.pixel_size_source
         details = *found, *size, {kind: result.labels}
         self._keep(slide.path, predict_images.Found(columns, job.rows(), job.codes(), *details))
-        shutil.rmtree(job.folder)
+        predict_images.remove_finished(job)
 
     def _keep(self, path, found):
         """Add the rows of an image to the tables, and move its files to the results."""

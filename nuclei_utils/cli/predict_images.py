@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from nuclei_utils.slides import Job, Slide
 
 
+_NOTE = "made_from.json"  # of a slide: the file and the options from which its finished blocks were made
+
+
 class Options(NamedTuple):
     """The options of the command that the work on an image needs."""
 
@@ -142,10 +145,12 @@ def prepare_slide(slide: Slide, options: Options, settings: dict) -> Job:
             f"{options.max_pixels:,}: raise --max-pixels"
         )
     folder = options.work / "slides" / slide.path.stem
-    status = slide.path.stat()
-    made_from = {"size": status.st_size, "changed": status.st_mtime_ns, "version": nu.__version__, **settings}
+    # a folder of OME-Zarr keeps its own time when its chunks change
+    files = [path.stat() for path in ([slide.path] if slide.path.is_file() else slide.path.rglob("*"))]
+    made_from = {"size": sum(file.st_size for file in files), "changed": max(file.st_mtime_ns for file in files)}
+    made_from |= {"version": nu.__version__, "context": nu.predict.CONTEXT, **settings}
     made_from = json.dumps(made_from, indent=1)
-    note = folder / "made_from.json"
+    note = folder / _NOTE
     if folder.exists() and not (note.exists() and note.read_text(encoding="utf-8") == made_from):
         shutil.rmtree(folder)
     if not note.exists():
@@ -154,6 +159,19 @@ def prepare_slide(slide: Slide, options: Options, settings: dict) -> Job:
     load_model = partial(network, options.model, options.digest)
     name = printable_name(slide.path.stem)
     return nu.slides.Job(slide, folder, load_model, name, options.tta, options.segmentation, options.block)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the work folders of slides that have no note: these are never used again."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if not (path / _NOTE).exists():
+            shutil.rmtree(path)
+
+
+def remove_finished(job: Job) -> None:
+    """Remove the work folder of a finished slide. A killed process leaves a folder without a note."""
+    (job.folder / _NOTE).unlink()
+    shutil.rmtree(job.folder)
 
 
 # The network: each worker loads it once

@@ -31,8 +31,8 @@ _MAX_FILES = 5  # in a message
 class Tables:
     """The tables of a folder of results: `images.csv`, `nuclei.csv` and `submission.csv`.
 
-    The rows of an image are added at the end, first its row of `images.csv`, then to `nuclei.csv`, then to
-    `submission.csv`. Rows are removed in the opposite order. So a killed process leaves incomplete rows only of the
+    The rows of an image are added at the end, in the order `images.csv`, `nuclei.csv`, `submission.csv`. They are
+    removed in the opposite order. So a killed process leaves incomplete rows only of the
     last image in `images.csv`, and `repair` removes them. `submission.csv` has one row for each nucleus, or one row
     without a code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first
     column of each table has the name of the image. `columns` are those of `nuclei.csv`. None: the first image sets
@@ -327,16 +327,23 @@ def write_results(
     return written
 
 
+def refuse_other_files(folder: Path, name: str, kinds: Iterable[str]) -> None:
+    """Refuse another label map of an image. A slide has no other file than its label map."""
+    kinds = {*kinds}
+    refused = result_files(folder, name) if kinds & {*SLIDE_LABELS} else _LABELS
+    for kind in sorted({*refused} - kinds):
+        path = result_files(folder, name)[kind]
+        if os.path.lexists(path):
+            raise NucleiError(f"{path} would stay beside another label map of its image: move or delete the file")
+
+
 def move_results(files: dict[str, Path], folder: Path, name: str, keep_existing: bool) -> None:
     """Move all files of an image into the folder of results, or none.
 
     `keep_existing` keeps the files that a killed process moved after the rows of the image were written.
     """
     targets = result_files(folder, name)
-    (kind,) = files.keys() & {*_LABELS}
-    for other_kind in _LABELS:
-        if other_kind != kind and os.path.lexists(targets[other_kind]):
-            raise NucleiError(f"{targets[other_kind]} is another label map of the image: move or delete the file")
+    refuse_other_files(folder, name, files.keys())
     moved = []
     try:
         for file_kind, path in files.items():
