@@ -365,6 +365,10 @@ def _open_by_bioio(path, scene):
         image = BioImage(path)
     except UnsupportedFileFormatError:
         raise missing from None
+    if path.suffix.lower() == ".czi":  # bioio counts the descriptions of the images: without them, it reads the first
+        n_images = int(image.metadata.findtext(".//Image/SizeS", "1"))
+        if n_images > 1 and image.metadata.find(".//S/Scenes/Scene") is None:
+            raise Refusal(f"found {n_images} images without descriptions: convert the file to OME-TIFF")
     image.set_scene(_choose_scene(scene, image.scenes))
     size = image.physical_pixel_sizes
     return Stack(

@@ -674,6 +674,26 @@ def test_a_scene_of_bioio(tmp_path, monkeypatch):
             read_planes(path, channel=1, z=2, scene=scene)
 
 
+@pytest.mark.parametrize("n_scenes", [1, 2])
+def test_images_of_a_czi_file_without_descriptions_are_refused(tmp_path, n_scenes):
+    pytest.importorskip("bioio_czi")
+    czi = pytest.importorskip("pylibCZIrw.czi")
+    path = tmp_path / "cells.czi"
+    with czi.create_czi(str(path)) as file:
+        for scene in range(n_scenes):
+            plane = STACK[0, 0, scene][..., None]
+            file.write(plane, plane={"C": 0, "Z": 0, "T": 0}, scene=scene, location=(100 * scene, 0))
+        file.write_metadata("cells", scale_x=3e-7, scale_y=3e-7)
+    if n_scenes == 1:
+        planes = read_planes(path)
+        np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 0, 0])
+        assert planes.pixel_size == pytest.approx(0.3)
+    else:
+        for scene in (None, 0):
+            with pytest.raises(NucleiError, match=r"cells\.czi: found 2 images without descriptions"):
+                read_planes(path, scene=scene)
+
+
 @pytest.mark.parametrize("name", ["a.nd2", "a.lif", "a.czi"])
 def test_a_file_that_bioio_cannot_read_is_refused(tmp_path, name):
     pytest.importorskip("bioio")
