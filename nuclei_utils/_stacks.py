@@ -1,7 +1,8 @@
 """Open the files of microscopes: which axes, channels and pixel size they have, and how a part of them is read.
 
 TIFF files (stacks, ImageJ hyperstacks, OME-TIFF) are read by tifffile, OME-Zarr by zarr, CZI, ND2 and LIF by bioio. The
-last two packages are optional. All other files go through `io.read_raw`. One level of a pyramid is read.
+last two packages are optional. All other files go through `io.read_raw`. One image of a file and one level of a pyramid
+are read.
 """
 
 import mmap
@@ -31,6 +32,7 @@ _BIOIO_READERS = {  # by ending: how to install the reader
     ".nd2": _FORMATS_EXTRA,
 }
 _GLASS = {"label", "macro", "macro mask", "overview", "thumbnail"}  # names of pictures of the glass beside a slide
+_LISTED = 10  # images that a message names
 _GREY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6  # values of the TIFF tag "photometric"
 _YCBCR_JPEG_2000 = 33003  # compression of Aperio: the pixels are YCbCr, but the file says RGB, and so reads tifffile
 _MICROMETRES = {
@@ -68,21 +70,27 @@ def needs_extra(path: Path) -> bool:
 
 
 @contextmanager
-def open_stack(path: Path, max_pixels: int, in_parts: bool = False, level: int = 0) -> Iterator[Stack]:
+def open_stack(
+    path: Path, max_pixels: int, in_parts: bool = False, level: int = 0, scene: int | None = None
+) -> Iterator[Stack]:
     """Open an image file. The pixels of a plane can be read until the end of the block.
 
     Errors within the block become `NucleiError` with the file's name. `in_parts` opens a TIFF file so that parts of a
     plane can be read, if the file allows it. `level` is a level of a pyramid; other files have only the level 0.
+    `scene` is the index of an image; a file with several needs it.
     """
     with named_errors(path, "a microscopy image"):
         if path.is_dir():
-            yield _open_zarr(path, level)
+            stack = _open_zarr(path, level)
+            _choose_scene(scene, [path.name])
+            yield stack
         elif path.suffix.lower() in _BIOIO_READERS and path.is_file():
-            stack = _open_by_bioio(path)
+            stack = _open_by_bioio(path, scene)
             _check_level(level, [(stack.axes, stack.shape)])
             yield stack
         elif not _is_tiff(path):
             stack = _plain_image(path, max_pixels)
+            _choose_scene(scene, [path.name])
             _check_level(level, [(stack.axes, stack.shape)])
             yield stack
         else:
@@ -92,7 +100,7 @@ def open_stack(path: Path, max_pixels: int, in_parts: bool = False, level: int =
                 # files that the description names are not opened
                 tifffile.TiffFile(opened, name=path.name, _multifile=False) as file,
             ):
-                yield _open_tiff(file, content, path, max_pixels, in_parts, level)
+                yield _open_tiff(file, content, path, max_pixels, in_parts, level, scene)
 
 
 def can_be_slide(path: Path) -> bool:
@@ -110,6 +118,22 @@ def _is_tiff(path):
 def _plain_image(path, max_pixels, pixel_size=(None, None), names=()):
     raw = io.read_raw(path, max_pixels)
     return Stack("YXS", raw.shape, raw.dtype, list(names), pixel_size, lambda index: raw[index])
+
+
+def _choose_scene(scene, names):
+    """Return the index of the chosen image of a file. `names` holds the name or the size of each image."""
+    n_images = len(names)
+    if scene is None and n_images == 1:
+        return 0
+    if scene is None or not 0 <= scene < n_images:
+        listing = ", ".join(f"{number}: {name}" for number, name in enumerate(names[:_LISTED]))
+        more = f" and {n_images - _LISTED} more" if n_images > _LISTED else ""
+        wrong = "" if scene is None else f", and no image {scene}"
+        raise Refusal(
+            f"found {n_images} image{'s' * (n_images != 1)} ({listing}{more}){wrong}: choose the index of one with "
+            "--scene"
+        )
+    return scene
 
 
 def _check_level(level, levels):
@@ -137,12 +161,12 @@ def _to_micrometres(size, unit):
 # TIFF
 
 
-def _open_tiff(file, content, path, max_pixels, in_parts, level):
+def _open_tiff(file, content, path, max_pixels, in_parts, level, scene):
     check_pages(file, content)
     description = ElementTree.fromstring(file.ome_metadata) if file.is_ome else None
     if description is not None:
         _check_description(description)
-    series = _only_series(file.series)
+    series = _choose_series(file.series, scene)
     _check_level(level, [(smaller.axes, smaller.shape) for smaller in series.levels])
     if (file.imagej_metadata or {}).get("images", 1) > 1 and series.kind != "imagej":
         raise ValueError("the file is cut short")
@@ -174,17 +198,14 @@ def _open_tiff(file, content, path, max_pixels, in_parts, level):
     return Stack(axes, series.shape, series.dtype, names, pixel_size, read, in_parts)
 
 
-def _only_series(found):
-    """Return the only image of a TIFF file, apart from pictures of the glass."""
+def _choose_series(found, scene):
+    """Return the chosen image of a TIFF file. Pictures of the glass are left out if there are other images."""
     names = [(series.name or "").casefold().removesuffix("image").strip() for series in found]
-    images = [series for series, name in zip(found, names, strict=True) if name not in _GLASS or len(found) == 1]
-    if len(images) != 1:
-        images = images or found
-        sizes = ", ".join(" x ".join(map(str, series.shape)) for series in images[:5])
-        raise Refusal(f"found {len(images)} images ({sizes}), expected one: save each image as a separate file")
-    if images[0].kind == "bif":
+    images = [series for series, name in zip(found, names, strict=True) if name not in _GLASS] or found
+    chosen = images[_choose_scene(scene, [series.name or " x ".join(map(str, series.shape)) for series in images])]
+    if chosen.kind == "bif":
         raise Refusal("found a slide of Ventana, whose tiles overlap: convert it to OME-TIFF")
-    return images[0]
+    return chosen
 
 
 def _check_description(description):
@@ -333,7 +354,7 @@ def _open_zarr(path, level):
 # CZI, ND2, LIF
 
 
-def _open_by_bioio(path):
+def _open_by_bioio(path, scene):
     missing = Refusal(f"{path.suffix} files need a reader: {_BIOIO_READERS[path.suffix.lower()]}")
     try:
         from bioio import BioImage
@@ -344,11 +365,11 @@ def _open_by_bioio(path):
         image = BioImage(path)
     except UnsupportedFileFormatError:
         raise missing from None
-    if len(image.scenes) > 1:
-        names = ", ".join(map(str, image.scenes[:5]))
-        raise Refusal(
-            f"found {len(image.scenes)} images ({names}), expected one: save each as a separate file, such as OME-TIFF"
-        )
+    if path.suffix.lower() == ".czi":  # bioio counts the descriptions of the images: without them, it reads the first
+        n_images = int(image.metadata.findtext(".//Image/SizeS", "1"))
+        if n_images > 1 and image.metadata.find(".//S/Scenes/Scene") is None:
+            raise Refusal(f"found {n_images} images without descriptions: convert the file to OME-TIFF")
+    image.set_scene(_choose_scene(scene, image.scenes))
     size = image.physical_pixel_sizes
     return Stack(
         image.dims.order,

@@ -1,4 +1,4 @@
-"""Read one image from the file of a microscope: choose channel, z plane and time, and find the pixel size.
+"""Read one image from the file of a microscope: choose scene, channel, z plane and time, and find the pixel size.
 
 Formats: TIFF stacks, ImageJ hyperstacks, OME-TIFF and Aperio SVS; OME-Zarr with the extra `[large]`; ND2 and LIF with
 the extra `[formats]`, and CZI with the package bioio-czi. Other files are read as `io.read_raw` does. Only the planes
@@ -67,6 +67,7 @@ def read_planes(
     pixel_size: float | None = None,
     max_pixels: int = io.MAX_PIXELS,
     level: int = 0,
+    scene: int | None = None,
 ) -> Planes:
     """Read one plane of each channel from a microscopy file.
 
@@ -90,6 +91,9 @@ def read_planes(
         Limit of height x width.
     level : int
         Level of a pyramid (TIFF or OME-Zarr), 0 is the largest. A file without a pyramid has only the level 0.
+    scene : int, optional
+        Index (from 0) of an image of the file. A TIFF, CZI, ND2 or LIF file with several images needs it. Pictures of
+        the glass beside a slide are not counted.
 
     Returns
     -------
@@ -102,8 +106,8 @@ def read_planes(
     Raises
     ------
     NucleiError
-        If the file is damaged, has no such plane or level, or leaves a choice; if a package is missing, or pixels are
-        not square and `pixel_size` is not given.
+        If the file is damaged, has no such image, plane or level, or leaves a choice; if a package is missing, or
+        pixels are not square and `pixel_size` is not given.
 
     Examples
     --------
@@ -115,7 +119,7 @@ def read_planes(
     >>> planes.image.shape, list(planes.channels), planes.pixel_size
     ((20, 30, 1), ['DAPI', 'GFP'], 0.25)
     """
-    with open_planes(path, channel, z, time, value_range, pixel_size, max_pixels, level=level) as planes:
+    with open_planes(path, channel, z, time, value_range, pixel_size, max_pixels, level=level, scene=scene) as planes:
         image, channels = planes.read(slice(None), slice(None))
         return Planes(image, channels, planes.pixel_size, planes.pixel_size_source)
 
@@ -131,6 +135,7 @@ def open_planes(
     max_pixels: float = io.MAX_PIXELS,
     in_parts: bool = False,
     level: int = 0,
+    scene: int | None = None,
 ) -> Iterator[OpenPlanes]:
     """Open a microscopy file, to read parts of one plane of each channel.
 
@@ -151,7 +156,7 @@ def open_planes(
         raise ValueError(f'expected "max" or the index of a plane, found z={z!r}')
     if value_range is not None and not (np.isfinite(value_range).all() and value_range[0] < value_range[1]):
         raise ValueError(f"expected two numbers, the lower first, found value_range={value_range}")
-    with open_stack(Path(path), max_pixels, in_parts, level) as stack:
+    with open_stack(Path(path), max_pixels, in_parts, level, scene) as stack:
         stack = _name_unknown_axis(stack, channel, z, time)
         sizes = dict(zip(stack.axes, stack.shape, strict=True))
         check_size(sizes["Y"], sizes["X"], max_pixels)

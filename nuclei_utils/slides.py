@@ -35,7 +35,7 @@ _MIDDLE = 1024  # side of the part for the consistency, as in `predict.tta_consi
 
 
 class Slide(NamedTuple):
-    """A file that is read in blocks, and the choice of level, channel, plane and time in it."""
+    """A file that is read in blocks, and the choice of scene, level, channel, plane and time in it."""
 
     path: Path
     choice: dict[str, Any]

@@ -57,6 +57,21 @@ def test_a_choice_that_is_left_open_is_named(tmp_path, out, capsys):
     assert set(read_table(out)["image"]) == {"c"}
 
 
+def test_an_image_of_a_file_with_several(tmp_path, out, capsys):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for name, plane in {"empty": confocal_stack()[0, 0], "full": confocal_stack()[1, 1]}.items():
+            file.write(plane, metadata={"axes": "YX", "Name": name})
+    assert run("predict", path, "--out", out) == 1
+    assert "a.tif: found 2 images (0: empty, 1: full)" in complaints(capsys)[0]
+    assert run("predict", path, "--out", out, "--scene", 1) == 0
+    np.testing.assert_array_equal(io.read_label_map(out / "a_labels.png"), three_nuclei())
+    assert json.loads((out / SETTINGS).read_text())["--scene"] == 1
+    other = write_image(tmp_path / "b.png")
+    assert run("predict", other, "--out", out, "--resume", "--scene", 0) == 1
+    assert "other --scene: 1, not 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

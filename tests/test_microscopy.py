@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 
@@ -197,13 +198,13 @@ def test_colours_that_would_be_misread_are_refused(tmp_path):
         read_planes(path)
 
 
-def write_images(path, names):
+def write_images(path, names, **options):
     """Write an OME-TIFF file of several images, each with other pixels and another pixel size."""
     with tifffile.TiffWriter(path, ome=True) as file:
         for number, name in enumerate(names):
             metadata = {"axes": "CYX", "Name": name, "Channel": {"Name": [f"{c}{number}" for c in "ab"]}}
             metadata |= {f"PhysicalSize{axis}": number + 1 for axis in "XY"}
-            file.write(STACK[0, :2, number], metadata=metadata)
+            file.write(STACK[0, :2, number], metadata=metadata, **options)
     return path
 
 
@@ -223,11 +224,58 @@ def test_pictures_of_the_glass_are_left_out(path, names, chosen):
 
 
 @pytest.mark.parametrize(
-    ("names", "n_images"), [(["a", "label", "b"], 2), (["label", "macro"], 2), (["label 2", "macrophages", ""], 3)]
+    ("names", "listing"),
+    [
+        (["a", "label", "b"], "2 images (0: a, 1: b)"),
+        (["label", "macro"], "2 images (0: label, 1: macro)"),
+        (["label 2", "macrophages"], "2 images (0: label 2, 1: macrophages)"),
+    ],
 )
-def test_several_images_of_a_file_are_refused(path, names, n_images):
-    with pytest.raises(NucleiError, match=rf"cells\.tif.*found {n_images} images \(2 x 40 x 50, "):
+def test_several_images_of_a_file_are_refused_with_a_list(path, names, listing):
+    message = f"cells.tif: found {listing}: choose the index of one with --scene"
+    with pytest.raises(NucleiError, match=re.escape(message)):
         read_planes(write_images(path, names), channel=0)
+
+
+def test_an_image_of_a_file_with_several_has_its_own_channels_and_pixel_size(path):
+    write_images(path, ["a", "label", "b"])
+    for scene, number in enumerate([0, 2]):  # the label is not counted
+        planes = read_planes(path, channel=f"b{number}", scene=scene)
+        np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 1, number])
+        assert list(planes.channels) == [f"a{number}", f"b{number}"]
+        assert planes[2:] == (number + 1, "file")
+    with pytest.raises(NucleiError, match=r"found 2 images \(0: a, 1: b\), and no image 2: .*--scene"):
+        read_planes(path, channel=0, scene=2)
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_images_without_names_are_listed_by_size(path, in_parts):
+    sizes = range(20, 32)
+    with tifffile.TiffWriter(path) as file:
+        for size in sizes:
+            file.write(STACK[0, 0, 0, :size], metadata=None)
+    for scene in (0, 11):
+        with microscopy.open_planes(path, in_parts=in_parts, scene=scene) as planes:
+            assert planes.in_parts == in_parts
+            image, _ = planes.read(slice(None), slice(None))
+        np.testing.assert_array_equal(image[..., 0], STACK[0, 0, 0, : sizes[scene]])
+    with pytest.raises(NucleiError, match=r"12 images \(0: 20 x 50, .*, 9: 29 x 50 and 2 more\): .*--scene"):
+        read_planes(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.ome.tif", "a.zarr"])
+@pytest.mark.parametrize("scene", [-1, 1])
+def test_a_file_with_one_image_has_the_scene_0(tmp_path, name, scene):
+    path = tmp_path / name
+    if name == "a.zarr":
+        write_zarr(path, STACK[0, 0, 0], "yx", "0.5")
+    elif name == "a.ome.tif":
+        write_ome(path, STACK[0, 0, 0], "YX")
+    else:
+        Image.fromarray(STACK[0, 0, 0]).save(path)
+    np.testing.assert_array_equal(read_planes(path, scene=0).image[..., 0], STACK[0, 0, 0])
+    with pytest.raises(NucleiError, match=rf"{name}: found 1 image \(.*\), and no image {scene}: .*--scene"):
+        read_planes(path, scene=scene)
 
 
 def test_a_slide_of_overlapping_tiles_is_refused(path):
@@ -604,6 +652,46 @@ def test_bioio(tmp_path, monkeypatch):
     assert planes[2:] == (0.3, "file")
     with pytest.raises(NucleiError, match=r"found 1 level .*0: 40 x 50"):
         read_planes(path, channel="gfp", z=2, time=1, level=1)
+    with pytest.raises(NucleiError, match=r"found 1 image .* no image 1"):
+        read_planes(path, channel="gfp", z=2, time=1, scene=1)
+
+
+def test_a_scene_of_bioio(tmp_path, monkeypatch):
+    bioio = pytest.importorskip("bioio")
+    scenes, names = [STACK[:1, :2, :, :20], STACK[1:]], [["a", "b"], NAMES]
+    image = bioio.BioImage(scenes, channel_names=names)
+    size = bioio.PhysicalPixelSizes(1, 0.3, 0.3)  # `set_scene` of an image in memory forgets it
+    monkeypatch.setattr(bioio.BioImage, "physical_pixel_sizes", size)
+    monkeypatch.setattr(bioio, "BioImage", lambda path: image)
+    path = tmp_path / "cells.lif"
+    path.touch()
+    for scene in (1, 0):
+        planes = read_planes(path, channel=1, z=2, scene=scene)
+        np.testing.assert_array_equal(planes.image[..., 0], scenes[scene][0, 1, 2])
+        assert list(planes.channels) == names[scene]
+    for scene, message in {None: r"\(0: Image:0, 1: Image:1\): .*--scene", 2: "no image 2"}.items():
+        with pytest.raises(NucleiError, match=rf"cells\.lif: found 2 images.*{message}"):
+            read_planes(path, channel=1, z=2, scene=scene)
+
+
+@pytest.mark.parametrize("n_scenes", [1, 2])
+def test_images_of_a_czi_file_without_descriptions_are_refused(tmp_path, n_scenes):
+    pytest.importorskip("bioio_czi")
+    czi = pytest.importorskip("pylibCZIrw.czi")
+    path = tmp_path / "cells.czi"
+    with czi.create_czi(str(path)) as file:
+        for scene in range(n_scenes):
+            plane = STACK[0, 0, scene][..., None]
+            file.write(plane, plane={"C": 0, "Z": 0, "T": 0}, scene=scene, location=(100 * scene, 0))
+        file.write_metadata("cells", scale_x=3e-7, scale_y=3e-7)
+    if n_scenes == 1:
+        planes = read_planes(path)
+        np.testing.assert_array_equal(planes.image[..., 0], STACK[0, 0, 0])
+        assert planes.pixel_size == pytest.approx(0.3)
+    else:
+        for scene in (None, 0):
+            with pytest.raises(NucleiError, match=r"cells\.czi: found 2 images without descriptions"):
+                read_planes(path, scene=scene)
 
 
 @pytest.mark.parametrize("name", ["a.nd2", "a.lif", "a.czi"])

@@ -12,7 +12,7 @@ import tifffile
 
 from nuclei_utils import annotations, export, io, microscopy, predict, preprocess, slides
 from nuclei_utils.errors import NucleiError
-from tests.test_microscopy import LEVELS, write_levels, write_ome, write_svs, write_zarr
+from tests.test_microscopy import LEVELS, STACK, write_images, write_levels, write_ome, write_svs, write_zarr
 from tests.test_predict import discs
 
 zarr = pytest.importorskip("zarr", minversion="3")
@@ -101,6 +101,14 @@ def test_a_level_of_a_slide_gives_the_nuclei_of_that_level(tmp_path, kind):
     pd.testing.assert_frame_equal(in_parts[table.columns], table, check_dtype=False, rtol=1e-9)
     assert slides.find_slide(path, 2 * 150 * 200, level=1) is None
     assert slides.find_slide(path, 2 * 150 * 200).shape == (300, 400)
+
+
+def test_an_image_of_a_file_with_several_is_a_slide(tmp_path):
+    path = write_images(tmp_path / "a.tif", ["a", "label", "b"], compression="zlib", tile=(16, 16))
+    slide = slides.find_slide(path, 100, channel=1, scene=1)
+    assert (slide.shape, slide.names, slide.pixel_size) == ((40, 50), ["a2", "b2"], 3)
+    with slide.open() as planes:
+        np.testing.assert_array_equal(planes.read_image(slice(3, 33), slice(5, 24))[..., 0], STACK[0, 1, 2, 3:33, 5:24])
 
 
 def test_an_aperio_slide_is_read_in_parts(tmp_path):

@@ -37,6 +37,7 @@ examples:
                                                                      maximum of a z-stack, nuclei in the channel DAPI
   python -m nuclei_utils predict cells.zarr --out result --channel auto --time 0
                                                                      first time, channel named like a nuclear stain
+  python -m nuclei_utils predict cells.lif --out result --scene 2    third image of a file with several images
   python -m nuclei_utils predict photos --out result --resume        resume an interrupted run, or add new images
   python -m nuclei_utils predict slide.ome.tif --out result --channel DAPI --workers 4
                                                                      a slide, block by block, in four processes
@@ -55,9 +56,9 @@ Formats:
   such as most slides of Aperio (SVS)
   CZI                                                   pip install bioio bioio-czi (its licence is the GPL)
 The network sees one plane of one channel, or the colours of an RGB image. If the file leaves a choice, the message
-names the channels or the number of times. All channels of the plane are measured. Images with fractions (float) or
-negative values need --value-range. The pixel size comes from the file (OME, ImageJ or Aperio) unless you give
---pixel-size.
+names the images, the channels or the number of times. For all images of a file, call the command once for each --scene,
+with another --out. All channels of the plane are measured. Images with fractions (float) or negative values need
+--value-range. The pixel size comes from the file (OME, ImageJ or Aperio) unless you give --pixel-size.
 
 Output files for each image:
   NAME_labels.png   label map, 16 bits: 0 background, 1..N one number for each nucleus (above 65,535: NAME_labels.tif)
@@ -137,6 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "max: the maximum of all z planes, which is the default; or the index of one z plane, from 0"
     add("--z", type=_depth, metavar="max|INDEX", help=text)
     add("--time", type=_whole, metavar="INDEX", help="index of a time, from 0; needed for files with several times")
+    text = "index of an image in the file, from 0; needed for TIFF, CZI, ND2 and LIF files with several images"
+    add("--scene", type=_whole, metavar="INDEX", help=text)
     text = "level of a pyramid (TIFF or OME-Zarr) that is read: 0, the default, is the largest"
     add("--level", type=_whole, default=0, metavar="INDEX", help=text)
     text = "values of the file that become black and white for the network; measurements keep the values of the file"
@@ -236,6 +239,7 @@ def _settings(args):
         "--channel": args.channel,
         "--z": args.z,
         "--time": args.time,
+        "--scene": args.scene,
         "--level": args.level,
         "--value-range": args.value_range,
         "--pixel-size": args.pixel_size,
@@ -310,6 +314,7 @@ class _Run:
                 "time": args.time,
                 "value_range": args.value_range,
                 "level": args.level,
+                "scene": args.scene,
             },
             max_pixels=args.max_pixels,
             slide_pixels=args.slide_pixels,
