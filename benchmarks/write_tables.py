@@ -1,4 +1,4 @@
-"""Write the tables of `README.md`, `benchmarks/README.md` and the notebooks from the result files.
+"""Write the tables of both READMEs, `docs` and the notebooks from the result files.
 
     python -m benchmarks.write_tables            # print all tables
     python -m benchmarks.write_tables --write    # put the tables into the texts
@@ -332,7 +332,7 @@ def write(path: Path) -> None:
 def main() -> None:
     """Print all tables, or write them into the texts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write the tables into READMEs and notebooks")
+    parser.add_argument("--write", action="store_true", help="write the tables into the texts")
     if parser.parse_args().write:
         for path in TEXTS:
             write(path)

@@ -41,6 +41,7 @@ def test_fill_changes_only_the_marked_tables(monkeypatch):
 @pytest.mark.parametrize("name", write_tables.TABLES)
 def test_every_table_is_in_a_text(name):
     assert any(f"<!-- table {name} -->" in text_of(path) for path in write_tables.TEXTS)
+    assert write_tables.TABLES[name]().count("\n") >= 2, "heads, a line, and at least one row"
 
 
 def test_benchmark_and_notebook_04_have_the_same_settings():
