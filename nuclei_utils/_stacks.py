@@ -64,8 +64,8 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and (path.suffix.lower() == ".zarr" or any((path / name).exists() for name in _ZARR_FILES))
 
 
-def needs_extra(path: Path) -> bool:
-    """Return whether a path is an image that an optional package reads."""
+def is_of_microscope(path: Path) -> bool:
+    """Return whether a path is an image that `datasets.list_images` does not list."""
     return is_zarr(path) or (path.suffix.lower() in (*_BIOIO_READERS, _SVS) and path.is_file())
 
 

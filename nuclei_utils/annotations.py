@@ -41,8 +41,19 @@ def image_name(path: str | PathLike) -> str:
     """
     path = Path(path)
     ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), path.suffix)
-    name = path.name[: len(path.name) - len(ending)].removesuffix(".ome")
-    return re.sub("_rois$" if ending in (".zip", ".roi") else "_labels$", "", name).removesuffix(".ome")
+    name = without_ome(path.name[: len(path.name) - len(ending)])
+    return without_ome(re.sub("_rois$" if ending in (".zip", ".roi") else "_labels$", "", name))
+
+
+def without_ome(name: str) -> str:
+    """Return the name of an image `NAME.ome` as the labels of the image have it.
+
+    Examples
+    --------
+    >>> without_ome("cells.OME"), without_ome("cells.1")
+    ('cells', 'cells.1')
+    """
+    return name[:-4] if name.lower().endswith(".ome") else name
 
 
 def read_labels(path: str | PathLike, shape: tuple[int, int] | None) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from nuclei_utils import io
 from nuclei_utils._decode import Refusal, check_size
-from nuclei_utils._stacks import Stack, is_zarr, needs_extra, open_stack
+from nuclei_utils._stacks import Stack, is_of_microscope, is_zarr, open_stack
 
 NUCLEAR_STAINS = (
     *("dapi", "hoechst", "draq5", "draq7", "nucblue", "nucred", "nucspot", "sytox", "syto", "topro", "propidium"),
@@ -205,7 +205,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if is_zarr(folder):
         return [folder]
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and needs_extra(path))
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_of_microscope(path))
 
 
 def _name_unknown_axis(stack: Stack, channel, z, time) -> Stack:

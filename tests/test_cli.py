@@ -184,7 +184,7 @@ def write_truth(layout, folder):
     """Write the truth of the two images in a layout. Return its path."""
     label_map = three_nuclei()
     if layout == "csv":
-        rows = export.submission_table(dict.fromkeys("ab", label_map))
+        rows = export.submission_table(dict.fromkeys(("a", "b.ome"), label_map))  # as `predict` names b.ome.tif
         rows.assign(Height=60, Width=80, Usage="Public").to_csv(folder / "solution.csv", index=False)
         return folder / "solution.csv"
     for name in "ab":

@@ -59,7 +59,7 @@ def test_workers_write_the_files_of_one_process(images, whole, tmp_path, capsys)
     assert predict(images, tmp_path / "out", "--workers", 2) == 1
     assert contents(tmp_path / "out") == whole
     output = capsys.readouterr()
-    assert "2 workers, dashboard at http://127.0.0.1:" in output.err
+    assert "workers: 2, dashboard at http://127.0.0.1:" in output.err
     assert "broken.png" in output.err
     assert "7 of 8 images" in output.out
 
@@ -156,7 +156,7 @@ def test_the_command_waits_for_the_first_worker(images, tmp_path, monkeypatch, c
     assert run("predict", *words) == 0
     (message,) = said
     assert f"dask worker --nthreads 1 {address}" in message
-    assert " 1 workers, dashboard" in capsys.readouterr().err, "a worker with two threads is one worker"
+    assert "workers: 1," in capsys.readouterr().err, "a worker with two threads is one worker"
     assert pd.read_csv(tmp_path / "out" / "images.csv")["file"].tolist() == ["in/image0.png"], "as the user gave it"
 
 

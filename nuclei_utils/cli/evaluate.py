@@ -84,7 +84,8 @@ def _find_label_maps(path, with_outlines=False):
     the labels of a slide are OME-Zarr.
     """
     if path.is_file():
-        return nu.export.read_solution(path)
+        solution = nu.export.read_solution(path)
+        return {nu.annotations.without_ome(name): label_map for name, label_map in solution.items()}
     if not path.is_dir():
         raise NucleiError(f"{path} is missing: expected a folder of label maps or masks, or a solution CSV")
     folder = path / "labels" if (path / "labels").is_dir() else path

@@ -94,11 +94,11 @@ result before you have seen the overlay. The column warning of images.csv keeps 
 the table by it.
 
 The included network was trained on nuclei with a median diameter of 19.6 pixels, most of them between 9 and 52. Without
---diameter, a message names each image whose median diameter is outside of this range. This is the median of the nuclei
-that the network found. Look at the overlay, because the network can also take parts of a very large nucleus for nuclei
-of the usual size. Slides are not checked, and --diameter is not for slides. For them, choose the --level of the pyramid
-in which nuclei are closest to 20 pixels: 0.4 micrometres per pixel for nuclei of 8 micrometres. Labels and measurements
-then have the size of that level. If no level is close, export a smaller copy.
+--diameter and --model, a message names each image whose median diameter is outside of this range. This is the median of
+the nuclei that the network found. Look at the overlay, because the network can also take parts of a very large nucleus
+for nuclei of the usual size. Slides are not checked, and --diameter is not for slides. For them, choose the --level of
+the pyramid in which nuclei are closest to 20 pixels: 0.4 micrometres per pixel for nuclei of 8 micrometres. Labels and
+measurements then have the size of that level. If no level is close, export a smaller copy.
 """
 
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
         settings = _settings(args)
         with nu.cluster.connect(args.workers, args.scheduler) as client:
             if client:
-                _complain(f"{len(client.nthreads())} workers, dashboard at {client.dashboard_link}")
+                _complain(f"workers: {len(client.nthreads())}, dashboard at {client.dashboard_link}")
             nu.cluster.run_task(partial(predict_images.check_network, args.model, settings["--model"]), client)
             if plan.others:
                 results.check_settings(args.out, settings)
@@ -384,10 +384,19 @@ class _Run:
         results.refuse_other_files(self.args.out, slide.path.stem, {kind})
         job = predict_images.prepare_slide(slide, self.options, self.settings)
         result = job.run(self.args.label_format, self.client, progress=None)
-        found = result.count, result.consistency, math.nan, slide.shape
-        size = slide.pixel_size, slide.pixel_size_source
-        details = *found, *size, {kind: result.labels}
-        self._keep(slide.path, predict_images.Found(columns, job.rows(), job.codes(), *details))
+        found = predict_images.Found(
+            columns=columns,
+            rows=job.rows(),
+            codes=job.codes(),
+            count=result.count,
+            consistency=result.consistency,
+            diameter=math.nan,
+            shape=slide.shape,
+            pixel_size=slide.pixel_size,
+            pixel_size_source=slide.pixel_size_source,
+            files={kind: result.labels},
+        )
+        self._keep(slide.path, found)
         predict_images.remove_finished(job)
 
     def _keep(self, path, found):

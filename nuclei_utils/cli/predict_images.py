@@ -109,9 +109,18 @@ def _find_nuclei(path, options):
     folder = options.work / "images" / path.stem
     shutil.rmtree(folder, ignore_errors=True)  # a killed worker may have left files
     files = results.write_results(folder, path.stem, image, label_map, options.formats)
-    found = len(table), consistency, nu.predict.median_diameter(label_map), label_map.shape
-    size = planes.pixel_size, planes.pixel_size_source
-    return Found(list(table.columns), rows, codes, *found, *size, files)
+    return Found(
+        columns=list(table.columns),
+        rows=rows,
+        codes=codes,
+        count=len(table),
+        consistency=consistency,
+        diameter=nu.predict.median_diameter(label_map),
+        shape=label_map.shape,
+        pixel_size=planes.pixel_size,
+        pixel_size_source=planes.pixel_size_source,
+        files=files,
+    )
 
 
 def _in_pixels(path, diameter, pixel_size):
