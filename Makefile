@@ -8,7 +8,7 @@ FIXES  ?= 1
 SEEDS  ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab course site data test coverage test-versions constraints outputs benchmark sync clean
+.PHONY: help setup lab course site data test coverage test-versions constraints outputs benchmark peers sync clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,14 @@ benchmark: setup ## train and score all networks on the real data; can be stoppe
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_included_network
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.score_included_network --submission benchmarks/submission.csv
 	$(BIN)/python -m benchmarks.write_tables --write
+
+peers: build/peers/.installed ## train StarDist beside our network, in an environment of its own (SEEDS="0 1"; hours)
+	$(BIN)/python -m benchmarks.train_on_stardist_subset --seeds $(SEEDS)
+	build/peers/bin/python -m benchmarks.train_stardist --seeds $(SEEDS)
+
+build/peers/.installed: .venv/.installed
+	$(PYTHON) -m venv build/peers && build/peers/bin/python -m pip install --editable . stardist tf_keras
+	@touch $@
 
 sync: setup ## write the setup cell and the Colab links into every notebook (after a change of address in pyproject.toml)
 	$(BIN)/python -m tools.setup_cell

@@ -1,0 +1,94 @@
+"""Train the three-output network on StarDist's subset of the data, and score it as StarDist was scored.
+
+    python -m benchmarks.train_on_stardist_subset --seeds 0 1
+
+The subset has 447 training and 50 test images in fluorescence, with the original labels. StarDist kept 67 of the
+training images for validation, and so do we: they choose the epoch and the thresholds. The test images are scored once.
+The ids are in `stardist_subset.csv`. The list of training images was reconstructed and may be wrong in up to three ids.
+The predicted nuclei are written as run lengths, so that others can score them.
+
+Table to compare with: Schmidt et al. 2018, arXiv 1806.03535, table 1.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import results_file
+from benchmarks.score_included_network import predict_split, separate, tune
+from benchmarks.train_networks import timed
+from nuclei_utils import datasets, export, matching, saving, training
+
+IDS = Path(__file__).parent / "stardist_subset.csv"
+EPOCHS = 120  # about as many steps as the included network has
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+METHOD = "watershed_from_distance"
+
+
+def load_subset() -> dict[str, list[datasets.Record]]:
+    """Return the images of each split."""
+    splits = pd.read_csv(IDS, index_col="id")["split"]
+    records = {record.id: record for record in datasets.load("stage1")}
+    return {split: [records[image_id] for image_id in ids.index] for split, ids in splits.groupby(splits)}
+
+
+def write_predictions(name: str, ids: list[str], label_maps: list[np.ndarray]) -> None:
+    """Write label maps as run lengths, in the format of the competition."""
+    table = export.submission_table(dict(zip(ids, label_maps, strict=True)))
+    export.write_table(results_file.FOLDER / f"{name}.csv", table)
+
+
+def read_predictions(name: str, records: list[datasets.Record]) -> list[np.ndarray]:
+    """Read the label maps of images from run lengths."""
+    shapes = {record.id: record.label_map.shape for record in records}
+    label_maps = export.read_submission(results_file.FOLDER / f"{name}.csv", shapes)
+    return [label_maps[record.id] for record in records]
+
+
+def train_and_score(seed: int) -> dict:
+    """Train with one seed, choose on validation images, and score the test images."""
+    records = load_subset()
+    folder = Path("runs") / "benchmark" / f"stardist_subset_{EPOCHS}_seed{seed}"
+    sides = records["train"], records["validation"]
+    options = {"seed": seed, "epochs": EPOCHS, "min_crops": 1, "records": sides, "verbose": 2}
+    times = timed(folder, lambda: training.train("instance_unet", folder, **options))
+    model, history = saving.load_model(folder / "best.keras"), training.read_history(folder)
+    maps, seconds, label_maps = {}, {}, {}
+    for split in ("validation", "test"):
+        label_maps[split] = [record.label_map for record in records[split]]
+        maps[split], seconds[split] = predict_split(model, records[split], n_tta=1)
+    tuned, _ = tune(METHOD, maps["validation"], label_maps["validation"])
+    predicted = {split: separate(METHOD, maps[split], **tuned) for split in maps}
+    ap = {
+        split: matching.average_precision(label_maps[split], predicted[split], THRESHOLDS)["ap"].round(4).tolist()
+        for split in maps
+    }
+    write_predictions(f"stardist_subset_seed{seed}", [record.id for record in records["test"]], predicted["test"])
+    return {
+        "seed": seed,
+        "images": {split: len(side) for split, side in records.items()},
+        "epochs": len(history),
+        "best_epoch": training.best_epoch(history, "val_loss") + 1,
+        **times,
+        "thresholds": tuned,
+        "seconds_per_image": round(seconds["test"], 3),
+        "iou_thresholds": THRESHOLDS,
+        "ap": ap,
+        "history": history.round(4).to_dict("list"),
+    }
+
+
+def main() -> None:
+    """Train and score with each seed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    args = parser.parse_args()
+    jobs = {f"seed {seed}": partial(train_and_score, seed) for seed in args.seeds}
+    results_file.add_missing("stardist_subset", jobs, data="stage1")
+
+
+if __name__ == "__main__":
+    main()
