@@ -16,7 +16,7 @@ from nuclei_utils import datasets, deploy, matching, models, predict
 MIN_SIDE, BLOCK = 384, 256
 CONTEXTS = (0, 32, 64, 96, 128, 192)
 THRESHOLDS = (0.5, 0.9)
-"""Overlaps (IoU) that a nucleus in blocks must exceed to be the nucleus of the whole image."""
+"""A nucleus of the whole image is lost if no nucleus in blocks overlaps it with an IoU above the threshold."""
 
 
 def main() -> None:

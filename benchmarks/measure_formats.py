@@ -4,13 +4,13 @@
 
 The image is drawn: two channels (Actin, DAPI), 16 bits, 1,024 x 1,024 pixels. Formats that hold stacks get three z
 planes. Formats of photographs get the channel DAPI in 8 bits. The command runs in a process of its own, so that the
-time includes the start of TensorFlow. Nobody can write ND2, LIF and CZI files with these libraries: `--file` measures
-a file that you have.
+time includes the start of TensorFlow. These libraries cannot write ND2, LIF and CZI files: `--file` measures a file
+that you have.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -135,30 +135,43 @@ def write_zarr(version: str) -> Callable:
     """Return a function that writes OME-Zarr of two levels."""
 
     def write(folder, stack):
-        import zarr
-
         path = folder / f"v{version}.ome.zarr"
-        group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
-        datasets = []
-        for level in range(2):
-            data = stack[..., :: 2**level, :: 2**level]
-            options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}} if version == "0.4" else {}
-            array = group.create_array(
-                str(level), shape=data.shape, chunks=(1, 1, 256, 256), dtype=data.dtype, **options
-            )
-            array[...] = data
-            scale = [1, 1, PIXEL_SIZE * 2**level, PIXEL_SIZE * 2**level]
-            datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
-        axes = [{"name": "z", "type": "space"}, {"name": "c", "type": "channel"}]
-        axes += [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
-        ome = {
-            "multiscales": [{"version": version, "axes": axes, "datasets": datasets}],
-            "omero": {"channels": [{"label": name, "color": "FFFFFF"} for name in NAMES]},
-        }
-        group.attrs.update(ome if version == "0.4" else {"ome": {**ome, "version": version}})
+        write_ome_zarr(path, stack, "zcyx", version, NAMES, PIXEL_SIZE)
         return path, ["--channel", "auto"]
 
     return write
+
+
+def write_ome_zarr(
+    path: Path,
+    array: np.ndarray,
+    axes: str,
+    version: str,
+    names: Sequence[str] = (),
+    scale: float = PIXEL_SIZE,
+    unit: str = "micrometer",
+    chunk: int = 256,
+) -> None:
+    """Write OME-Zarr 0.4 or 0.5 of two levels. `scale` is the size of a pixel in `unit`."""
+    import zarr
+
+    group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
+    options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}} if version == "0.4" else {}
+    types, datasets = {"t": "time", "c": "channel"}, []
+    for level in range(2):
+        step = 2**level
+        data = array[..., ::step, ::step]
+        chunks = (1,) * (data.ndim - 2) + (chunk, chunk)
+        group.create_array(str(level), shape=data.shape, chunks=chunks, dtype=data.dtype, **options)[...] = data
+        sizes = [scale * step if axis in "yx" else 1.0 for axis in axes]
+        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": sizes}]})
+    described = [
+        {"name": axis, "type": types.get(axis, "space")} | ({"unit": unit} if axis in "yx" else {}) for axis in axes
+    ]
+    ome = {"multiscales": [{"version": version, "axes": described, "datasets": datasets}]}
+    if names:
+        ome["omero"] = {"channels": [{"label": name, "color": "FFFFFF"} for name in names]}
+    group.attrs.update(ome if version == "0.4" else {"ome": ome | {"version": version}})
 
 
 FORMATS = {

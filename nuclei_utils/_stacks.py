@@ -34,7 +34,7 @@ _BIOIO_READERS = {  # by ending: how to install the reader
 _GLASS = {"label", "macro", "macro mask", "overview", "thumbnail"}  # names of pictures of the glass beside a slide
 _LISTED = 10  # images that a message names
 _GREY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6  # values of the TIFF tag "photometric"
-_YCBCR_JPEG_2000 = 33003  # compression of Aperio: the pixels are YCbCr, but the file says RGB, and so reads tifffile
+_YCBCR_JPEG_2000 = 33003  # compression of Aperio: the pixels are YCbCr, but the file and tifffile take them for RGB
 _MICROMETRES = {
     **dict.fromkeys(("pm", "picometer"), 1e-6),
     **dict.fromkeys(("å", "angstrom"), 1e-4),
@@ -86,12 +86,12 @@ def open_stack(
             yield stack
         elif path.suffix.lower() in _BIOIO_READERS and path.is_file():
             stack = _open_by_bioio(path, scene)
-            _check_level(level, [(stack.axes, stack.shape)])
+            _check_level(level, 1, lambda _: stack.shape, stack.axes)
             yield stack
         elif not _is_tiff(path):
             stack = _plain_image(path, max_pixels)
             _choose_scene(scene, [path.name])
-            _check_level(level, [(stack.axes, stack.shape)])
+            _check_level(level, 1, lambda _: stack.shape, stack.axes)
             yield stack
         else:
             with (
@@ -136,15 +136,16 @@ def _choose_scene(scene, names):
     return scene
 
 
-def _check_level(level, levels):
-    """Refuse a level that does not exist. `levels` holds the axes and the shape of each level."""
-    if 0 <= level < len(levels):
+def _check_level(level, n_levels, read_shape, axes):
+    """Refuse a level that does not exist. `read_shape` returns the shape of a level."""
+    if 0 <= level < n_levels:
         return
-    sizes = (" x ".join(str(shape[axes.index(axis)]) for axis in "YX") for axes, shape in levels)
+    shapes = map(read_shape, range(n_levels))
+    sizes = (" x ".join(str(shape[axes.index(axis)]) for axis in "YX") for shape in shapes)
     listing = ", ".join(f"{number}: {size}" for number, size in enumerate(sizes))
     raise Refusal(
-        f"found {len(levels)} level{'s' * (len(levels) > 1)} (height x width {listing}), expected one of them instead "
-        f"of {level}: choose with --level"
+        f"found {n_levels} level{'s' * (n_levels > 1)} (height x width {listing}), expected one of them instead of "
+        f"{level}: choose with --level"
     )
 
 
@@ -167,7 +168,7 @@ def _open_tiff(file, content, path, max_pixels, in_parts, level, scene):
     if description is not None:
         _check_description(description)
     series = _choose_series(file.series, scene)
-    _check_level(level, [(smaller.axes, smaller.shape) for smaller in series.levels])
+    _check_level(level, len(series.levels), lambda number: series.levels[number].shape, series.axes)
     if (file.imagej_metadata or {}).get("images", 1) > 1 and series.kind != "imagej":
         raise ValueError("the file is cut short")
     if description is not None:
@@ -329,8 +330,7 @@ def _open_zarr(path, level):
         raise Refusal(f"found OME-Zarr {multiscale.get('version', '')}, expected 0.4 or 0.5: export it again")
     names = [axis["name"].upper() for axis in axes]
     datasets = multiscale["datasets"]  # the largest level is first
-    if not 0 <= level < len(datasets):
-        _check_level(level, [(names, group[dataset["path"]].shape) for dataset in datasets])
+    _check_level(level, len(datasets), lambda number: group[datasets[number]["path"]].shape, names)
     dataset = datasets[level]
     array = group[dataset["path"]]
     scales = dict.fromkeys(names, 1.0)

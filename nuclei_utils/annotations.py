@@ -46,7 +46,7 @@ def image_name(path: str | PathLike) -> str:
 
 
 def without_ome(name: str) -> str:
-    """Return the name of an image `NAME.ome` as the labels of the image have it.
+    """Remove the ending `.ome` from the name of an image.
 
     Examples
     --------

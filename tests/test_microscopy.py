@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.measure_formats import write_ome_zarr
 from nuclei_utils import _stacks, io, microscopy
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.microscopy import read_planes
@@ -550,29 +551,10 @@ def test_too_many_pixels_and_missing_files_are_refused(confocal, tmp_path):
 # OME-Zarr
 
 
-def write_zarr(path, array, axes, version, names=(), scale=0.2, unit="micrometer"):
-    """Write OME-Zarr of two levels. Return its path."""
-    zarr = pytest.importorskip("zarr", minversion="3")
-    group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
-    types = {"t": "time", "c": "channel"}
-    datasets = []
-    for level in range(2):
-        step = 2**level
-        data = array[..., ::step, ::step]
-        options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}} if version == "0.4" else {}
-        target = group.create_array(
-            str(level), shape=data.shape, chunks=(1,) * (data.ndim - 2) + (16, 16), dtype=data.dtype, **options
-        )
-        target[...] = data
-        sizes = [scale * step if axis in "yx" else 1.0 for axis in axes]
-        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": sizes}]})
-    axes = [
-        {"name": axis, "type": types.get(axis, "space")} | ({"unit": unit} if axis in "yx" else {}) for axis in axes
-    ]
-    ome = {"multiscales": [{"version": version, "axes": axes, "datasets": datasets}]}
-    if names:
-        ome["omero"] = {"channels": [{"label": name, "color": "FFFFFF"} for name in names]}
-    group.attrs.update(ome if version == "0.4" else {"ome": ome | {"version": version}})
+def write_zarr(path, array, axes, version, names=(), scale=0.2, **options):
+    """Write OME-Zarr of two levels in small chunks. Return its path."""
+    pytest.importorskip("zarr", minversion="3")
+    write_ome_zarr(path, array, axes, version, names, scale, chunk=16, **options)
     return path
 
 

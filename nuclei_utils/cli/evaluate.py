@@ -109,8 +109,8 @@ def _find_label_maps(path, with_outlines=False):
 
 def _named_labels(folder, files):
     """Return the files NAME_labels; refuse files that belong to none."""
-    labels = [file for file in files if file.stem.removesuffix(".ome").endswith("_labels")]
-    names = {file.stem.removesuffix(".ome").removesuffix("_labels") for file in labels}
+    labels = [file for file in files if nu.annotations.without_ome(file.stem).endswith("_labels")]
+    names = {nu.annotations.without_ome(file.stem).removesuffix("_labels") for file in labels}
     for file in set(files) - set(labels) if labels else ():
         # masks and overlays of `predict`, and the image itself, may be in the same folder
         if not names & {file.stem, file.stem.removesuffix("_mask"), file.stem.removesuffix("_overlay")}:

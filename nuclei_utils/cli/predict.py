@@ -90,8 +90,8 @@ rows of other images. With --resume and --replace, it skips finished images and 
 
 If an image cannot be read, a message on stderr names it, the other images are predicted, and the exit status is 1. A
 message also names each image whose nuclei change when the image is mirrored and made smaller. Do not trust such a
-result before you have seen the overlay. The column warning of images.csv keeps these messages: with many images, sort
-the table by it.
+result before you have seen the overlay. The column warning of images.csv keeps these messages. If you have many images,
+sort the table by this column.
 
 The included network was trained on nuclei with a median diameter of 19.6 pixels, most of them between 9 and 52. Without
 --diameter and --model, a message names each image whose median diameter is outside of this range. This is the median of
@@ -100,6 +100,9 @@ for nuclei of the usual size. Slides are not checked, and --diameter is not for 
 the pyramid in which nuclei are closest to 20 pixels: 0.4 micrometres per pixel for nuclei of 8 micrometres. Labels and
 measurements then have the size of that level. If no level is close, export a smaller copy.
 """
+
+# options of the command that are those of `microscopy.open_planes`
+_PLANES = ("channel", "z", "time", "scene", "level", "value_range")
 
 _length = number(float, lambda length: 0 < length < math.inf, "a length above 0, such as 0.325")
 
@@ -145,8 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "values of the file that become black and white for the network; measurements keep the values of the file"
     add("--value-range", type=_value, nargs=2, metavar=("LOW", "HIGH"), help=text)
     text = (
-        "width of a pixel in micrometres, at the --level that is read (default: the size in the file); nuclei.csv has "
-        "micrometres then, not pixels"
+        "width of a pixel in micrometres, at the --level that is read (default: the size in the file); nuclei.csv "
+        "then has micrometres, not pixels"
     )
     add("--pixel-size", type=_length, metavar="UM", help=text)
     text = (
@@ -236,13 +239,7 @@ def _settings(args):
     """Return the options that the results depend on."""
     return {
         "--model": hashlib.sha256(args.model.read_bytes()).hexdigest() if args.model else "included",
-        "--channel": args.channel,
-        "--z": args.z,
-        "--time": args.time,
-        "--scene": args.scene,
-        "--level": args.level,
-        "--value-range": args.value_range,
-        "--pixel-size": args.pixel_size,
+        **{f"--{name.replace('_', '-')}": getattr(args, name) for name in (*_PLANES, "pixel_size")},
         "--diameter": args.diameter and list(args.diameter),
         "--tta": args.tta,
         "--prob-thresh": args.prob_thresh,
@@ -308,14 +305,7 @@ class _Run:
             work=work,
             model=args.model and args.model.absolute(),
             digest=settings["--model"],
-            planes={
-                "channel": args.channel,
-                "z": args.z,
-                "time": args.time,
-                "value_range": args.value_range,
-                "level": args.level,
-                "scene": args.scene,
-            },
+            planes={name: getattr(args, name) for name in _PLANES},
             max_pixels=args.max_pixels,
             slide_pixels=args.slide_pixels,
             pixel_size=args.pixel_size,

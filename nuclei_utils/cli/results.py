@@ -32,11 +32,10 @@ class Tables:
     """The tables of a folder of results: `images.csv`, `nuclei.csv` and `submission.csv`.
 
     The rows of an image are added at the end, in the order `images.csv`, `nuclei.csv`, `submission.csv`. They are
-    removed in the opposite order. So a killed process leaves incomplete rows only of the
-    last image in `images.csv`, and `repair` removes them. `submission.csv` has one row for each nucleus, or one row
-    without a code for an image without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first
-    column of each table has the name of the image. `columns` are those of `nuclei.csv`. None: the first image sets
-    them.
+    removed in the opposite order. So a killed process leaves incomplete rows only of the last image in `images.csv`,
+    and `repair` removes them. `submission.csv` has one row for each nucleus, or one row without a code for an image
+    without nuclei: these rows show that the rows in `nuclei.csv` are complete. The first column of each table has the
+    name of the image. `columns` are those of `nuclei.csv`. None: the first image sets them.
     """
 
     def __init__(self, folder: Path, columns: Sequence[str] | None):
@@ -329,12 +328,13 @@ def write_results(
 
 def refuse_other_files(folder: Path, name: str, kinds: Iterable[str]) -> None:
     """Refuse another label map of an image. A slide has no other file than its label map."""
-    kinds = {*kinds}
-    refused = result_files(folder, name) if kinds & {*SLIDE_LABELS} else _LABELS
+    kinds, paths = {*kinds}, result_files(folder, name)
+    refused = paths if kinds & {*SLIDE_LABELS} else _LABELS
     for kind in sorted({*refused} - kinds):
-        path = result_files(folder, name)[kind]
-        if os.path.lexists(path):
-            raise NucleiError(f"{path} would stay beside another label map of its image: move or delete the file")
+        if os.path.lexists(paths[kind]):
+            raise NucleiError(
+                f"{paths[kind]} would stay beside another label map of its image: move or delete the file"
+            )
 
 
 def move_results(files: dict[str, Path], folder: Path, name: str, keep_existing: bool) -> None:
