@@ -279,11 +279,14 @@ def slides() -> str:
             f"{run['side']:,} x {run['side']:,}",
             f"{run['peak_mb']:,} MB",
             f"{run['seconds'] / 60:.1f}",
+            f"{run['megapixels_per_second']:.2f}",
             f"{run['nuclei']:,}",
+            run["hardware"],
         ]
         for run in sorted(runs, key=lambda run: run["side"])
     ]
-    return markdown(["pixels of the slide", "most memory of the process", "minutes", "nuclei found"], rows)
+    heads = ["most memory of the process", "minutes", "megapixels a second", "nuclei found", "machine"]
+    return markdown(["pixels of the slide", *heads], rows)
 
 
 def formats() -> str:
