@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import results_file
-from benchmarks.score_included_network import predict_split, separate, tune
+from benchmarks.score_included_network import METHOD, predict_split, separate, tune
 from benchmarks.train_networks import timed
 from nuclei_utils import datasets, export, matching, saving, training
 
 IDS = Path(__file__).parent / "stardist_subset.csv"
 EPOCHS = 120  # about as many steps as the included network has
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-METHOD = "watershed_from_distance"
 
 
 def load_subset() -> dict[str, list[datasets.Record]]:
@@ -48,10 +47,15 @@ def read_predictions(name: str, records: list[datasets.Record]) -> list[np.ndarr
     return [label_maps[record.id] for record in records]
 
 
+def run_folder(seed: int) -> Path:
+    """Return the folder of the training."""
+    return Path("runs") / "benchmark" / f"stardist_subset_{EPOCHS}_seed{seed}"
+
+
 def train_and_score(seed: int) -> dict:
     """Train with one seed, choose on validation images, and score the test images."""
     records = load_subset()
-    folder = Path("runs") / "benchmark" / f"stardist_subset_{EPOCHS}_seed{seed}"
+    folder = run_folder(seed)
     sides = records["train"], records["validation"]
     options = {"seed": seed, "epochs": EPOCHS, "min_crops": 1, "records": sides, "verbose": 2}
     times = timed(folder, lambda: training.train("instance_unet", folder, **options))
@@ -60,7 +64,7 @@ def train_and_score(seed: int) -> dict:
     for split in ("validation", "test"):
         label_maps[split] = [record.label_map for record in records[split]]
         maps[split], seconds[split] = predict_split(model, records[split], n_tta=1)
-    tuned, _ = tune(METHOD, maps["validation"], label_maps["validation"])
+    tuned, _ = tune(METHOD, maps["validation"], label_maps["validation"], ["fluorescence"] * len(maps["validation"]))
     predicted = {split: separate(METHOD, maps[split], **tuned) for split in maps}
     ap = {
         split: matching.average_precision(label_maps[split], predicted[split], THRESHOLDS)["ap"].round(4).tolist()

@@ -128,7 +128,7 @@ def test_methods_are_tuned_and_scored():
     maps = [{name: (m > 0).astype(np.float32) for name in ("mask", "distance")} for m in label_maps]
     maps = [{**m, "boundary": np.zeros_like(m["mask"])} for m in maps]
     for method in score_included_network.GRIDS:
-        options, table = score_included_network.tune(method, maps, label_maps)
+        options, table = score_included_network.tune(method, maps, label_maps, ["a", "b"])
         predicted = score_included_network.separate(method, maps, **options)
         scores = json.loads(json.dumps(score_included_network.score(label_maps, predicted, ["a", "b"])))
         assert scores["score"] == pytest.approx(table["score"].max(), abs=1e-4)
