@@ -114,7 +114,7 @@ def train_and_score(seed: int, cpu_seconds: float) -> dict:
         "epochs": len(history.epoch),
         "parameters": model.keras_model.count_params(),
         **times,
-        "thresholds": thresholds._asdict(),
+        "thresholds": {name: float(value) for name, value in thresholds.items()},
         "peak_mb": peak,  # of the training
         "megapixels_per_second": {"stardist": speed, "ours": own_speed},
         "iou_thresholds": THRESHOLDS,

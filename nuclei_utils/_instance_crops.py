@@ -10,6 +10,7 @@ from scipy import ndimage
 from nuclei_utils import labels
 
 PASTE = 0.3  # fraction of the crops into which nuclei are pasted
+STAIN = 0.5  # probability of each change of the stain: mixed channels, a gamma for each channel
 OPTICS = 0.15  # probability of each change of a crop by optics: blur, fewer pixels, uneven light, no colour
 
 _MAX_PASTED = 10  # nuclei that are pasted into a crop
@@ -45,7 +46,7 @@ def random_instance_crop(
     distance = distance / np.float32(255)
     if random.random() < PASTE:
         image, label_map, distance = paste_nuclei(image, label_map, distance, random)
-    image = _random_optics(image, random)
+    image = _random_optics(_random_stain(image, random), random)
     if random.random() < 0.1:
         image = 255 - image
     return image, stack_targets(label_map, distance)
@@ -143,4 +144,20 @@ def _random_optics(image, random):
         image = np.clip(image * light[..., None], 0, 255).astype(np.uint8)
     if random.random() < OPTICS:
         image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    return image
+
+
+def _random_stain(image, random):
+    """Change the colours of some crops, as other stains and cameras would."""
+    if random.random() < STAIN:  # rows of sum 1 keep what is grey
+        mixing = np.eye(3) + random.normal(0, 0.3, (3, 3))
+        mixing /= mixing.sum(axis=1, keepdims=True)
+        image = np.clip(np.round(image @ mixing.T), 0, 255).astype(np.uint8)
+    if random.random() < STAIN:  # more or less dye: a factor of the optical density
+        levels = np.linspace(0, 1, 256)[:, None] ** np.exp(random.uniform(-0.4, 0.4, 3))
+        image = (
+            np.round(255 * np.take_along_axis(levels, image.reshape(-1, 3), axis=0))
+            .astype(np.uint8)
+            .reshape(image.shape)
+        )
     return image
