@@ -6,8 +6,8 @@
 Without `--leave-out`, the trainings start from the included network. The scores are those of the validation images,
 with thresholds that were chosen on these images.
 
-With `--leave-out`, the trainings start from ImageNet's weights and see no image of one type. The scores of the images of
-this type say how a recipe serves images that are unlike the training images. The thresholds are those of the package.
+With `--leave-out`, the trainings start from ImageNet's weights and see no image of one type. The scores of this type
+say how a recipe serves images that are unlike the training images. The thresholds are those of the package.
 """
 
 import argparse

@@ -149,15 +149,24 @@ def _random_optics(image, random):
 
 def _random_stain(image, random):
     """Change the colours of some crops, as other stains and cameras would."""
-    if random.random() < STAIN:  # rows of sum 1 keep what is grey
-        mixing = np.eye(3) + random.normal(0, 0.3, (3, 3))
-        mixing /= mixing.sum(axis=1, keepdims=True)
-        image = np.clip(np.round(image @ mixing.T), 0, 255).astype(np.uint8)
-    if random.random() < STAIN:  # more or less dye: a factor of the optical density
-        levels = np.linspace(0, 1, 256)[:, None] ** np.exp(random.uniform(-0.4, 0.4, 3))
-        image = (
-            np.round(255 * np.take_along_axis(levels, image.reshape(-1, 3), axis=0))
-            .astype(np.uint8)
-            .reshape(image.shape)
-        )
+    if random.random() < STAIN:
+        image = mix_channels(image, random)
+    if random.random() < STAIN:
+        image = change_dye(image, random)
     return image
+
+
+def mix_channels(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Mix the channels of a uint8 image (H, W, 3) at random. What is grey stays grey."""
+    noise = random.normal(0, 0.3, (3, 3))
+    mixing = np.eye(3) + noise - noise.mean(axis=1, keepdims=True)  # the rows have the sum 1
+    return np.clip(np.round(image @ mixing.T), 0, 255).astype(np.uint8)
+
+
+def change_dye(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Apply a random gamma to each channel of a uint8 image (H, W, 3): more or less dye.
+
+    The gamma is a factor of the optical density. Black and white do not change.
+    """
+    levels = 255 * np.linspace(0, 1, 256)[:, None] ** np.exp(random.uniform(-0.4, 0.4, 3))
+    return cv2.LUT(image, np.round(levels).astype(np.uint8)[None])
