@@ -244,6 +244,18 @@ def instances() -> str:
     return markdown(["image type", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
 
 
+def recipes() -> str:
+    """Compare augmentations for the included network."""
+    rows = []
+    for name, run in results_file.read("recipes_stage1_fixed").items():
+        row = [name.replace("_", " ")]
+        for scores in (run["validation"], run.get("left_out_scores")):
+            row += [f"{scores['score']:.3f}", scores["merges"]] if scores else ["", ""]
+        rows.append([*row[:2], f"{run['validation']['type_mean']:.3f}", *row[2:]])
+    heads = ["validation score", "mean over image types", "merged", "score of the type left out", "merged there"]
+    return markdown(["training", *heads], rows)
+
+
 def deploy() -> str:
     """Compare the exported files of the included network with the original."""
     rows = []
@@ -309,7 +321,7 @@ TABLES = {
     table.__name__: table
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
-        *(tuning, augmentation, ladder, instances, deploy, memory, slides, formats),
+        *(tuning, augmentation, ladder, instances, recipes, deploy, memory, slides, formats),
     )
 }
 

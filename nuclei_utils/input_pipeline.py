@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Collection, Sequence
 from functools import partial
 
+import cv2
 import numpy as np
 import tensorflow as tf
 from skimage.segmentation import relabel_sequential
 
 from nuclei_utils import datasets, labels, preprocess
-from nuclei_utils._instance_crops import random_instance_crop, stack_targets
 from nuclei_utils.errors import NucleiError
 
 
@@ -99,8 +99,8 @@ def training_batches(
     augment : "all", "flips" or None
         Random changes of the crops. "all" is CLAHE of some crops and `augment_pair`. "flips" flips half of the crops
         upside down, and half of the crops left to right.
-        With `targets="instances"`, "all" is the only choice: rotation, zoom by up to 2, and `random_colours`; in some
-        crops, nuclei are pasted beside others, the image is blurred, coarsened, shaded or turned grey, or inverted.
+        With `targets="instances"`, "all" is the only choice: rotation, zoom by up to 2, `random_colours`, and
+        inversion of some crops.
     seed : int
         Random seed. The same seed gives the same sequence of epochs.
     min_crops : int
@@ -125,10 +125,7 @@ def training_batches(
     _check_choice("targets", targets, ("mask", "instances"))
     _check_choice("augment", augment, ("all", "flips", None) if targets == "mask" else ("all",))
     prepare = partial(_prepare_mask, size=size) if targets == "mask" else _prepare_instances
-    if targets == "mask":
-        crop = partial(_random_crop, size=size, augment=augment)
-    else:
-        crop = partial(_random_instances, size=size)
+    crop = partial(_random_crop, size=size, augment=augment) if targets == "mask" else partial(_random_warp, size=size)
     # The cache holds the arrays that are equal in every epoch, in 8 or 16 bits to save memory.
     cached = examples.map(prepare, tf.data.AUTOTUNE).cache()
     repeated, count = _repeat_rare_types(cached, min_crops)
@@ -333,16 +330,41 @@ def _prepare_instances(example):
     return tf.ensure_shape(image, (None, None, 3)), tf.ensure_shape(maps, (None, None, 2)), example["image_type"]
 
 
-def _random_instances(image, maps, seed, size):
-    """Cut a random crop with its targets, and change its colours."""
-
-    def crop(image, maps, seed):
-        random = np.random.default_rng(seed)
-        return random_instance_crop(image, maps[..., 0], maps[..., 1], size, random)
-
-    image, targets = tf.numpy_function(crop, [image, maps, seed], (tf.uint8, tf.float32), stateful=False)
+def _random_warp(image, maps, seed, size):
+    """Crop, rotate, mirror and zoom at random, and change the colours."""
+    warp = partial(_warp, size=size)
+    image, targets = tf.numpy_function(warp, [image, maps, seed], (tf.uint8, tf.float32), stateful=False)
     image = tf.cast(tf.ensure_shape(image, (size, size, 3)), tf.float32) / 255
     return random_colours(image, seed), _instance_targets(targets, size)
+
+
+def _warp(image, maps, seed, size):
+    random = np.random.default_rng(seed)
+    zoom = 2.0 ** random.uniform(-1, 1)
+    angle = random.uniform(0, 2 * np.pi)
+    mirror = random.choice([-1, 1])
+    radius = size / zoom / 2  # half the width of the crop, in pixels of the image
+    centers = np.argwhere(maps[..., 1] == 255)
+    if len(centers) and random.random() < 0.5:  # near the center of a nucleus, so that few crops are empty
+        y, x = random.choice(centers) + random.uniform(-radius / 2, radius / 2, 2)
+    else:
+        y, x = (random.uniform(min(radius, side / 2), side - min(radius, side / 2)) for side in image.shape[:2])
+    # The matrix maps pixels of the crop to pixels of the image.
+    rotation = np.array([[mirror * np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), np.cos(angle)]]) / zoom
+    matrix = np.column_stack([rotation, np.array([x, y]) - rotation @ [(size - 1) / 2, (size - 1) / 2]])
+    image, maps = (
+        cv2.warpAffine(
+            array, matrix, (size, size), flags=cv2.WARP_INVERSE_MAP | method, borderMode=cv2.BORDER_REFLECT_101
+        )
+        for array, method in ((image, cv2.INTER_LINEAR), (maps, cv2.INTER_NEAREST))
+    )
+    if random.random() < 0.1:
+        image = 255 - image
+    return image, _stack_targets(maps[..., 0], maps[..., 1] / np.float32(255))
+
+
+def _stack_targets(label_map, distance):
+    return np.dstack([label_map > 0, labels.boundary_map(label_map), distance]).astype(np.float32)
 
 
 def _instance_targets(targets, size):
@@ -359,9 +381,7 @@ def _center_crop(example, size, targets):
         image, label_map, *distance = (
             preprocess.center_crop(preprocess.pad_to(array, (size, size)), (size, size)) for array in arrays
         )
-        if targets == "mask":
-            return image, np.float32(label_map[..., None] > 0)
-        return image, stack_targets(label_map, *distance)
+        return image, _stack_targets(label_map, *distance) if distance else np.float32(label_map[..., None] > 0)
 
     arrays = [example["image"], example["label_map"]]
     image, maps = tf.numpy_function(crop, arrays, (tf.float32, tf.float32), stateful=False)
