@@ -256,6 +256,16 @@ def recipes() -> str:
     return markdown(["training", *heads], rows)
 
 
+def limits() -> str:
+    """Show what limits the included network, by image type."""
+    rows = []
+    for name, run in results_file.read("limits_stage1_fixed").items():
+        by_type = [run["scores"]["image_types"][image_type]["score"] for image_type in datasets.IMAGE_TYPES]
+        rows.append([name, *(f"{value:.3f}" for value in (*by_type, run["scores"]["type_mean"]))])
+    heads = [image_type.replace("_", " ") for image_type in datasets.IMAGE_TYPES]
+    return markdown(["images", *heads, "mean over image types"], rows)
+
+
 def deploy() -> str:
     """Compare the exported files of the included network with the original."""
     rows = []
@@ -321,7 +331,7 @@ TABLES = {
     table.__name__: table
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
-        *(tuning, augmentation, ladder, instances, recipes, deploy, memory, slides, formats),
+        *(tuning, augmentation, ladder, instances, limits, recipes, deploy, memory, slides, formats),
     )
 }
 
