@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import describe_data, measure_formats, results_file, score_included_network, tune_unet
+from benchmarks import describe_data, find_limits, measure_formats, results_file, score_included_network, tune_unet
 from nuclei_utils import datasets, input_pipeline, microscopy, models
 from nuclei_utils.errors import NucleiError
 from tools import release_network
@@ -164,3 +164,18 @@ def test_each_format_is_read_back(name, tmp_path):
         np.testing.assert_array_equal(planes.image[..., 0], expected)
     assert planes.pixel_size == (measure_formats.PIXEL_SIZE if is_stack else None)
     assert len(planes.channels) == (2 if is_stack else 3)
+
+
+def test_limits_use_the_truth_for_one_step_alone():
+    label_map = np.zeros((20, 30), np.int32)
+    label_map[2:12, 2:10], label_map[2:12, 10:18] = 1, 2
+    mask = np.zeros(label_map.shape, np.float32)
+    mask[2:12, 3:18], mask[14:20, 22:28] = 1, 1  # one component for both nuclei, and one that is no nucleus
+    maps = {"mask": mask, "distance": mask / 2}
+    divided = find_limits.separate_truly(maps, label_map)
+    np.testing.assert_array_equal(divided > 0, mask > 0)
+    np.testing.assert_array_equal(divided[:14], np.where(mask > 0, label_map, 0)[:14])
+    assert set(np.unique(divided[14:])) == {0, 3}
+    predicted = find_limits.separate_true_mask(maps, label_map)
+    np.testing.assert_array_equal(predicted > 0, label_map > 0)
+    assert predicted.max() == 1  # the distance has one peak
