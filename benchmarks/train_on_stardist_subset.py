@@ -64,7 +64,8 @@ def train_and_score(seed: int) -> dict:
     for split in ("validation", "test"):
         label_maps[split] = [record.label_map for record in records[split]]
         maps[split], seconds[split] = predict_split(model, records[split], n_tta=1)
-    tuned, _ = tune(METHOD, maps["validation"], label_maps["validation"], ["fluorescence"] * len(maps["validation"]))
+    image_types = ["fluorescence"] * len(records["validation"])  # the mean over one type is the mean over images
+    tuned, _ = tune(METHOD, maps["validation"], label_maps["validation"], image_types)
     predicted = {split: separate(METHOD, maps[split], **tuned) for split in maps}
     ap = {
         split: matching.average_precision(label_maps[split], predicted[split], THRESHOLDS)["ap"].round(4).tolist()

@@ -248,10 +248,10 @@ def recipes() -> str:
     """Compare augmentations for the included network."""
     rows = []
     for name, run in results_file.read("recipes_stage1_fixed").items():
-        row = [name.replace("_", " ")]
-        for scores in (run["validation"], run.get("left_out_scores")):
-            row += [f"{scores['score']:.3f}", scores["merges"]] if scores else ["", ""]
-        rows.append([*row[:2], f"{run['validation']['type_mean']:.3f}", *row[2:]])
+        scores, unseen = run["validation"], run.get("left_out_scores")
+        known = f"{scores['score']:.3f}", f"{scores['type_mean']:.3f}", scores["merges"]
+        left_out = (f"{unseen['score']:.3f}", unseen["merges"]) if unseen else ("", "")
+        rows.append([name.replace("_", " "), *known, *left_out])
     heads = ["validation score", "mean over image types", "merged", "score of the type left out", "merged there"]
     return markdown(["training", *heads], rows)
 
