@@ -68,8 +68,6 @@ benchmark: setup ## train and score all networks on the real data; can be stoppe
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.compare_networks
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_with_few_labels --seeds $(SEEDS)
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.tune_unet
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_included_network
-	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.score_included_network --submission benchmarks/submission.csv
 	$(BIN)/python -m benchmarks.write_tables --write
 
 peers: build/peers/.installed ## train StarDist beside our network, in an environment of its own (SEEDS="0 1"; hours)

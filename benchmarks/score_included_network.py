@@ -1,14 +1,19 @@
-"""Tune and score the network that `benchmarks.train_included_network` trained.
+"""Score networks from `benchmarks.train_included_network`, and compare ways to separate nuclei with the best of them.
 
-    NUCLEI_DATA=stage1_fixed python -m benchmarks.score_included_network --submission benchmarks/submission.csv
+    NUCLEI_DATA=stage1_fixed python -m benchmarks.score_included_network runs/gpu/fixed_*.weights.h5
 
-Validation images choose the thresholds. The test images are scored once. The submission has the predicted nuclei of the
-images of the competition's first stage. The truth of these images is not in this repository.
+`--submission benchmarks/submission.csv` also predicts the images of the competition's first stage. The truth of these
+images is not in this repository.
+
+All networks are scored with the thresholds of the package. The best is the one with the highest mean over image types
+on the validation images. With the best network, each way to separate nuclei gets thresholds that are chosen on the
+validation images. The test images are scored once.
 """
 
 import argparse
 import itertools
 import time
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -18,19 +23,20 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks import results_file
-from benchmarks.train_included_network import run_folder
-from nuclei_utils import datasets, export, io, matching, predict, saving, segmentation
+from benchmarks.train_included_network import read_course, read_network
+from nuclei_utils import datasets, deploy, export, io, matching, predict, segmentation
 
 N_TTA = 8
-METHOD = "watershed_from_distance"  # of the package
-PROB_THRESHOLDS, MIN_SIZES = (0.5, 0.6, 0.7), (15, 25, 35)
+METHOD = "maps_to_labels"  # of the package
+PROB_THRESHOLDS = (0.4, 0.5, 0.6)
 GRIDS = {
     "components": {},
     "watershed_from_mask": {},
     "watershed_from_boundary": {"marker_thresh": (0.2, 0.35, 0.5, 0.65)},
-    "watershed_from_distance": {"min_prominence": (0.15, 0.2, 0.25, 0.3)},
+    "watershed_from_distance": {"min_prominence": (0.15, 0.2, 0.25)},
+    METHOD: {"min_prominence": (0.15, 0.2, 0.25), "min_confidence": (0, 0.6, 0.7, 0.8)},
 }
-"""Values to try for each method, in addition to `prob_thresh` and `min_size`."""
+"""Values to try for each method, in addition to `prob_thresh`."""
 
 
 def predict_split(model: keras.Model, records: list, n_tta: int) -> tuple[list[dict], float]:
@@ -40,13 +46,17 @@ def predict_split(model: keras.Model, records: list, n_tta: int) -> tuple[list[d
     return maps, (time.perf_counter() - start) / len(records)
 
 
-def separate(method: str, maps: list[dict], prob_thresh: float, **options) -> list[np.ndarray]:
-    """Convert the maps of all images to label maps by one method."""
-    if method == "watershed_from_distance":
-        return [segmentation.maps_to_labels(m, prob_thresh=prob_thresh, **options) for m in maps]
-    function = getattr(segmentation, method)
+def separate(
+    method: str, maps: list[dict], prob_thresh: float = segmentation.PROB_THRESH, **options
+) -> list[np.ndarray]:
+    """Convert the maps of all images to label maps by one method. The other defaults are those of the package, too."""
+    if method == METHOD:
+        return [segmentation.maps_to_labels(m, prob_thresh, **options) for m in maps]
+    function, options = getattr(segmentation, method), {"min_size": segmentation.MIN_SIZE, **options}
     if method == "watershed_from_boundary":
-        return [function(m["mask"], m["boundary"], prob_thresh=prob_thresh, **options) for m in maps]
+        return [function(m["mask"], m["boundary"], prob_thresh, **options) for m in maps]
+    if method == "watershed_from_distance":
+        return [function(m["mask"], m["distance"], prob_thresh, **options) for m in maps]
     return [function(m["mask"] > prob_thresh, **options) for m in maps]
 
 
@@ -54,7 +64,7 @@ def tune(
     method: str, maps: list[dict], label_maps: list[np.ndarray], image_types: list[str]
 ) -> tuple[dict, pd.DataFrame]:
     """Return the options with the best `type_mean`, and the table of all options."""
-    grid = {"prob_thresh": PROB_THRESHOLDS, "min_size": MIN_SIZES, **GRIDS[method]}
+    grid = {"prob_thresh": PROB_THRESHOLDS, **GRIDS[method]}
     options = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     scores = [
         type_mean(matching.image_scores(label_maps, separate(method, maps, **option))["score"], image_types)
@@ -87,57 +97,80 @@ def score(label_maps: list[np.ndarray], predicted: list[np.ndarray], image_types
     }
 
 
-def write_submission(path: Path, model: keras.Model, options: dict) -> None:
+def write_submission(path: Path, model: keras.Model) -> None:
     """Predict the nuclei of the stage-1 test images, and write them in the format of the competition."""
     folders = sorted(path for path in (datasets.home() / "dsb2018" / "stage1_test").iterdir() if path.is_dir())
     label_maps = {}
     for folder in tqdm(folders, "stage 1 test"):
         (image_path,) = (folder / "images").iterdir()
         maps = predict.predict_maps(model, io.read_image(image_path), n_tta=N_TTA)
-        label_maps[folder.name] = segmentation.maps_to_labels(maps, **options)
+        label_maps[folder.name] = segmentation.maps_to_labels(maps)
     export.write_table(path, export.submission_table(label_maps))
     print(f"{path}: {sum(int(m.max()) for m in label_maps.values())} nuclei in {len(label_maps)} images")
 
 
-def main() -> None:
-    """Tune on validation images, score both splits, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--submission", type=Path, help="CSV file for the nuclei of the stage-1 test images")
-    args = parser.parse_args()
-    model = saving.load_model(run_folder(args.seed) / "best.keras")
+def load_splits() -> dict[str, tuple[list, list[np.ndarray], list[str]]]:
+    """Return the records, label maps and image types of the validation and test images."""
     records = {split: datasets.load(split=split) for split in ("validation", "test")}
-    label_maps = {split: [record.label_map for record in records[split]] for split in records}
-    image_types = {split: [record.image_type for record in records[split]] for split in records}
-    maps, seconds = {}, {}
-    for split, n_tta in itertools.product(records, (1, N_TTA)):
-        maps[split, n_tta], seconds[split, n_tta] = predict_split(model, records[split], n_tta)
+    return {
+        split: (side, [record.label_map for record in side], [record.image_type for record in side])
+        for split, side in records.items()
+    }
+
+
+def score_network(path: Path) -> dict:
+    """Score a network with the thresholds of the package."""
+    network, scores = deploy.freeze(read_network(path)), {}
+    for split, (records, label_maps, image_types) in load_splits().items():
+        maps, _ = predict_split(network, records, n_tta=1)
+        scores[split] = score(label_maps, separate(METHOD, maps), image_types)
+        print(split, scores[split]["score"], scores[split]["type_mean"])
+    return {**scores, **read_course(path)}
+
+
+def compare_methods(path: Path) -> dict:
+    """Choose the thresholds of each method on the validation images, and score both splits."""
+    network, splits, maps, seconds = deploy.freeze(read_network(path)), load_splits(), {}, {}
+    for (split, (records, *_)), n_tta in itertools.product(splits.items(), (1, N_TTA)):
+        maps[split, n_tta], seconds[split, n_tta] = predict_split(network, records, n_tta)
     tuned, tables = {}, {}
     for method in GRIDS:
-        tuned[method], tables[method] = tune(
-            method, maps["validation", 1], label_maps["validation"], image_types["validation"]
-        )
-    rows = {method: (method, 1) for method in GRIDS}
-    rows[f"{METHOD}, n_tta {N_TTA}"] = (METHOD, N_TTA)
-    scores = {split: {} for split in records}
-    for split, (name, (method, n_tta)) in itertools.product(records, rows.items()):
-        predicted = separate(method, maps[split, n_tta], **tuned[method])
-        scores[split][name] = score(label_maps[split], predicted, image_types[split])
+        tuned[method], tables[method] = tune(method, maps["validation", 1], *splits["validation"][1:])
+    best = tuned | {METHOD: {}}  # the package's own thresholds, which are rounded
+    rows = {method: (method, 1) for method in GRIDS} | {f"{METHOD}, n_tta {N_TTA}": (METHOD, N_TTA)}
+    scores = {split: {} for split in splits}
+    for (split, (_, label_maps, image_types)), (name, (method, n_tta)) in itertools.product(
+        splits.items(), rows.items()
+    ):
+        scores[split][name] = score(label_maps, separate(method, maps[split, n_tta], **best[method]), image_types)
         print(split, name, scores[split][name]["score"])
-    run = {
-        "seed": args.seed,
-        "images": {split: len(records[split]) for split in records},
-        "parameters": model.count_params(),
+    names = ("PROB_THRESH", "MIN_PROMINENCE", "MIN_SIZE", "MIN_CONFIDENCE")
+    return {
+        "network": path.name,
+        "images": {split: len(records) for split, (records, *_) in splits.items()},
         "thresholds": tuned,
+        "thresholds_of_the_package": {name.lower(): getattr(segmentation, name) for name in names},
         "seconds_per_image": {f"{split}, n_tta {n_tta}": round(value, 3) for (split, n_tta), value in seconds.items()},
         "cores_used": joblib.cpu_count(),
         **scores,
         "tried": {method: table.round(4).to_dict("list") for method, table in tables.items()},
     }
-    data = datasets.current()
-    results_file.add(f"separate_{data}_seed{args.seed}", f"seed {args.seed}", run, data=data)
+
+
+def main() -> None:
+    """Score the networks, compare the methods with the best network, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("weights", nargs="+", type=Path)
+    parser.add_argument("--submission", type=Path, help="CSV file for the nuclei of the stage-1 test images")
+    args = parser.parse_args()
+    data, paths = datasets.current(), {path.name.removesuffix(".weights.h5"): path for path in args.weights}
+    networks = f"included_network_{data}"
+    results_file.add_missing(networks, {name: partial(score_network, path) for name, path in paths.items()}, data=data)
+    runs = results_file.read(networks)
+    best = max(paths, key=lambda name: runs[name]["validation"]["type_mean"])
+    results_file.add_missing(f"separate_{data}", {best: partial(compare_methods, paths[best])}, data=data)
     if args.submission:
-        write_submission(args.submission, model, tuned[METHOD])
+        write_submission(args.submission, deploy.freeze(read_network(paths[best])))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
 """Train the three-output network on StarDist's subset of the data, and score it as StarDist was scored.
 
     python -m benchmarks.train_on_stardist_subset --seeds 0 1
+    python -m benchmarks.train_on_stardist_subset --pack runs/gpu/subset.npz
+    python -m benchmarks.train_on_stardist_subset --weights runs/gpu/subset_zoom0.5_seed0.weights.h5
+
+The first command trains on the processor. The second command packs the images for
+`benchmarks.train_included_network`, which trains on a GPU, and the third command scores the weights from there.
 
 The subset has 447 training and 50 test images in fluorescence, with the original labels. StarDist kept 67 of the
 training images for validation, and so do we: they choose the epoch and the thresholds. The test images are scored once.
@@ -11,16 +16,17 @@ Table to compare with: Schmidt et al. 2018, arXiv 1806.03535, table 1.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
 from benchmarks import results_file
 from benchmarks.score_included_network import METHOD, predict_split, separate, tune
+from benchmarks.train_included_network import read_course, read_network, write_packed
 from benchmarks.train_networks import timed
-from nuclei_utils import datasets, export, matching, saving, training
+from nuclei_utils import datasets, deploy, export, matching, saving, training
 
 IDS = Path(__file__).parent / "stardist_subset.csv"
 EPOCHS = 40  # a quarter of an hour on two cores
@@ -52,18 +58,30 @@ def run_folder(seed: int) -> Path:
     return Path("runs") / "benchmark" / f"stardist_subset_{EPOCHS}_seed{seed}"
 
 
-def train_and_score(seed: int) -> dict:
-    """Train with one seed, choose on validation images, and score the test images."""
-    records = load_subset()
-    folder = run_folder(seed)
+def train(seed: int) -> tuple[dict, keras.Model]:
+    """Train with one seed on the processor. Return the course of the training, and the model of the best epoch."""
+    records, folder = load_subset(), run_folder(seed)
     sides = records["train"], records["validation"]
     options = {"seed": seed, "epochs": EPOCHS, "min_crops": 1, "records": sides, "verbose": 2}
     times = timed(folder, lambda: training.train("instance_unet", folder, **options))
-    model, history = saving.load_model(folder / "best.keras"), training.read_history(folder)
+    history = training.read_history(folder)
+    course = {
+        "seed": seed,
+        "epochs": len(history),
+        "best_epoch": training.best_epoch(history, "val_loss") + 1,
+        **times,
+        "history": history.round(4).to_dict("list"),
+    }
+    return course, saving.load_model(folder / "best.keras")
+
+
+def score(name: str, course: dict, model: keras.Model) -> dict:
+    """Choose the thresholds on the validation images, score the test images, and write the predicted nuclei."""
+    records, network = load_subset(), deploy.freeze(model)
     maps, seconds, label_maps = {}, {}, {}
     for split in ("validation", "test"):
         label_maps[split] = [record.label_map for record in records[split]]
-        maps[split], seconds[split] = predict_split(model, records[split], n_tta=1)
+        maps[split], seconds[split] = predict_split(network, records[split], n_tta=1)
     image_types = ["fluorescence"] * len(records["validation"])  # the mean over one type is the mean over images
     tuned, _ = tune(METHOD, maps["validation"], label_maps["validation"], image_types)
     predicted = {split: separate(METHOD, maps[split], **tuned) for split in maps}
@@ -71,27 +89,38 @@ def train_and_score(seed: int) -> dict:
         split: matching.average_precision(label_maps[split], predicted[split], THRESHOLDS)["ap"].round(4).tolist()
         for split in maps
     }
-    write_predictions(f"stardist_subset_seed{seed}", [record.id for record in records["test"]], predicted["test"])
+    write_predictions(name, [record.id for record in records["test"]], predicted["test"])
     return {
-        "seed": seed,
         "images": {split: len(side) for split, side in records.items()},
-        "epochs": len(history),
-        "best_epoch": training.best_epoch(history, "val_loss") + 1,
-        **times,
         "thresholds": tuned,
         "seconds_per_image": round(seconds["test"], 3),
         "iou_thresholds": THRESHOLDS,
         "ap": ap,
-        "history": history.round(4).to_dict("list"),
+        **course,
     }
 
 
 def main() -> None:
-    """Train and score with each seed."""
+    """Train and score with each seed, or score weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="pack the images for a training on a GPU, and end")
+    parser.add_argument("--weights", nargs="+", type=Path, help="score these weights, and train nothing")
     args = parser.parse_args()
-    jobs = {f"seed {seed}": partial(train_and_score, seed) for seed in args.seeds}
+    if args.pack:
+        records = load_subset()
+        write_packed(args.pack, {split: records[split] for split in ("train", "validation")})
+        return
+    if args.weights:
+        names = {path.name.removesuffix(".weights.h5"): path for path in args.weights}
+        jobs = {
+            name: lambda name=name, path=path: score(name, read_course(path), read_network(path))
+            for name, path in names.items()
+        }
+    else:
+        jobs = {
+            f"seed {seed}": lambda seed=seed: score(f"stardist_subset_seed{seed}", *train(seed)) for seed in args.seeds
+        }
     results_file.add_missing("stardist_subset", jobs, data="stage1")
 
 

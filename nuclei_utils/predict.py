@@ -176,7 +176,7 @@ def predict_labels(
         `DIAMETER`, and the label map is resized back by nearest neighbour. `min_size` is in pixels of the
         image. Set the diameter if the nuclei are much smaller or larger than those of the training images.
     **options
-        `prob_thresh`, `min_prominence` and `min_size` of `segmentation.maps_to_labels`.
+        `prob_thresh`, `min_prominence`, `min_size` and `min_confidence` of `segmentation.maps_to_labels`.
 
     Returns
     -------

@@ -13,9 +13,10 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
 # defaults of the parameters with these names
-PROB_THRESH = 0.6
-MIN_PROMINENCE = 0.25
+PROB_THRESH = 0.5
+MIN_PROMINENCE = 0.2
 MIN_SIZE = 25  # pixels
+MIN_CONFIDENCE = 0.8
 
 _MAX_STEPS = 256  # steps after which `_reconstruct` calls scikit-image
 _CROSS, _SQUARE = (ndimage.generate_binary_structure(2, connectivity).astype(np.uint8) for connectivity in (1, 2))
@@ -144,10 +145,11 @@ def maps_to_labels(
     prob_thresh: float = PROB_THRESH,
     min_prominence: float = MIN_PROMINENCE,
     min_size: int = MIN_SIZE,
+    min_confidence: float = MIN_CONFIDENCE,
 ) -> np.ndarray:
     """Convert the maps of a network to a label map.
 
-    If the network predicts the distance, the distance separates the nuclei.
+    If the network predicts the distance, the distance separates the nuclei. Nuclei of low confidence are left out.
 
     Parameters
     ----------
@@ -160,6 +162,8 @@ def maps_to_labels(
     min_size : int
         Minimum area of a nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
         touches others loses its marker, and its neighbours grow into its pixels.
+    min_confidence : float
+        Minimum mean of the mask's probability over the pixels of a nucleus, 0..1. 0 leaves out no nucleus.
 
     Examples
     --------
@@ -169,8 +173,21 @@ def maps_to_labels(
     if "mask" not in maps:
         raise ValueError(f'found the maps {sorted(maps)}, expected "mask" among them')
     if "distance" in maps:
-        return watershed_from_distance(maps["mask"], maps["distance"], prob_thresh, min_prominence, min_size)
-    return watershed_from_mask(np.asarray(maps["mask"]) > prob_thresh, min_size=min_size)
+        label_map = watershed_from_distance(maps["mask"], maps["distance"], prob_thresh, min_prominence, min_size)
+    else:
+        label_map = watershed_from_mask(np.asarray(maps["mask"]) > prob_thresh, min_size=min_size)
+    return _leave_out_uncertain(label_map, maps["mask"], min_confidence)
+
+
+def _leave_out_uncertain(label_map: np.ndarray, mask_probability: np.ndarray, min_confidence: float) -> np.ndarray:
+    """Leave out the nuclei whose mean probability is below a minimum, and number the others 1..N."""
+    flat = label_map.ravel()
+    means = np.bincount(flat, np.ravel(mask_probability)) / np.maximum(np.bincount(flat), 1)
+    is_uncertain = means < min_confidence
+    is_uncertain[0] = False
+    if not is_uncertain.any():
+        return label_map
+    return relabel_sequential(np.where(is_uncertain[label_map], 0, label_map))[0]
 
 
 def _watershed_from_markers(markers: np.ndarray, mask: np.ndarray, relief: np.ndarray, min_size: int) -> np.ndarray:

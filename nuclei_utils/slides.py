@@ -103,7 +103,7 @@ class Job:
     """Name of the image, for the tables."""
     n_tta: int = 1
     options: dict[str, float] = field(default_factory=dict)
-    """`prob_thresh`, `min_prominence` and `min_size` of `segmentation.maps_to_labels`."""
+    """`prob_thresh`, `min_prominence`, `min_size` and `min_confidence` of `segmentation.maps_to_labels`."""
     block: int = predict.BLOCK
     context: int = predict.CONTEXT
 

@@ -138,8 +138,8 @@ def test_methods_are_tuned_and_scored():
 def test_released_network_predicts_like_the_trained_network(tmp_path):
     keras.utils.set_random_seed(0)
     model = models.instance_unet(weights=None)
-    model.save(tmp_path / "best.keras")
-    release_network.release(tmp_path / "best.keras", tmp_path / "network.weights.h5")
+    model.save_weights(tmp_path / "trained.weights.h5")
+    release_network.release(tmp_path / "trained.weights.h5", tmp_path / "network.weights.h5")
     released = models.instance_unet(weights=None, fixed_statistics=True)
     released.load_weights(tmp_path / "network.weights.h5")
     for weights, expected in zip(released.get_weights(), model.get_weights(), strict=True):
@@ -147,9 +147,9 @@ def test_released_network_predicts_like_the_trained_network(tmp_path):
 
 
 def test_another_network_cannot_be_released(tmp_path):
-    models.unet(filters=2, depth=1).save(tmp_path / "unet.keras")
-    with pytest.raises(NucleiError, match=r"unet\.keras.*instance_unet"):
-        release_network.release(tmp_path / "unet.keras", tmp_path / "network.weights.h5")
+    models.unet(filters=2, depth=1).save_weights(tmp_path / "unet.weights.h5")
+    with pytest.raises(NucleiError, match=r"unet\.weights\.h5.*instance_unet"):
+        release_network.release(tmp_path / "unet.weights.h5", tmp_path / "network.weights.h5")
     assert not (tmp_path / "network.weights.h5").exists()
 
 

@@ -203,7 +203,7 @@ def test_small_nucleus_joins_its_neighbour():
 
 def test_component_without_a_marker_is_a_nucleus():
     mask = boxes((2, 2, 8, 8), (10, 10, 16, 16)) > 0
-    mask_probability, boundary_probability = np.where(mask, 1, 0.55), np.ones(mask.shape)
+    mask_probability, boundary_probability = np.where(mask, 1, 0.45), np.ones(mask.shape)
     boundary_probability[4, 4] = boundary_probability[0, 0] = 0  # the second marker lies outside the mask
     label_map = segmentation.watershed_from_boundary(mask_probability, boundary_probability)
     np.testing.assert_array_equal(label_map, segmentation.components(mask))
@@ -237,9 +237,13 @@ def test_maps_to_labels_uses_the_distance_if_there_is_one():
         ({"min_size": 10}, 2),
         ({"min_size": 5, "min_prominence": 0.95}, 2),
         ({"prob_thresh": 1}, 0),
+        ({"min_size": 5, "min_confidence": 0.9}, 2),
+        ({"min_size": 5, "min_confidence": 0.7}, 3),
     ],
 )
 def test_thresholds_of_maps_to_labels_are_used(thresholds, count):
     truth = boxes((5, 5, 25, 25), (5, 25, 25, 35), (35, 35, 38, 38), shape=(40, 60))
-    maps = {"mask": (truth > 0).astype(np.float32), "distance": labels.distance_map(truth)}
-    assert segmentation.maps_to_labels(maps, **thresholds).max() == count
+    probability = np.float32([0, 0.85, 1, 1])  # of the background and the three nuclei
+    maps = {"mask": probability[truth], "distance": labels.distance_map(truth)}
+    label_map = segmentation.maps_to_labels(maps, **thresholds)
+    assert np.unique(label_map).tolist() == list(range(count + 1))

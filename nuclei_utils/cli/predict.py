@@ -162,9 +162,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", action="append", choices=("geojson", "rois"), default=[], help=text)
     text = "number of mirrored and turned copies of an image; more copies are better and take longer (default: 1)"
     add("--tta", type=int, choices=(1, 4, 8), default=1, help=text)
-    text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.6)"
-    add("--prob-thresh", type=_probability, default=0.6, metavar="P", help=text)
+    text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.5)"
+    add("--prob-thresh", type=_probability, default=0.5, metavar="P", help=text)
     add("--min-size", type=_whole, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
+    text = "leave out nuclei whose mean probability is lower (default: 0.8)"
+    add("--min-confidence", type=_probability, default=0.8, metavar="P", help=text)
     text = "take TIFF and OME-Zarr images with more pixels, height times width, as slides (default: 100,000,000)"
     add("--slide-pixels", type=positive_integer, default=100_000_000, metavar="N", help=text)
     text = "file for the labels of a slide: OME-Zarr or OME-TIFF, both pyramids (default: zarr)"
@@ -244,6 +246,7 @@ def _settings(args):
         "--tta": args.tta,
         "--prob-thresh": args.prob_thresh,
         "--min-size": args.min_size,
+        "--min-confidence": args.min_confidence,
         "--format": sorted(set(args.format)),
         "--block": args.block,
         "--slide-pixels": args.slide_pixels,
@@ -313,7 +316,7 @@ class _Run:
             formats=args.format,
             diameter=args.diameter,
             tta=args.tta,
-            segmentation={"prob_thresh": args.prob_thresh, "min_size": args.min_size},
+            segmentation={name: getattr(args, name) for name in ("prob_thresh", "min_size", "min_confidence")},
             progress=client is None and sys.stderr.isatty(),
         )
 
