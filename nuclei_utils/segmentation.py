@@ -163,7 +163,8 @@ def maps_to_labels(
         Minimum area of a nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
         touches others loses its marker, and its neighbours grow into its pixels.
     min_confidence : float
-        Minimum mean of the mask's probability over the pixels of a nucleus, 0..1. 0 leaves out no nucleus.
+        Minimum of the mean probability of a nucleus, 0..1, over its pixels with a probability above 0.5. 0 leaves out
+        no nucleus.
 
     Examples
     --------
@@ -181,9 +182,10 @@ def maps_to_labels(
 
 def _leave_out_uncertain(label_map: np.ndarray, mask_probability: np.ndarray, min_confidence: float) -> np.ndarray:
     """Leave out the nuclei whose mean probability is below a minimum, and number the others 1..N."""
-    flat = label_map.ravel()
-    means = np.bincount(flat, np.ravel(mask_probability)) / np.maximum(np.bincount(flat), 1)
-    is_uncertain = means < min_confidence
+    is_likely = np.asarray(mask_probability) > 0.5  # so that a low threshold of the mask lowers no mean
+    nuclei, count = label_map[is_likely], label_map.max(initial=0) + 1
+    sums = np.bincount(nuclei, np.asarray(mask_probability)[is_likely], count)
+    is_uncertain = sums / np.maximum(np.bincount(nuclei, minlength=count), 1) < min_confidence
     is_uncertain[0] = False
     if not is_uncertain.any():
         return label_map

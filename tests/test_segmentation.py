@@ -230,6 +230,14 @@ def test_maps_to_labels_uses_the_distance_if_there_is_one():
     assert matching.matching(truth, by_distance, 0.85)[:3] == (3, 0, 0)
 
 
+def test_a_low_threshold_of_the_mask_leaves_out_no_nucleus():
+    truth = boxes((5, 5, 25, 25), shape=(40, 60))
+    mask = np.where(truth > 0, 0.9, np.where(ndimage.binary_dilation(truth > 0, iterations=8), 0.2, 0))
+    assert segmentation.maps_to_labels({"mask": mask}, prob_thresh=0.1).max() == 1
+    assert segmentation.maps_to_labels({"mask": 0.5 * mask}, prob_thresh=0.1).max() == 0
+    assert segmentation.maps_to_labels({"mask": 0.5 * mask}, prob_thresh=0.1, min_confidence=0).max() == 1
+
+
 @pytest.mark.parametrize(
     ("thresholds", "count"),
     [
