@@ -137,7 +137,7 @@ def test_methods_are_tuned_and_scored():
 
 def test_released_network_predicts_like_the_trained_network(tmp_path):
     keras.utils.set_random_seed(0)
-    model = models.instance_unet(weights=None)
+    model = models.instance_unet(weights=None, fixed_statistics=True)
     model.save_weights(tmp_path / "trained.weights.h5")
     release_network.release(tmp_path / "trained.weights.h5", tmp_path / "network.weights.h5")
     released = models.instance_unet(weights=None, fixed_statistics=True)

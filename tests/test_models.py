@@ -1,11 +1,13 @@
+import hashlib
 import urllib.error
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from nuclei_utils import models, predict, preprocess
+from nuclei_utils import datasets, models, predict, preprocess
 from nuclei_utils.errors import NucleiError
 
 
@@ -273,6 +275,14 @@ def test_instance_unet_returns_three_maps_and_is_small():
     for output in outputs.values():
         assert_probabilities(output, (1, 48, 32, 1))
     assert models.weight_megabytes(model) < 5
+
+
+def test_the_model_card_describes_the_included_network():
+    path = Path(__file__).parent.parent / "docs" / "included_network.md"
+    if not path.is_file():
+        pytest.skip("the tests run without the repository")
+    weights = datasets.asset("included_network.weights.h5").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in path.read_text(encoding="utf-8")
 
 
 def test_the_included_network_is_loaded_once_and_predicts():
