@@ -24,12 +24,13 @@ from benchmarks import results_file
 from benchmarks.measure_memory import peak_memory
 from benchmarks.train_on_stardist_subset import (
     THRESHOLDS,
+    average_precision,
     load_subset,
     read_predictions,
     run_folder,
     write_predictions,
 )
-from nuclei_utils import deploy, matching, predict, preprocess, saving
+from nuclei_utils import deploy, predict, preprocess, saving
 
 EPOCHS, STEPS, PATIENCE = 400, 100, 4
 
@@ -63,7 +64,7 @@ def grey_images(records: list) -> list[np.ndarray]:
 
 def score(label_maps: list[np.ndarray], predicted: list[np.ndarray]) -> dict:
     """Score label maps with our matching and with StarDist's."""
-    ours = matching.average_precision(label_maps, predicted, THRESHOLDS)["ap"].tolist()
+    ours = average_precision(label_maps, predicted)
     theirs = stardist_matching.matching_dataset(label_maps, predicted, thresh=THRESHOLDS, show_progress=False)
     return {"ap": ours, "ap_by_stardist": [float(row.accuracy) for row in theirs]}
 

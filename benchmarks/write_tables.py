@@ -8,6 +8,7 @@ result files, so nobody types a number of a table by hand.
 """
 
 import argparse
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import nbformat
 import numpy as np
 
 from benchmarks import results_file
+from benchmarks.score_included_network import N_TTA
 from benchmarks.train_networks import RANDOM
 from benchmarks.train_with_few_labels import ENCODERS
 from benchmarks.tune_unet import VARIANTS
@@ -40,7 +42,14 @@ METHODS = {
     "watershed_from_mask": "watershed of the mask's own distances",
     "watershed_from_boundary": "markers: mask minus learned boundary",
     "watershed_from_distance": "markers: learned distance",
-    "watershed_from_distance, n_tta 8": "the same, mean of 8 turned and mirrored views",
+    "maps_to_labels": "the same, without nuclei of low confidence",
+    "maps_to_labels, n_tta 8": "the same, mean of 8 turned and mirrored views",
+}
+PUBLISHED = {  # Schmidt et al. 2018, arXiv 1806.03535, table 1
+    "U-Net, two classes": (0.674, 0.598, 0.534, 0.415, 0.203),
+    "U-Net, three classes": (0.806, 0.743, 0.654, 0.491, 0.226),
+    "Mask R-CNN": (0.832, 0.773, 0.684, 0.489, 0.189),
+    "StarDist": (0.864, 0.804, 0.685, 0.450, 0.119),
 }
 RUNTIMES = {
     "keras": "Keras",
@@ -215,7 +224,7 @@ def augmentation() -> str:
 
 def ladder() -> str:
     """Compare the methods that separate nuclei."""
-    run = single_run("separate_stage1_fixed_seed0")
+    run = single_run("separate_stage1_fixed")
     rows = [
         [
             title,
@@ -233,7 +242,7 @@ def ladder() -> str:
 
 def instances() -> str:
     """Show the scores of the included network on the test images, by image type."""
-    best = single_run("separate_stage1_fixed_seed0")["test"]["watershed_from_distance, n_tta 8"]
+    best = single_run("separate_stage1_fixed")["test"]["maps_to_labels, n_tta 8"]
     by_type = {image_type: best["image_types"][image_type] for image_type in datasets.IMAGE_TYPES}
     by_type["all"] = best | {"images": len(best["images"])}
     counts = ("true", "predicted", "merges", "splits")
@@ -242,6 +251,27 @@ def instances() -> str:
         for image_type, row in by_type.items()
     ]
     return markdown(["image type", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
+
+
+def trainings() -> str:
+    """Compare the trainings from which the included network was chosen."""
+    rows = []
+    for run in results_file.read("included_network_stage1_fixed").values():
+        scores = [f"{run[split][name]:.3f}" for split in SPLITS for name in ("score", "type_mean")]
+        rows.append([f"{2 ** run['training']['zoom']:.1f}", run["training"]["seed"], *scores, run["test"]["merges"]])
+    heads = [f"{split} {name}" for split in SPLITS for name in ("score", "mean over image types")]
+    return markdown(["largest zoom", "seed", *heads, "merged (test)"], rows)
+
+
+def peers() -> str:
+    """Compare networks on the test images of StarDist's subset."""
+    runs = list(results_file.read("stardist_subset").values())
+    thresholds = runs[0]["iou_thresholds"]
+    rows = [[f"{name}, as published", *(f"{value:.3f}" for value in values)] for name, values in PUBLISHED.items()]
+    views = {1: "ours", N_TTA: f"ours, mean of {N_TTA} turned and mirrored views"}
+    for run, (n_tta, name) in itertools.product(runs, views.items()):
+        rows.append([name, *(f"{value:.3f}" for value in run["ap"][f"test, n_tta {n_tta}"])])
+    return markdown(["network", *(f"IoU {threshold:.1f}" for threshold in thresholds)], rows)
 
 
 def recipes() -> str:
@@ -331,7 +361,7 @@ TABLES = {
     table.__name__: table
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
-        *(tuning, augmentation, ladder, instances, limits, recipes, deploy, memory, slides, formats),
+        *(tuning, augmentation, ladder, instances, trainings, peers, limits, recipes, deploy, memory, slides, formats),
     )
 }
 
