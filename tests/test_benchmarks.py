@@ -10,7 +10,15 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import describe_data, find_limits, measure_formats, results_file, score_included_network, tune_unet
+from benchmarks import (
+    describe_data,
+    find_limits,
+    measure_formats,
+    results_file,
+    score_included_network,
+    train_on_stardist_subset,
+    tune_unet,
+)
 from nuclei_utils import datasets, input_pipeline, microscopy, models
 from nuclei_utils.errors import NucleiError
 from tools import release_network
@@ -133,6 +141,11 @@ def test_methods_are_tuned_and_scored():
         scores = json.loads(json.dumps(score_included_network.score(label_maps, predicted, ["a", "b"])))
         assert scores["score"] == pytest.approx(table["score"].max(), abs=1e-4)
         assert scores["image_types"]["a"]["images"] == 1
+
+
+def test_a_match_of_stardist_needs_no_more_than_the_threshold():
+    true, predicted = np.array([[1, 1, 0, 0]]), np.array([[1, 0, 0, 0]])
+    assert train_on_stardist_subset.average_precision([true], [predicted]) == [1, 0, 0, 0, 0]
 
 
 def test_released_network_predicts_like_the_trained_network(tmp_path):
