@@ -145,7 +145,7 @@ def maps_to_labels(
     prob_thresh: float = PROB_THRESH,
     min_prominence: float = MIN_PROMINENCE,
     min_size: int = MIN_SIZE,
-    min_confidence: float = MIN_CONFIDENCE,
+    min_confidence: float | None = None,
 ) -> np.ndarray:
     """Convert the maps of a network to a label map.
 
@@ -162,9 +162,9 @@ def maps_to_labels(
     min_size : int
         Minimum area of a nucleus, pixels. Smaller components of the mask are left out. A smaller nucleus that
         touches others loses its marker, and its neighbours grow into its pixels.
-    min_confidence : float
+    min_confidence : float, optional
         Minimum of the mean probability of a nucleus, 0..1, over its pixels with a probability above 0.5. 0 leaves out
-        no nucleus.
+        no nucleus. Default: 0.8 (`MIN_CONFIDENCE`), or 0 without "distance".
 
     Examples
     --------
@@ -177,6 +177,8 @@ def maps_to_labels(
         label_map = watershed_from_distance(maps["mask"], maps["distance"], prob_thresh, min_prominence, min_size)
     else:
         label_map = watershed_from_mask(np.asarray(maps["mask"]) > prob_thresh, min_size=min_size)
+    if min_confidence is None:
+        min_confidence = MIN_CONFIDENCE if "distance" in maps else 0
     return _leave_out_uncertain(label_map, maps["mask"], min_confidence)
 
 

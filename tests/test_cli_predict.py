@@ -98,8 +98,8 @@ def test_options_reach_the_segmentation_and_have_its_defaults(tmp_path, out):
     assert image_counts(out) == {"a": 2}
     assert run("predict", image, "--out", tmp_path / "default") == 0
     settings = json.loads((tmp_path / "default" / SETTINGS).read_text())
-    for name in ("PROB_THRESH", "MIN_SIZE", "MIN_CONFIDENCE"):
-        assert settings[f"--{name.lower().replace('_', '-')}"] == getattr(segmentation, name)
+    assert (settings["--min-size"], settings["--prob-thresh"]) == (segmentation.MIN_SIZE, segmentation.PROB_THRESH)
+    assert settings["--min-confidence"] is None
 
 
 def test_the_tables_are_those_of_all_images_at_once(folder, tmp_path, out, monkeypatch):

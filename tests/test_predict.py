@@ -255,7 +255,9 @@ def test_a_nucleus_whose_outline_depends_on_the_block_is_found_once():
         assert predict.predict_labels(model, image, block=64, context=32).max() == 1
 
 
-@pytest.mark.parametrize("options", [{"min_size": 100}, {"min_prominence": 0.99}, {"prob_thresh": 0.99}])
+@pytest.mark.parametrize(
+    "options", [{"min_size": 100}, {"min_prominence": 0.99}, {"prob_thresh": 0.99}, {"min_confidence": 0.999}]
+)
 def test_options_reach_the_segmentation(three_maps, options):
     image = cv2.GaussianBlur(discs(100, 100), (5, 5), 0)
     label_map = predict.predict_labels(three_maps, image, **options)

@@ -233,9 +233,12 @@ def test_maps_to_labels_uses_the_distance_if_there_is_one():
 def test_a_low_threshold_of_the_mask_leaves_out_no_nucleus():
     truth = boxes((5, 5, 25, 25), shape=(40, 60))
     mask = np.where(truth > 0, 0.9, np.where(ndimage.binary_dilation(truth > 0, iterations=8), 0.2, 0))
-    assert segmentation.maps_to_labels({"mask": mask}, prob_thresh=0.1).max() == 1
-    assert segmentation.maps_to_labels({"mask": 0.5 * mask}, prob_thresh=0.1).max() == 0
-    assert segmentation.maps_to_labels({"mask": 0.5 * mask}, prob_thresh=0.1, min_confidence=0).max() == 1
+    maps = {"mask": mask, "distance": labels.distance_map(truth)}
+    assert segmentation.maps_to_labels(maps, prob_thresh=0.1).max() == 1
+    maps["mask"] = 0.5 * mask
+    assert segmentation.maps_to_labels(maps, prob_thresh=0.1).max() == 0
+    assert segmentation.maps_to_labels(maps, prob_thresh=0.1, min_confidence=0).max() == 1
+    assert segmentation.maps_to_labels({"mask": maps["mask"]}, prob_thresh=0.1).max() == 1
 
 
 @pytest.mark.parametrize(

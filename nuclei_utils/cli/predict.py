@@ -165,8 +165,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "pixels with a probability of nucleus above P belong to nuclei (default: 0.5)"
     add("--prob-thresh", type=_probability, default=0.5, metavar="P", help=text)
     add("--min-size", type=_whole, default=25, metavar="PIXELS", help="leave out smaller nuclei (default: 25)")
-    text = "leave out nuclei whose mean probability is lower (default: 0.8)"
-    add("--min-confidence", type=_probability, default=0.8, metavar="P", help=text)
+    text = "leave out nuclei whose mean probability is lower (default: 0.8, or 0 for a network with one output)"
+    add("--min-confidence", type=_probability, metavar="P", help=text)
     text = "take TIFF and OME-Zarr images with more pixels, height times width, as slides (default: 100,000,000)"
     add("--slide-pixels", type=positive_integer, default=100_000_000, metavar="N", help=text)
     text = "file for the labels of a slide: OME-Zarr or OME-TIFF, both pyramids (default: zarr)"
