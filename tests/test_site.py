@@ -21,6 +21,16 @@ def test_contents_name_every_notebook_in_order(source):
     assert "REPOSITORY" not in (source / "conf.py").read_text(encoding="utf-8")
 
 
+def test_links_lead_to_a_page_or_to_the_repository(source):
+    pages = sorted(source.glob("*.md")) + sorted(source.glob("docs/*.md")) + sorted(source.glob("benchmarks/*.md"))
+    links = [(page, link) for page in pages for link, _ in site.LINK.findall(page.read_text(encoding="utf-8"))]
+    assert (source / "docs" / "included_network.md", "../benchmarks/train_included_network.py") not in links
+    assert any(link.endswith("/benchmarks/train_included_network.py") for _, link in links)
+    for page, link in links:
+        if "://" not in link:
+            assert (page.parent / link).exists() or (page.parent / f"{link}.md").exists(), f"{page.name}: {link}"
+
+
 def test_every_picture_of_a_notebook_has_a_description(source):
     for path in source.glob("notebooks/**/*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:

@@ -49,9 +49,11 @@ def collect(source: Path) -> None:
         Folder for Sphinx. Its content is replaced.
     """
     shutil.rmtree(source, ignore_errors=True)
-    for path in [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]:
-        _copy(path, source / path.relative_to(ROOT))
-    for path in setup_cell.notebooks():
+    pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
+    notebooks = setup_cell.notebooks()
+    for path in pages:
+        _copy(path, source / path.relative_to(ROOT), {*pages, *notebooks})
+    for path in notebooks:
         notebook = nbformat.read(path, as_version=4)
         describe_pictures(notebook)
         copy = source / path.relative_to(ROOT)
@@ -65,17 +67,18 @@ def collect(source: Path) -> None:
     write_reference(source / "docs" / "api")
 
 
-def _copy(path, copy):
+def _copy(path, copy, pages):
     copy.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix != ".md":
         shutil.copy(path, copy)
         return
 
     def absolute(link):
-        """Point a link to a folder at the repository, because the site has no page for a folder."""
-        if (path.parent / link[1]).is_dir():
-            folder = (path.parent / link[1]).resolve().relative_to(ROOT).as_posix()
-            return f"]({setup_cell.address()}/tree/{setup_cell.tag()}/{folder})"
+        """Point a link at the repository if the site has no page for the folder or file."""
+        target = (path.parent / link[1]).resolve()
+        if target.exists() and target not in pages:
+            kind = "tree" if target.is_dir() else "blob"
+            return f"]({setup_cell.address()}/{kind}/{setup_cell.tag()}/{target.relative_to(ROOT).as_posix()})"
         return link[0]
 
     copy.write_text(LINK.sub(absolute, path.read_text(encoding="utf-8")), encoding="utf-8")
