@@ -20,6 +20,7 @@ import functools
 import json
 import math
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ import numpy as np
 
 from benchmarks import results_file
 from nuclei_utils import datasets, labels, preprocess
+from nuclei_utils.errors import NucleiError, first_line
 from nuclei_utils.files import atomic_write
 
 STEPS = 50  # of a turn
 AVERAGE = 0.999  # decay of the moving average of the weights
-MAPS = ("mask", "boundary", "distance")
 
 
 def pack(splits: dict[str, list[datasets.Record]]) -> dict[str, np.ndarray]:
@@ -74,172 +75,26 @@ def read_course(weights: Path) -> dict:
 
 
 def read_network(weights: Path) -> Any:
-    """Build the network, and load the weights of a training."""
+    """Build the network, and load the weights of a training.
+
+    Raises
+    ------
+    errors.NucleiError
+        If the file has other weights than those of `models.instance_unet`.
+    """
     from nuclei_utils import models
 
     network = models.instance_unet(weights=None, fixed_statistics=True)
-    network.load_weights(weights)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras only warns if the file lacks the weights of a layer
+            network.load_weights(weights)
+    except Exception as error:  # h5py and Keras raise many kinds
+        raise NucleiError(
+            f"{weights}: expected the weights of a network from models.instance_unet, as "
+            f"benchmarks.train_included_network writes them; the weights differ: {first_line(error)}"
+        ) from error
     return network
-
-
-def to_gpu(arrays: dict[str, np.ndarray], sizes: dict[str, int] | None = None, power: float = 0.5) -> dict:
-    """Move the training images to the GPU, with what `random_crops` needs to draw crops.
-
-    Parameters
-    ----------
-    arrays : dict of str to array
-        From `pack`.
-    sizes : dict of str to int, optional
-        Length to which each array is filled up, so that one compiled function serves several data sets.
-    power : float
-        An image type is drawn with a probability in proportion to its number of images to this power.
-    """
-    import jax.numpy as jnp
-
-    shapes, distances = arrays["train_shapes"], arrays["train_distances"]
-    offsets = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])
-    places = np.flatnonzero(distances == 255)  # the middle of each nucleus
-    _, types, counts = np.unique(arrays["train_image_types"], return_inverse=True, return_counts=True)
-    bounds = np.cumsum(counts[types] ** (power - 1.0))
-    data = {
-        "shapes": shapes,
-        "offsets": offsets.astype(np.int32),
-        "bounds": (bounds / bounds[-1]).astype(np.float32),  # image i is drawn by a number between bounds i - 1 and i
-        "places": places.astype(np.int32),
-        "first_places": np.searchsorted(places, offsets).astype(np.int32),
-        "images": np.column_stack([arrays["train_images"], distances]),
-        "label_maps": arrays["train_label_maps"],
-    }
-    for name, size in (sizes or {}).items():
-        missing = size - len(data[name])
-        data[name] = np.pad(data[name], [(0, missing)] + [(0, 0)] * (data[name].ndim - 1), mode="edge")
-    return {name: jnp.asarray(values) for name, values in data.items()}
-
-
-def reflect(index, side):
-    """Reflect indices outside of 0..side-1 at the middle of the first and last pixel."""
-    import jax.numpy as jnp
-
-    period = jnp.maximum(2 * (side - 1), 1)
-    index = jnp.abs(index) % period
-    return jnp.minimum(index, period - index)
-
-
-def random_crops(data, key, count, size, zoom):
-    """Cut random crops, rotated, mirrored and zoomed by `2**-zoom` to `2**zoom`.
-
-    Returns images (count, size, size, 3) in [0, 1], label maps and distances (count, size, size).
-    """
-    import jax
-    import jax.numpy as jnp
-
-    keys = jax.random.split(key, 8)
-    number = jnp.searchsorted(data["bounds"], jax.random.uniform(keys[0], (count,)))
-    number = jnp.minimum(number, len(data["bounds"]) - 1)
-    height, width = data["shapes"][number].T
-    offset, first = data["offsets"][number], data["first_places"][number]
-    centers = data["first_places"][number + 1] - first
-    scale = 2.0 ** jax.random.uniform(keys[1], (count,), minval=-zoom, maxval=zoom)
-    angle = jax.random.uniform(keys[2], (count,), maxval=2 * math.pi)
-    mirror = jax.random.rademacher(keys[3], (count,), jnp.float32)
-    radius = size / scale / 2
-
-    def anywhere(key, side):
-        margin = jnp.minimum(radius, side / 2)
-        return margin + jax.random.uniform(key, (count,)) * (side - 2 * margin)
-
-    random_y, random_x = anywhere(keys[4], height), anywhere(keys[5], width)
-    place = data["places"][first + (jax.random.uniform(keys[6], (count,)) * centers).astype(jnp.int32)] - offset
-    is_near, shift_y, shift_x = jax.random.uniform(keys[7], (3, count))
-    is_near = (is_near < 0.5) & (centers > 0)
-    y = jnp.where(is_near, place // width + (shift_y - 0.5) * radius, random_y)
-    x = jnp.where(is_near, place % width + (shift_x - 0.5) * radius, random_x)
-    # each crop's coordinates (count, size, size) in its image
-    rows, columns = jnp.meshgrid(*2 * [jnp.arange(size) - (size - 1) / 2], indexing="ij")
-    cos, sin, mirror, y, x, scale, height, width, offset = (
-        values[:, None, None] for values in (jnp.cos(angle), jnp.sin(angle), mirror, y, x, scale, height, width, offset)
-    )
-    across = x + (mirror * cos * columns - sin * rows) / scale
-    down = y + (mirror * sin * columns + cos * rows) / scale
-
-    def pixel(row, column):
-        return offset + reflect(row, height) * width + reflect(column, width)
-
-    top, left = jnp.floor(down).astype(jnp.int32), jnp.floor(across).astype(jnp.int32)
-    images = 0
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        weight = (1 - jnp.abs(down - top - row)) * (1 - jnp.abs(across - left - column))
-        images += weight[..., None] * data["images"][pixel(top + row, left + column)][..., :3]
-    nearest = pixel(jnp.round(down).astype(jnp.int32), jnp.round(across).astype(jnp.int32))
-    return images / 255, data["label_maps"][nearest].astype(jnp.int32), data["images"][nearest][..., 3] / 255
-
-
-def random_colours(images, key):
-    """Change the colours of each image at random, as `input_pipeline.random_colours` does, and blur some images."""
-    import jax
-    import jax.numpy as jnp
-
-    count = len(images)
-    keys = jax.random.split(key, 10)
-
-    def uniform(number, low, high):
-        return jax.random.uniform(keys[number], (count, 1, 1, 1), minval=low, maxval=high)
-
-    images = jnp.where(uniform(0, 0, 1) < 0.1, 1 - images, images)
-    # a rotation around the grey axis changes the hue, a stretch from the grey axis changes the saturation
-    angle = 2 * math.pi * uniform(1, -0.05, 0.05)
-    grey = images @ jnp.array([0.299, 0.587, 0.114])[:, None]
-    colour = images - grey
-    turned = (jnp.roll(colour, 1, axis=-1) - jnp.roll(colour, -1, axis=-1)) / math.sqrt(3)
-    mean = images.mean(axis=-1, keepdims=True) - grey
-    colour = jnp.cos(angle) * colour + jnp.sin(angle) * turned + (1 - jnp.cos(angle)) * mean
-    strength = uniform(2, 0.3, 0.7)
-    images = grey + strength / (1 - strength) * colour
-    average = images.mean(axis=(1, 2), keepdims=True)
-    images = jnp.clip(average + uniform(3, 0.75, 1.25) * (images - average), 0, 1)
-    images = jnp.clip(images + uniform(4, -0.1, 0.1), 0, 1)
-    images = images ** jnp.exp(uniform(5, -0.4, 0.4))
-    # a Gaussian of 7 pixels
-    sigma = uniform(6, 0.4, 1.5)
-    window = jnp.exp(-(jnp.arange(-3, 4) ** 2) / (2 * sigma**2))
-    window /= window.sum(axis=-1, keepdims=True)
-    blurred = images
-    for axis in (1, 2):
-        edges = [(3, 3) if side == axis else (0, 0) for side in range(4)]
-        padded = jnp.pad(blurred, edges, mode="reflect")
-        parts = [jax.lax.slice_in_dim(padded, i, i + images.shape[axis], axis=axis) for i in range(7)]
-        blurred = sum(window[..., i : i + 1] * part for i, part in enumerate(parts))
-    images = jnp.where(uniform(7, 0, 1) < 0.2, blurred, images)
-    noise = uniform(8, 0, 0.05) * jax.random.normal(keys[9], images.shape)
-    return jnp.clip(images + noise, 0, 1)
-
-
-def targets_of(label_maps, distances):
-    """Return the three targets (batch, H, W, 1): mask, boundary (as `labels.boundary_map`) and distance."""
-    import jax.numpy as jnp
-
-    padded = jnp.pad(label_maps, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    neighbours = padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]
-    boundary = functools.reduce(jnp.logical_or, [label_maps != neighbour for neighbour in neighbours])
-    maps = label_maps > 0, boundary, distances
-    return {name: values.astype(jnp.float32)[..., None] for name, values in zip(MAPS, maps, strict=True)}
-
-
-def shifted_depthwise(self, inputs):
-    """Compute a 3x3 depthwise convolution as a sum of nine shifted products, which JAX trains faster on a GPU."""
-    import jax.numpy as jnp
-
-    stride = self.strides[0]
-    if stride == 1:
-        inputs = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    height, width = ((side - 3) // stride + 1 for side in inputs.shape[1:3])
-    kernel = jnp.asarray(self.kernel)[..., 0]
-    parts = [
-        inputs[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride] * kernel[i, j]
-        for i in range(3)
-        for j in range(3)
-    ]
-    return sum(parts)
 
 
 class Training:
@@ -259,12 +114,8 @@ class Training:
         self.name = f"{self.path.stem}_zoom{self.zoom:g}_seed{self.seed}"
         self.history = []
 
-    def describe(self) -> dict:
-        """Return settings and history for the result file."""
-        return {"images": self.path.stem, "seed": self.seed, "zoom": self.zoom, "history": self.history}
 
-
-def train(trainings: list[Training], minutes: float, filters: int, size: int, batch: int, rate: float, out: Path):
+def train(trainings: list[Training], minutes: float, size: int, batch: int, rate: float, out: Path):
     """Run trainings in turns of `STEPS` steps, and write their averaged weights and histories.
 
     Parameters
@@ -277,13 +128,14 @@ def train(trainings: list[Training], minutes: float, filters: int, size: int, ba
         Peak learning rate.
     """
     import jax
-    import jax.numpy as jnp
     import keras
+    from jax import numpy as jnp
 
+    from benchmarks import jax_crops
     from nuclei_utils import losses, models
 
     deadline = time.perf_counter() + 60 * minutes
-    keras.layers.DepthwiseConv2D.call = shifted_depthwise
+    keras.layers.DepthwiseConv2D.call = jax_crops.shifted_depthwise
     mask_loss = losses.BinaryCrossentropyDice()
 
     def loss_of(trainable, fixed, images, targets, training):
@@ -294,10 +146,11 @@ def train(trainings: list[Training], minutes: float, filters: int, size: int, ba
     def step(data, zoom, learning_rate, state, key):
         trainable, fixed, optimizer_state, average, count = state
         crop_key, colour_key = jax.random.split(key)
-        images, label_maps, distances = random_crops(data, crop_key, batch, size, zoom)
-        images = random_colours(images, colour_key)
+        images, label_maps, distances = jax_crops.random_crops(data, crop_key, batch, size, zoom)
+        images = jax_crops.random_colours(images, colour_key)
+        targets = jax_crops.targets_of(label_maps, distances)
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, fixed), gradients = gradient(trainable, fixed, images, targets_of(label_maps, distances), True)
+        (loss, fixed), gradients = gradient(trainable, fixed, images, targets, True)
         optimizer_state[1] = learning_rate
         trainable, optimizer_state = optimizer.stateless_apply(optimizer_state, gradients, trainable)
         decay = jnp.minimum(AVERAGE, (1 + count) / (10 + count))
@@ -317,13 +170,11 @@ def train(trainings: list[Training], minutes: float, filters: int, size: int, ba
     for path in {training.path for training in trainings}:
         with np.load(path) as file:
             packed[path] = dict(file)
-    lengths = [{name: len(values) for name, values in to_gpu(arrays).items()} for arrays in packed.values()]
-    sizes = {name: max(length[name] for length in lengths) for name in lengths[0]}
-    data = {path: to_gpu(arrays, sizes) for path, arrays in packed.items()}
+    data = dict(zip(packed, jax_crops.to_gpu(list(packed.values())), strict=True))
     crops = {path: center_crops(arrays, 2 * size) for path, arrays in packed.items()}
     for training in trainings:
         keras.utils.set_random_seed(training.seed)
-        model = models.instance_unet(filters=filters)
+        model = models.instance_unet()
         optimizer = keras.optimizers.Adam(rate, global_clipnorm=1.0)
         optimizer.build(model.trainable_variables)
         groups = model.trainable_variables, model.non_trainable_variables, optimizer.variables
@@ -361,7 +212,6 @@ def train(trainings: list[Training], minutes: float, filters: int, size: int, ba
         "hardware": jax.devices()[0].device_kind,
         "versions": {name: version(name) for name in ("keras", "jax", "numpy")},
         "minutes": minutes,
-        "filters": filters,
         "size": size,
         "batch": batch,
         "rate": rate,
@@ -380,7 +230,15 @@ def train(trainings: list[Training], minutes: float, filters: int, size: int, ba
                 training.history[-1]["val_loss"] = finish_tenth(training)
                 print(training.name, json.dumps(training.history[-1]), flush=True)
             with atomic_write(out / "history.json") as partial_path:
-                record["trainings"] = {training.name: training.describe() for training in trainings}
+                record["trainings"] = {
+                    training.name: {
+                        "images": training.path.stem,
+                        "seed": training.seed,
+                        "zoom": training.zoom,
+                        "history": training.history,
+                    }
+                    for training in trainings
+                }
                 partial_path.write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -389,7 +247,9 @@ def center_crops(arrays, size, batch=16):
 
     The last, smaller batch is left out.
     """
-    import jax.numpy as jnp
+    from jax import numpy as jnp
+
+    from benchmarks.jax_crops import targets_of
 
     crops, start = [], 0
     for height, width in arrays["validation_shapes"]:
@@ -415,7 +275,6 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, metavar="FILE", help="pack the images of the data set, and end")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of weights and histories")
     parser.add_argument("--minutes", type=float, default=8, help="time of all trainings together")
-    parser.add_argument("--filters", type=int, default=16, help="feature maps of the decoder at full size")
     parser.add_argument("--size", type=int, default=192, help="side of a crop, pixels")
     parser.add_argument("--batch", type=int, default=24, help="crops in a batch")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
@@ -425,7 +284,7 @@ def main() -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     trainings = [Training(*training.split(",")) for training in args.trainings]
-    train(trainings, args.minutes, args.filters, args.size, args.batch, args.rate, args.out)
+    train(trainings, args.minutes, args.size, args.batch, args.rate, args.out)
 
 
 if __name__ == "__main__":

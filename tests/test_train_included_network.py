@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import numpy as np
@@ -37,14 +38,18 @@ def test_course_of_a_training_is_read_from_the_folder_of_its_weights(tmp_path):
 class TestOnJax:
     """What the GPU computes."""
 
-    @pytest.fixture(autouse=True)
+    @pytest.fixture
     def jax(self):
         return pytest.importorskip("jax")
 
     @pytest.fixture
-    def crops(self, jax):
-        data = train_included_network.to_gpu(train_included_network.pack({"train": records()}))
-        return train_included_network.random_crops(data, jax.random.key(0), 12, 64, 0.0)
+    def jax_crops(self, jax):
+        return importlib.import_module("benchmarks.jax_crops")
+
+    @pytest.fixture
+    def crops(self, jax, jax_crops):
+        (data,) = jax_crops.to_gpu([train_included_network.pack({"train": records()})])
+        return jax_crops.random_crops(data, jax.random.key(0), 12, 64, 0.0)
 
     def test_crops_are_parts_of_the_images(self, crops):
         images, label_maps, distances = map(np.asarray, crops)
@@ -54,29 +59,27 @@ class TestOnJax:
         assert inside.any()
         assert (label_maps[inside] > 0).all(), "the distance and the labels are of the same pixels"
 
-    def test_image_and_labels_of_a_crop_are_of_the_same_place(self, jax):
+    def test_image_and_labels_of_a_crop_are_of_the_same_place(self, jax, jax_crops):
         image = np.zeros((40, 50, 3), np.uint8)
         image[10:30, 15:40] = 200
         record = datasets.Record("a", image, (image[..., 0] > 0).astype(np.int32), "")
-        data = train_included_network.to_gpu(train_included_network.pack({"train": [record]}))
-        images, label_maps, _ = map(
-            np.asarray, train_included_network.random_crops(data, jax.random.key(0), 8, 32, 1.0)
-        )
+        (data,) = jax_crops.to_gpu([train_included_network.pack({"train": [record]})])
+        images, label_maps, _ = map(np.asarray, jax_crops.random_crops(data, jax.random.key(0), 8, 32, 1.0))
         assert ((images[..., 0] > 0.5) == (label_maps > 0)).mean() > 0.99
         assert 0.1 < (label_maps > 0).mean() < 0.9
 
-    def test_targets_are_those_of_the_package(self, crops):
+    def test_targets_are_those_of_the_package(self, jax_crops, crops):
         _, label_maps, distances = crops
-        targets = train_included_network.targets_of(label_maps, distances)
+        targets = jax_crops.targets_of(label_maps, distances)
         for number, label_map in enumerate(np.asarray(label_maps)):
             np.testing.assert_array_equal(targets["mask"][number, ..., 0], label_map > 0)
             np.testing.assert_array_equal(targets["boundary"][number, ..., 0], labels.boundary_map(label_map))
         np.testing.assert_array_equal(targets["distance"][..., 0], distances)
 
-    def test_colours_stay_in_range_and_grey_stays_grey(self, jax):
+    def test_colours_stay_in_range_and_grey_stays_grey(self, jax, jax_crops):
         grey = np.repeat(np.random.default_rng(0).random((20, 32, 32, 1), np.float32), 3, axis=-1)
         key = jax.random.key(1)
-        changed = np.asarray(train_included_network.random_colours(grey, key))
+        changed = np.asarray(jax_crops.random_colours(grey, key))
         assert 0 <= changed.min() < changed.max() <= 1
         # noise alone adds colour
         assert np.abs(changed - changed.mean(axis=-1, keepdims=True)).mean() < 0.05

@@ -5,11 +5,9 @@ network only after a look at its scores. Afterwards, run the tests and `make out
 """
 
 import argparse
-import warnings
 from pathlib import Path
 
-from nuclei_utils import models
-from nuclei_utils.errors import NucleiError, first_line
+from benchmarks.train_included_network import read_network
 from nuclei_utils.files import atomic_write
 from tools.setup_cell import ROOT
 
@@ -24,16 +22,7 @@ def release(path: Path, released_path: Path = RELEASED) -> None:
     errors.NucleiError
         If the file has other weights than those of `models.instance_unet`.
     """
-    network = models.instance_unet(weights=None, fixed_statistics=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Keras only warns if the file lacks the weights of a layer
-            network.load_weights(path)
-    except Exception as error:  # h5py and Keras raise many kinds
-        raise NucleiError(
-            f"{path}: expected the weights of a network from models.instance_unet, as "
-            f"benchmarks.train_included_network writes them; the weights differ: {first_line(error)}"
-        ) from error
+    network = read_network(path)
     with atomic_write(released_path) as partial_path:
         network.save_weights(partial_path)
 
