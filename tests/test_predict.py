@@ -323,9 +323,9 @@ def test_consistency_of_a_large_image_is_that_of_its_middle(three_maps):
 # The included network
 
 
-@pytest.mark.parametrize(("split", "score", "dice"), [("validation", 0.54, 0.91), ("test", 0.63, 0.95)])
+@pytest.mark.parametrize(("split", "score", "dice"), [("validation", 0.57, 0.92), ("test", 0.68, 0.957)])
 def test_included_network_keeps_its_score_on_the_sample(split, score, dice):
-    """The minimum scores are 0.03 and 0.01 below the scores of version 0.1."""
+    """The minimum scores are 0.03 and 0.01 below the scores of the network of the model card."""
     records = datasets.load("sample", split)
     true = [record.label_map for record in records]
     predicted = [predict.predict_labels(models.included_network(), record.image) for record in records]
