@@ -63,7 +63,7 @@ outputs: setup ## execute the notebooks on the sample and keep the outputs in pl
 	NUCLEI_DATA=sample $(BIN)/python -m tools.course --in-place $(ARGS)
 	$(BIN)/python -m tools.picture
 
-benchmark: setup ## train and score all networks on the real data; can be stopped and goes on (SEEDS="0 1 2"; hours)
+benchmark: setup ## train and score the networks of the course on the real data; can be stopped and goes on (SEEDS="0 1 2"; hours)
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_networks --seeds $(SEEDS)
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.compare_networks
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.train_with_few_labels --seeds $(SEEDS)
@@ -73,6 +73,7 @@ benchmark: setup ## train and score all networks on the real data; can be stoppe
 peers: build/peers/.installed ## train StarDist beside our network, in an environment of its own (SEEDS="0 1"; hours)
 	$(BIN)/python -m benchmarks.train_on_stardist_subset --seeds $(SEEDS)
 	build/peers/bin/python -m benchmarks.train_stardist --seeds $(SEEDS)
+	build/peers/bin/python -m benchmarks.train_stardist --costs
 
 build/peers/.installed: .venv/.installed
 	$(PYTHON) -m venv build/peers && build/peers/bin/python -m pip install --editable . stardist tf_keras

@@ -1,8 +1,14 @@
 """Train StarDist on its subset of the data, with the processor time of our network, and score both with both programs.
 
     make peers
+    build/peers/bin/python -m benchmarks.train_stardist --costs
+    build/peers/bin/python -m benchmarks.train_stardist --predictions subset_zoom0.5_seed0
 
-The command makes an environment of its own, because StarDist is no dependency of the course. Network, augmentation and
+The first command makes an environment of its own, because StarDist is no dependency of the course. The second command
+measures the speed and the memory of both programs, each in a process of its own (`peer_costs.json`). The third command
+scores files of run lengths in `results` with both programs (`stardist_matching.json`).
+
+Network, augmentation and
 training follow StarDist's example notebooks (github.com/stardist/stardist, examples/2D): 32 rays, grid (2, 2), crops of
 256 pixels, batches of 4, 100 steps an epoch. Two things differ. The training ends after the processor time of our
 network. The learning rate is halved after 4 epochs without progress instead of 40, because there are about a tenth as
@@ -10,8 +16,8 @@ many epochs. StarDist's own function chooses the thresholds on the validation im
 """
 
 import argparse
+import multiprocessing
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,12 +33,15 @@ from benchmarks.train_on_stardist_subset import (
     average_precision,
     load_subset,
     read_predictions,
-    run_folder,
     write_predictions,
 )
-from nuclei_utils import deploy, predict, preprocess, saving
+from nuclei_utils import models, predict, preprocess
+from tools import draw_sample
 
 EPOCHS, STEPS, PATIENCE = 400, 100, 4
+RUNS = Path("runs") / "benchmark"
+LARGE = 2048
+"""Height and width of the large image whose prediction is timed, pixels."""
 
 
 class EndAfter(keras_import("callbacks", "Callback")):
@@ -57,9 +66,9 @@ def augment(image: np.ndarray, label_map: np.ndarray, random: np.random.Generato
     return image + random.normal(0, 0.02 * random.uniform(), image.shape), label_map
 
 
-def grey_images(records: list) -> list[np.ndarray]:
-    """Return normalised grey images, float32 (H, W): the images of the subset are grey."""
-    return [preprocess.normalize(record.image).mean(axis=-1) for record in records]
+def grey_image(image: np.ndarray) -> np.ndarray:
+    """Return a normalised grey image, float32 (H, W), of a grey RGB image."""
+    return preprocess.normalize(image).mean(axis=-1)
 
 
 def score(label_maps: list[np.ndarray], predicted: list[np.ndarray]) -> dict:
@@ -69,25 +78,63 @@ def score(label_maps: list[np.ndarray], predicted: list[np.ndarray]) -> dict:
     return {"ap": ours, "ap_by_stardist": [float(row.accuracy) for row in theirs]}
 
 
-def timed_prediction(predict_image: Callable, images: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
-    """Return the label maps of images, and the megapixels per second. The first image is predicted once before."""
-    predict_image(images[0])
-    start = time.perf_counter()
-    label_maps = [predict_image(image) for image in images]
-    pixels = sum(label_map.size for label_map in label_maps)
-    return label_maps, round(pixels / 1e6 / (time.perf_counter() - start), 3)
+def score_predictions(name: str) -> dict:
+    """Score the run lengths of the test images in a file of the results."""
+    records = load_subset()["test"]
+    label_maps = [record.label_map for record in records]
+    return {"iou_thresholds": THRESHOLDS, **score(label_maps, read_predictions(name, records))}
+
+
+def load_stardist(seed: int) -> StarDist2D:
+    """Load the trained StarDist with its thresholds."""
+    return StarDist2D(None, name=f"stardist_seed{seed}", basedir=str(RUNS))
+
+
+def predict_with_stardist(model: StarDist2D, image: np.ndarray) -> np.ndarray:
+    """Predict the nuclei of a grey RGB image."""
+    return model.predict_instances(grey_image(image))[0].astype(np.int32)
+
+
+def measure_costs(program: str, seed: int) -> dict:
+    """Measure the megapixels per second and the peak memory of a program, in this process."""
+    if program == "ours":
+        model = models.included_network()
+        predict_image, parameters = partial(predict.predict_labels, model), model.count_params()
+    else:
+        model = load_stardist(seed)
+        predict_image, parameters = partial(predict_with_stardist, model), model.keras_model.count_params()
+    drawn = draw_sample.draw("fluorescence_small", size=(512, 512))[0]
+    index = np.arange(LARGE) % len(drawn)
+    kinds = {"test images": [record.image for record in load_subset()["test"]], "large": [drawn[np.ix_(index, index)]]}
+    costs = {"parameters": parameters, "megapixels_per_second": {}, "peak_mb": {}}
+    for kind, images in kinds.items():
+        predict_image(images[0])  # TensorFlow compiles
+        start = time.perf_counter()
+        pixels = sum(predict_image(image).size for image in images)
+        costs["megapixels_per_second"][kind] = round(pixels / 1e6 / (time.perf_counter() - start), 3)
+        costs["peak_mb"][kind] = peak_memory()
+    return costs
+
+
+def compare_costs(seed: int) -> dict:
+    """Measure both programs, each in a process of its own."""
+    costs = {}
+    for program in ("ours", "StarDist"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            costs[program] = pool.apply(measure_costs, (program, seed))
+    return costs
 
 
 def train_and_score(seed: int, cpu_seconds: float) -> dict:
     """Train StarDist with one seed, and score it and our network of the same seed."""
     records = load_subset()
-    images = {split: grey_images(side) for split, side in records.items()}
+    images = {split: [grey_image(record.image) for record in side] for split, side in records.items()}
     label_maps = {split: [record.label_map for record in side] for split, side in records.items()}
     reduction = {"factor": 0.5, "patience": PATIENCE, "min_delta": 0}
     config = Config2D(
         n_rays=32, grid=(2, 2), train_epochs=EPOCHS, train_steps_per_epoch=STEPS, train_reduce_lr=reduction
     )
-    model = StarDist2D(config, name=f"stardist_seed{seed}", basedir=str(Path("runs") / "benchmark"))
+    model = StarDist2D(config, name=f"stardist_seed{seed}", basedir=str(RUNS))
     start, start_cpu = time.perf_counter(), time.process_time()
     model.prepare_for_training()
     model.callbacks.append(EndAfter(cpu_seconds))
@@ -100,24 +147,14 @@ def train_and_score(seed: int, cpu_seconds: float) -> dict:
     )
     times = {"seconds": round(time.perf_counter() - start), "cpu_seconds": round(time.process_time() - start_cpu)}
     thresholds = model.optimize_thresholds(images["validation"], label_maps["validation"])
-    peak = peak_memory()
-    predicted, speed = timed_prediction(
-        lambda image: model.predict_instances(image)[0].astype(np.int32), images["test"]
-    )
-    network = deploy.freeze(saving.load_model(run_folder(seed) / "best.keras"))
-    _, own_speed = timed_prediction(
-        lambda image: predict.predict_labels(network, image), [record.image for record in records["test"]]
-    )
+    predicted = [predict_with_stardist(model, record.image) for record in records["test"]]
     ids = [record.id for record in records["test"]]
     write_predictions(f"stardist_seed{seed}", ids, predicted)
     return {
         "seed": seed,
         "epochs": len(history.epoch),
-        "parameters": model.keras_model.count_params(),
         **times,
         "thresholds": {name: float(value) for name, value in thresholds.items()},
-        "peak_mb": peak,  # of the training
-        "megapixels_per_second": {"stardist": speed, "ours": own_speed},
         "iou_thresholds": THRESHOLDS,
         "stardist": score(label_maps["test"], predicted),
         "ours": score(label_maps["test"], read_predictions(f"stardist_subset_seed{seed}", records["test"])),
@@ -125,10 +162,20 @@ def train_and_score(seed: int, cpu_seconds: float) -> dict:
 
 
 def main() -> None:
-    """Train and score with each seed."""
+    """Train and score with each seed, or measure the costs, or score run lengths."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--predictions", nargs="+", metavar="NAME", help="score these run lengths, and train nothing")
+    parser.add_argument("--costs", action="store_true", help="measure speed and memory, and train nothing")
     args = parser.parse_args()
+    if args.costs:
+        results_file.add("peer_costs", "costs", compare_costs(args.seeds[0]), data="stage1")
+        return
+    if args.predictions:
+        results_file.add_missing(
+            "stardist_matching", {name: partial(score_predictions, name) for name in args.predictions}, data="stage1"
+        )
+        return
     ours = results_file.read("stardist_subset")
     jobs = {
         f"StarDist, seed {seed}": partial(train_and_score, seed, ours[f"seed {seed}"]["cpu_seconds"])

@@ -8,7 +8,6 @@ result files, so nobody types a number of a table by hand.
 """
 
 import argparse
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from benchmarks import results_file
 from benchmarks.score_included_network import N_TTA
 from benchmarks.train_networks import RANDOM
+from benchmarks.train_on_stardist_subset import THRESHOLDS
 from benchmarks.train_with_few_labels import ENCODERS
 from benchmarks.tune_unet import VARIANTS
 from nuclei_utils import datasets, training
@@ -51,6 +51,7 @@ PUBLISHED = {  # Schmidt et al. 2018, arXiv 1806.03535, table 1
     "Mask R-CNN": (0.832, 0.773, 0.684, 0.489, 0.189),
     "StarDist": (0.864, 0.804, 0.685, 0.450, 0.119),
 }
+PEER_IMAGES = {"test images": "50 test images", "large": "2,048 x 2,048 pixels"}
 RUNTIMES = {
     "keras": "Keras",
     "onnx": "ONNX Runtime",
@@ -80,7 +81,11 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence], text_columns: int =
 
 def mean_and_std(runs: Sequence[dict], column: str, image_type: str = "all", split: str = "test") -> str:
     """Format the mean of a score over seeds, with the standard deviation if there are several."""
-    values = [run[split]["image_types"][image_type][column] for run in runs]
+    return format_seeds([run[split]["image_types"][image_type][column] for run in runs])
+
+
+def format_seeds(values: Sequence[float]) -> str:
+    """Format the mean over seeds, with the standard deviation if there are several."""
     deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{deviation}"
 
@@ -265,13 +270,31 @@ def trainings() -> str:
 
 def peers() -> str:
     """Compare networks on the test images of StarDist's subset."""
-    runs = list(results_file.read("stardist_subset").values())
-    thresholds = runs[0]["iou_thresholds"]
-    rows = [[f"{name}, as published", *(f"{value:.3f}" for value in values)] for name, values in PUBLISHED.items()]
-    views = {1: "ours", N_TTA: f"ours, mean of {N_TTA} turned and mirrored views"}
-    for run, (n_tta, name) in itertools.product(runs, views.items()):
-        rows.append([name, *(f"{value:.3f}" for value in run["ap"][f"test, n_tta {n_tta}"])])
-    return markdown(["network", *(f"IoU {threshold:.1f}" for threshold in thresholds)], rows)
+    rows = [[f"{name}, as published", *(f"{value:.3f}" for value in values), ""] for name, values in PUBLISHED.items()]
+    views = {1: "", N_TTA: f", mean of {N_TTA} turned and mirrored views"}
+    groups = {}
+    for run in results_file.read("stardist_subset").values():
+        if "stardist" in run:
+            groups.setdefault("StarDist, trained by us on the processor", []).append(run["stardist"]["ap"])
+            continue
+        place = "GPU" if "training" in run else "processor"
+        for n_tta, view in views.items():
+            groups.setdefault(f"ours, trained on the {place}{view}", []).append(run["ap"][f"test, n_tta {n_tta}"])
+    for name, values in groups.items():
+        rows.append([name, *map(format_seeds, zip(*values, strict=True)), len(values)])
+    return markdown(["network", *(f"IoU {threshold:.1f}" for threshold in THRESHOLDS), "seeds"], rows)
+
+
+def peer_costs() -> str:
+    """Compare the speed and the memory of our network and StarDist."""
+    costs = single_run("peer_costs")
+    rows = []
+    for program in ("ours", "StarDist"):
+        row = costs[program]
+        kinds = [(f"{row['megapixels_per_second'][kind]:.2f}", f"{row['peak_mb'][kind]:,}") for kind in PEER_IMAGES]
+        rows.append([program, f"{row['parameters'] / 1e6:.1f} M", *(cell for kind in kinds for cell in kind)])
+    heads = [head for kind in PEER_IMAGES.values() for head in (f"megapixels a second, {kind}", f"MB, {kind}")]
+    return markdown(["network", "parameters", *heads], rows)
 
 
 def recipes() -> str:

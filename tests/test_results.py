@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import write_tables
+from benchmarks import results_file, write_tables
 from nuclei_utils import notebook, training
 from tools import picture, setup_cell
 
@@ -42,6 +42,23 @@ def test_fill_changes_only_the_marked_tables(monkeypatch):
 def test_every_table_is_in_a_text(name):
     assert any(f"<!-- table {name} -->" in text_of(path) for path in write_tables.TEXTS)
     assert write_tables.TABLES[name]().count("\n") >= 2, "heads, a line, and at least one row"
+
+
+def test_stardist_trained_by_us_has_its_own_row(monkeypatch):
+    runs = {
+        "subset_seed0": {"training": {}, "ap": {"test, n_tta 1": [0.5] * 5, "test, n_tta 8": [0.6] * 5}},
+        "StarDist, seed 0": {"stardist": {"ap": [0.2] * 5}},
+        "StarDist, seed 1": {"stardist": {"ap": [0.4] * 5}},
+    }
+    monkeypatch.setattr(results_file, "read", lambda file: runs)
+    rows = write_tables.peers().splitlines()
+    assert "ours, trained on the GPU | 0.500" in rows[-3]
+    assert "StarDist, trained by us on the processor | 0.300\u00a0±\u00a00.141" in rows[-1]
+
+
+def test_stardist_counts_the_published_run_lengths_as_we_do():
+    for run in results_file.read("stardist_matching").values():
+        assert run["ap"] == run["ap_by_stardist"]
 
 
 def test_benchmark_and_notebook_04_have_the_same_settings():
