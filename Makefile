@@ -70,13 +70,14 @@ benchmark: setup ## train and score the networks of the course on the real data;
 	NUCLEI_DATA=stage1_fixed NUCLEI_PROFILE=laptop $(BIN)/python -m benchmarks.tune_unet
 	$(BIN)/python -m benchmarks.write_tables --write
 
-peers: build/peers/.installed ## train StarDist beside our network, in an environment of its own (SEEDS="0 1"; hours)
+peers: build/peers/.installed ## train StarDist and Cellpose beside our network, in an environment of their own (SEEDS="0 1"; hours)
 	$(BIN)/python -m benchmarks.train_on_stardist_subset --seeds $(SEEDS)
-	build/peers/bin/python -m benchmarks.train_stardist --seeds $(SEEDS)
-	build/peers/bin/python -m benchmarks.train_stardist --costs
+	build/peers/bin/python -m benchmarks.train_peers --seeds $(SEEDS)
+	build/peers/bin/python -m benchmarks.compare_peer_costs
+	$(BIN)/python -m benchmarks.write_tables --write
 
 build/peers/.installed: .venv/.installed
-	$(PYTHON) -m venv build/peers && build/peers/bin/python -m pip install --editable . stardist tf_keras
+	$(PYTHON) -m venv build/peers && build/peers/bin/python -m pip install --editable . stardist tf_keras "cellpose<4"
 	@touch $@
 
 sync: setup ## write the setup cell and the Colab links into every notebook (after a change of address in pyproject.toml)

@@ -16,6 +16,7 @@ import nbformat
 import numpy as np
 
 from benchmarks import results_file
+from benchmarks.peers import PEERS
 from benchmarks.score_included_network import N_TTA
 from benchmarks.train_networks import RANDOM
 from benchmarks.train_on_stardist_subset import THRESHOLDS
@@ -270,30 +271,31 @@ def trainings() -> str:
 
 def peers() -> str:
     """Compare networks on the test images of StarDist's subset."""
-    rows = [[f"{name}, as published", *(f"{value:.3f}" for value in values), ""] for name, values in PUBLISHED.items()]
-    views = {1: "", N_TTA: f", mean of {N_TTA} turned and mirrored views"}
-    groups = {}
+    rows = [[name, "as published", *(f"{value:.3f}" for value in values), ""] for name, values in PUBLISHED.items()]
+    groups = {}  # the runs of each network and training
     for run in results_file.read("stardist_subset").values():
-        if "stardist" in run:
-            groups.setdefault("StarDist, trained by us on the processor", []).append(run["stardist"]["ap"])
-            continue
-        place = "GPU" if "training" in run else "processor"
-        for n_tta, view in views.items():
-            groups.setdefault(f"ours, trained on the {place}{view}", []).append(run["ap"][f"test, n_tta {n_tta}"])
-    for name, values in groups.items():
-        rows.append([name, *map(format_seeds, zip(*values, strict=True)), len(values)])
-    return markdown(["network", *(f"IoU {threshold:.1f}" for threshold in THRESHOLDS), "seeds"], rows)
+        place = "on a GPU" if "training" in run else f"{run['cpu_seconds'] / 60:.0f} minutes of a core"
+        for n_tta, name in ((1, "ours"), (N_TTA, f"ours, mean of {N_TTA} turned and mirrored views")):
+            groups.setdefault((name, place), []).append(run["ap"][f"test, n_tta {n_tta}"])
+    for run in results_file.read("peers").values():
+        place = f"{run['cpu_seconds'] / 60:.0f} minutes of a core"
+        groups.setdefault((run["program"], place), []).append(run["ap"])
+    for names, values in groups.items():
+        rows.append([*names, *map(format_seeds, zip(*values, strict=True)), len(values)])
+    heads = [*(f"IoU {threshold:.1f}" for threshold in THRESHOLDS), "seeds"]
+    return markdown(["network", "training", *heads], rows, text_columns=2)
 
 
 def peer_costs() -> str:
-    """Compare the speed and the memory of our network and StarDist."""
-    costs = single_run("peer_costs")
+    """Compare the speed and the memory of our network, StarDist and Cellpose."""
     rows = []
-    for program in ("ours", "StarDist"):
-        row = costs[program]
-        kinds = [(f"{row['megapixels_per_second'][kind]:.2f}", f"{row['peak_mb'][kind]:,}") for kind in PEER_IMAGES]
-        rows.append([program, f"{row['parameters'] / 1e6:.1f} M", *(cell for kind in kinds for cell in kind)])
-    heads = [head for kind in PEER_IMAGES.values() for head in (f"megapixels a second, {kind}", f"MB, {kind}")]
+    for program in ("ours", *PEERS):
+        row = single_run("peer_costs")[program]
+        cells = [f"{row['megapixels_per_second'][kind]:.2f}" for kind in PEER_IMAGES]
+        cells += [f"{row['peak_mb'][kind]:,}" for kind in PEER_IMAGES]
+        rows.append([program, f"{row['parameters'] / 1e6:.1f} M", *cells])
+    heads = [f"megapixels a second, {kind}" for kind in PEER_IMAGES.values()]
+    heads += [f"MB of memory, {kind}" for kind in PEER_IMAGES.values()]
     return markdown(["network", "parameters", *heads], rows)
 
 
@@ -384,7 +386,8 @@ TABLES = {
     table.__name__: table
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
-        *(tuning, augmentation, ladder, instances, trainings, peers, limits, recipes, deploy, memory, slides, formats),
+        *(tuning, augmentation, ladder, instances, trainings, peers, peer_costs),
+        *(limits, recipes, deploy, memory, slides, formats),
     )
 }
 

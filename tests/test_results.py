@@ -44,16 +44,21 @@ def test_every_table_is_in_a_text(name):
     assert write_tables.TABLES[name]().count("\n") >= 2, "heads, a line, and at least one row"
 
 
-def test_stardist_trained_by_us_has_its_own_row(monkeypatch):
-    runs = {
-        "subset_seed0": {"training": {}, "ap": {"test, n_tta 1": [0.5] * 5, "test, n_tta 8": [0.6] * 5}},
-        "StarDist, seed 0": {"stardist": {"ap": [0.2] * 5}},
-        "StarDist, seed 1": {"stardist": {"ap": [0.4] * 5}},
+def test_trainings_of_a_program_are_one_row(monkeypatch):
+    files = {
+        "stardist_subset": {
+            "subset_seed0": {"training": {}, "ap": {"test, n_tta 1": [0.5] * 5, "test, n_tta 8": [0.6] * 5}}
+        },
+        "peers": {
+            f"StarDist, seed {seed}": {"program": "StarDist", "cpu_seconds": 1200, "ap": [ap] * 5}
+            for seed, ap in enumerate((0.2, 0.4))
+        },
     }
-    monkeypatch.setattr(results_file, "read", lambda file: runs)
+    monkeypatch.setattr(results_file, "read", files.get)
     rows = write_tables.peers().splitlines()
-    assert "ours, trained on the GPU | 0.500" in rows[-3]
-    assert "StarDist, trained by us on the processor | 0.300\u00a0±\u00a00.141" in rows[-1]
+    assert "| ours | on a GPU | 0.500 |" in rows[-3]
+    assert "| StarDist | 20 minutes of a core | 0.300\u00a0±\u00a00.141 |" in rows[-1]
+    assert rows[-1].endswith("| 2 |")
 
 
 def test_stardist_counts_the_published_run_lengths_as_we_do():

@@ -1,0 +1,75 @@
+"""Compare the speed and the memory of our network, StarDist and Cellpose: `make peers`.
+
+Each program is measured in a process of its own. The images are the 50 test images of StarDist's subset, and one drawn
+image of 2,048 x 2,048 pixels. The network and its weights are loaded before the time starts.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import peers, results_file
+
+SIDE = 2048
+"""Height and width of the drawn image, pixels."""
+
+
+def load_ours() -> tuple[Callable, int]:
+    """Return the prediction of the included network and its number of parameters."""
+    from nuclei_utils import models, predict
+
+    network = models.included_network()
+    return partial(predict.predict_labels, network), network.count_params()
+
+
+def test_images() -> dict[str, list[np.ndarray]]:
+    """Return the images to measure with."""
+    from benchmarks.train_on_stardist_subset import load_subset
+    from tools import draw_sample
+
+    drawn = draw_sample.draw("fluorescence_small", size=(512, 512))[0]
+    index = np.arange(SIDE) % len(drawn)
+    return {"test images": [record.image for record in load_subset()["test"]], "large": [drawn[np.ix_(index, index)]]}
+
+
+def measure(load: Callable, images: dict[str, list[np.ndarray]]) -> dict:
+    """Measure the megapixels per second and the peak memory of this process."""
+    from benchmarks.measure_memory import peak_memory
+
+    predict, parameters = load()
+    costs = {"parameters": parameters, "megapixels_per_second": {}, "peak_mb": {}}
+    for kind, side in images.items():
+        predict(side[0])  # compiles
+        start = time.perf_counter()
+        pixels = sum(predict(image).size for image in side)
+        costs["megapixels_per_second"][kind] = round(pixels / 1e6 / (time.perf_counter() - start), 3)
+        costs["peak_mb"][kind] = peak_memory()
+    return costs
+
+
+def in_new_process(function: Callable, *arguments):
+    """Call a function in a process of its own, so that its memory is not that of another program."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main() -> None:
+    """Measure all programs, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="seed of the trained programs")
+    args = parser.parse_args()
+    loaders = {"ours": load_ours}
+    for program, (_, load) in peers.PEERS.items():
+        loaders[program] = partial(load, Path("runs") / "benchmark" / f"{program.lower()}_seed{args.seed}")
+    images = in_new_process(test_images)
+    costs = {program: in_new_process(measure, load, images) for program, load in loaders.items()}
+    results_file.add("peer_costs", "costs", costs, data="stage1")
+
+
+if __name__ == "__main__":
+    main()
