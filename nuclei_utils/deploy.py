@@ -1,7 +1,8 @@
 """Make networks faster, and run them without Keras.
 
 `freeze` and `compile_network` compile a network into one TensorFlow function for images of all sizes. `export_onnx` and
-`export_litert` write files for other programs; `compare_exports` runs these files beside the Keras model.
+`export_litert` write files for other programs. `load_exported` loads such a file for the functions of `predict`, and
+`compare_exports` runs files beside the Keras model.
 """
 
 import functools
@@ -26,10 +27,12 @@ from nuclei_utils.files import atomic_write
 
 PRECISIONS = ("float32", "int8_weights", "int8")
 """Precisions of LiteRT files: as trained, 8-bit weights, 8-bit weights and feature maps."""
+EXPORTED = (".onnx", ".tflite")
+"""Endings of the names of exported files."""
 
 
 class Frozen(NamedTuple):
-    """Network with constant weights, compiled for images of any size (`freeze`)."""
+    """Network with constant weights, from `freeze` or from a file (`load_exported`)."""
 
     name: str
     input_shape: tuple
@@ -128,10 +131,16 @@ class _Upsample(layers.Layer):
         return (batch, *(side and 2 * side for side in size), channels)
 
 
-def export_onnx(model: keras.Model, path: str | os.PathLike) -> None:
+def export_onnx(
+    model: keras.Model,
+    path: str | os.PathLike,
+    precision: str = "float32",
+    images: Sequence[np.ndarray] | None = None,
+) -> None:
     """Write a network to an ONNX file.
 
-    Other programs run the file without Keras. Open sizes stay open. The function needs tf2onnx.
+    Other programs run the file without Keras. Open sizes stay open. Input and outputs are float32 at every precision.
+    The function needs tf2onnx, and for "int8" also onnxruntime. For 8 bits see Jacob et al. 2018, arXiv 1712.05877.
 
     Parameters
     ----------
@@ -140,12 +149,41 @@ def export_onnx(model: keras.Model, path: str | os.PathLike) -> None:
         `models.instance_unet`. The outputs of the file have the names of the dictionary.
     path
         File whose name ends in ".onnx".
+    precision : {"float32", "int8"}
+        As trained, or 8-bit weights and feature maps, which many processors compute faster.
+    images : sequence of uint8 array (H, W, 3), optional
+        Dozens of typical RGB images for "int8". The range of each feature map is taken from these images.
     """
     _check_suffix(path, ".onnx")
+    _check_precision(precision, ("float32", "int8"), images)
     _check_installed("tf2onnx")
     signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
     with atomic_write(path) as partial_path:
         _with_open_sizes(model).export(partial_path, format="onnx", verbose=False, input_signature=signature)
+        if precision == "int8":
+            _quantize_onnx(partial_path, images)
+
+
+def _quantize_onnx(path, images, size=256):
+    """Replace an ONNX file by one with 8-bit weights and feature maps."""
+    _check_installed("onnxruntime")
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.inputs = ({"image": _network_input(image, size)} for image in images)
+
+        def get_next(self):
+            return next(self.inputs, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared_path = Path(folder) / "prepared.onnx"
+        quant_pre_process(path, prepared_path, skip_symbolic_shape=True)
+        # Processors without VNNI add pairs of products in 16 bits: weights of 7 bits leave room for the sum
+        quantize_static(
+            prepared_path, path, Reader(), per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8
+        )
 
 
 def export_litert(
@@ -172,10 +210,7 @@ def export_litert(
         Dozens of typical RGB images for "int8". The converter takes the range of each feature map from these images.
     """
     _check_suffix(path, ".tflite")
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if precision == "int8" and not images:
-        raise ValueError("precision int8 needs dozens of images to find the range of each feature map: pass `images`")
+    _check_precision(precision, PRECISIONS, images)
     signature = [keras.InputSpec(shape=(1, size, size, 3), dtype="float32", name="image")]
     with tempfile.TemporaryDirectory() as folder:
         # Keras before 3.13 has no format="litert", which takes the same way
@@ -196,6 +231,13 @@ def _network_input(image, size):
     return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
 
 
+def _check_precision(precision, precisions, images):
+    if precision not in precisions:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(precisions)}")
+    if precision == "int8" and not images:
+        raise ValueError("precision int8 needs dozens of images to find the range of each feature map: pass `images`")
+
+
 def _check_suffix(path, suffix):
     if Path(path).suffix != suffix:
         raise ValueError(f"{path}: other programs expect a name that ends in {suffix}; rename the file")
@@ -206,26 +248,27 @@ def _check_installed(package):
         raise ImportError(f"{package} not found: install with `pip install {package}`")
 
 
-def load_exported(path: str | os.PathLike, threads: int | None = None) -> Callable:
-    """Load a file from `export_onnx` or `export_litert` as a function.
+def load_exported(path: str | os.PathLike, threads: int | None = None) -> Frozen:
+    """Load a file from `export_onnx` or `export_litert`, for the functions of `predict`.
 
-    By default, the function uses all cores that this process may use. ONNX files need onnxruntime, and LiteRT files
+    By default, the network uses all cores that this process may use. ONNX files need onnxruntime, and LiteRT files
     need ai-edge-litert if TensorFlow has no `tf.lite`.
 
     Returns
     -------
-    callable
+    Frozen
         The input is a float32 array (batch, H, W, 3) in [0, 1]. The result is a dictionary of float32 arrays (batch, H,
-        W, 1) in [0, 1]. The function of a LiteRT file raises `ValueError` for any shape but that of the file.
+        W, 1) in [0, 1]. A LiteRT file raises `ValueError` for any shape but that of the file, and `predict` cuts images
+        into tiles of this shape.
     """
     loaders = {".onnx": _load_onnx, ".tflite": _load_litert}
     path = Path(path)
-    if path.suffix not in loaders:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(loaders)}")
+    if path.suffix not in EXPORTED:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(EXPORTED)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with `deploy.export_onnx` or `deploy.export_litert`")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return loaders[path.suffix](path, threads or cores)
+    return Frozen(path.stem, *loaders[path.suffix](path, threads or cores))
 
 
 def _load_onnx(path, threads):
@@ -237,7 +280,8 @@ def _load_onnx(path, threads):
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     names = [output.name for output in session.get_outputs()]
-    return lambda batch: dict(zip(names, session.run(names, {image.name: batch}), strict=True))
+    shape = tuple(side if isinstance(side, int) else None for side in image.shape)  # open sizes have names
+    return shape, lambda batch: dict(zip(names, session.run(names, {image.name: batch}), strict=True))
 
 
 def _load_litert(path, threads):
@@ -257,7 +301,7 @@ def _load_litert(path, threads):
             raise ValueError(f"{path} takes images of shape {shape}, found {batch.shape}: export it for that size")
         return runner(**{name: batch})
 
-    return run
+    return shape, run
 
 
 def compare_exports(

@@ -15,8 +15,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
-from nuclei_utils import export, io, models, predict, segmentation
+from nuclei_utils import deploy, export, io, models, predict, segmentation
 from nuclei_utils.cli.results import IMAGE_COLUMNS, SETTINGS, Tables, names_in_tables
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import file_lock, printable_name
@@ -654,3 +655,35 @@ def test_own_network_is_used(tmp_path, out):
     models.unet(filters=2, depth=1).save(path)
     assert run("predict", write_image(tmp_path / "a.png"), "--model", path, "--out", out) == 0
     assert io.read_label_map(out / "a_labels.png").shape == (60, 80)
+
+
+def exported(path, output):
+    """Write a LiteRT file whose network returns the brightness of the red channel."""
+    inputs = keras.Input((None, None, 3), name="image")
+    layer = keras.layers.Conv2D(1, 1, use_bias=False, activation="sigmoid", name=output)
+    model = keras.Model(inputs, {output: layer(inputs)})
+    model.set_weights([np.array([9, -2, -2], np.float32).reshape(1, 1, 3, 1)])
+    if not hasattr(tf, "lite"):
+        pytest.skip("this TensorFlow has no tf.lite, which writes LiteRT files")
+    deploy.export_litert(model, path, 64)
+    return model
+
+
+def test_exported_network_is_used(tmp_path, out):
+    path = tmp_path / "fast.tflite"
+    model = exported(path, "mask")
+    image = write_image(tmp_path / "a.png")
+    assert run("predict", image, "--model", path, "--out", out) == 0
+    expected = predict.predict_labels(model, io.read_image(image))
+    assert expected.max() == 3
+    np.testing.assert_array_equal(io.read_label_map(out / "a_labels.png"), expected)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_exported_network_needs_a_mask(folder, tmp_path, out, capsys):
+    path = tmp_path / "other.tflite"
+    exported(path, "depth")
+    assert run("predict", folder, "--out", out, "--model", path) == 1
+    (line,) = complaints(capsys)
+    assert str(path) in line
+    assert "mask" in line

@@ -176,16 +176,31 @@ def test_litert_refuses_other_sizes(litert):
         deploy.load_exported(litert["float32"])(np.zeros((1, 16, 32, 3), np.float32))
 
 
-def test_onnx_gives_the_maps_of_keras_at_any_size(network, tmp_path):
+def test_a_litert_file_predicts_images_of_other_sizes_in_tiles(network, images, litert):
+    exported, image = deploy.load_exported(litert["float32"]), np.concatenate([images[0], images[1][:20]])
+    assert (exported.name, exported.input_shape) == ("float32", (1, SIZE, SIZE, 3))
+    maps = predict.predict_maps(exported, image, overlap=0)
+    fixed = keras.models.clone_model(network, input_tensors=keras.Input((SIZE, SIZE, 3), name="image"))
+    fixed.set_weights(network.get_weights())
+    for name, expected in predict.predict_maps(fixed, image, overlap=0).items():
+        np.testing.assert_allclose(maps[name], expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")  # tf2onnx
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("int8", 0.05)])
+def test_onnx_gives_the_maps_of_keras_at_any_size(network, images, tmp_path, precision, tolerance):
     for package in ("tf2onnx", "onnxruntime"):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    deploy.export_onnx(network, tmp_path / "network.onnx")
-    function = deploy.load_exported(tmp_path / "network.onnx")
-    for shape in [(1, 32, 32, 3), (2, 48, 16, 3)]:
-        batch = np.random.default_rng(1).random(shape, dtype=np.float32)
-        assert largest_difference(function(batch), network, batch) < 1e-5
+    deploy.export_onnx(network, tmp_path / "network.onnx", precision, images)
+    exported = deploy.load_exported(tmp_path / "network.onnx")
+    assert exported.input_shape == (None, None, None, 3)
+    for height, width in [(32, 32), (48, 16)]:
+        batch = np.stack([preprocess.pad_to(preprocess.normalize(image), (48, 32)) for image in images[:2]])
+        batch = batch[:, :height, :width].astype(np.float32)
+        assert largest_difference(exported(batch), network, batch) < tolerance
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+    assert (b"QuantizeLinear" in (tmp_path / "network.onnx").read_bytes()) == (precision == "int8")
 
 
 def test_comparison_has_a_row_for_each_file(network, images, litert):
@@ -221,6 +236,10 @@ def test_a_failed_export_leaves_no_file(network, tmp_path, name, options, word):
 def test_an_onnx_file_needs_its_suffix_and_its_package(network, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="onnx"):
         deploy.export_onnx(network, tmp_path / "network.tflite")
+    with pytest.raises(ValueError, match="int8_weights"):
+        deploy.export_onnx(network, tmp_path / "network.onnx", "int8_weights")
+    with pytest.raises(ValueError, match="images"):
+        deploy.export_onnx(network, tmp_path / "network.onnx", "int8")
     monkeypatch.setattr(deploy, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install tf2onnx"):
         deploy.export_onnx(network, tmp_path / "network.onnx")

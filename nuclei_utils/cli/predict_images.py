@@ -210,17 +210,23 @@ def load_network(path: Path | None) -> Any:
     import keras
     import numpy as np
 
-    model = nu.saving.load_model(path) if path else nu.models.included_network()
-    if path:
-        _check_network(model, path)
-    if keras.backend.backend() == "tensorflow":
-        model = nu.deploy.freeze(model)
+    is_exported = path is not None and path.suffix in nu.deploy.EXPORTED
+    if not is_exported:
+        model = nu.saving.load_model(path) if path else nu.models.included_network()
+        if path:
+            _check_network(model, path)
+        if keras.backend.backend() == "tensorflow":
+            model = nu.deploy.freeze(model)
     try:
-        nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+        if is_exported:
+            model = nu.deploy.load_exported(path)
+        maps = nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     except Exception as error:  # the layers of an unknown network can fail in any way
         if not path:
             raise
         raise NucleiError(f"{path} cannot be used: {first_line(error)}") from error
+    if "mask" not in maps:
+        raise NucleiError(f'{path}: found outputs with the names {sorted(maps)}, expected "mask" among them')
     return model
 
 
@@ -234,5 +240,3 @@ def _check_network(model, path):
             f"{path}: found a network from {inputs} to {outputs}, expected a network from colour images, "
             "[(None, None, None, 3)], to one value for each pixel, [(None, None, None, 1)]"
         )
-    if isinstance(model.output, dict) and "mask" not in model.output:
-        raise NucleiError(f'{path}: found outputs with the names {sorted(model.output)}, expected "mask" among them')
