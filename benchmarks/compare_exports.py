@@ -2,20 +2,25 @@
 
     NUCLEI_DATA=stage1_fixed python -m benchmarks.compare_exports
 
-Needs `pip install -e .[deploy]`. Run the command on a machine that is not busy, because it measures times.
+The first table has the upper left corners of the images, because a LiteRT file takes images of one size. The second
+table has whole images and the time of `predict.predict_maps`. Needs `pip install -e .[deploy]`. Run the command on a
+machine that is not busy, because it measures times.
 """
 
 import argparse
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import joblib
 import keras
+import numpy as np
 import tensorflow as tf
 
 from benchmarks import results_file
-from nuclei_utils import datasets, deploy, models, saving
+from benchmarks.score_included_network import type_mean
+from nuclei_utils import datasets, deploy, matching, models, predict, saving, segmentation
 
 SIZE = 256
 CALIBRATION_IMAGES = 64
@@ -27,10 +32,35 @@ def export(model: keras.Model, folder: Path) -> dict[str, Path]:
     images = [record.image for record in datasets.load(split="train")[:CALIBRATION_IMAGES]]  # ids are in random order
     files = {"onnx": folder / "network.onnx"}
     deploy.export_onnx(model, files["onnx"])
+    files["onnx int8"] = folder / "int8.onnx"
+    deploy.export_onnx(model, files["onnx int8"], "int8", images)
     for precision in deploy.PRECISIONS:
         path = files[f"litert {precision}"] = folder / f"{precision}.tflite"
         deploy.export_litert(model, path, SIZE, precision, images)
     return files
+
+
+def compare_whole_images(networks: dict, records: list[datasets.Record], rounds: int) -> dict[str, dict]:
+    """Score networks on whole images, and measure their speed in turns."""
+    seconds = {name: [] for name in networks}
+    for i, (name, network) in [(i, item) for i in range(rounds + 1) for item in networks.items()]:
+        start = time.perf_counter()
+        for record in records if i else records[:1]:  # the first prediction sets up the network
+            predict.predict_maps(network, record.image)
+        if i:
+            seconds[name].append(time.perf_counter() - start)
+    megapixels = sum(record.label_map.size for record in records) / 1e6
+    label_maps, image_types = [r.label_map for r in records], [r.image_type for r in records]
+    rows = {}
+    for name, network in networks.items():
+        predicted = [segmentation.maps_to_labels(predict.predict_maps(network, record.image)) for record in records]
+        scores = matching.image_scores(label_maps, predicted)["score"]
+        rows[name] = {
+            "score": round(float(scores.mean()), 4),
+            "type_mean": round(type_mean(scores, image_types), 4),
+            "megapixels_per_second": round(megapixels / float(np.median(seconds[name])), 2),
+        }
+    return rows
 
 
 def main() -> None:
@@ -43,14 +73,18 @@ def main() -> None:
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     model = saving.load_model(args.model) if args.model else models.included_network()
-    records = datasets.load(split="validation")[: args.images]
+    all_records = datasets.load(split="validation")
+    records = all_records[: args.images]
     images, label_maps = [record.image for record in records], [record.label_map for record in records]
     load = results_file.load_average()
     with tempfile.TemporaryDirectory() as folder:
         files = export(model, Path(folder))
         table = deploy.compare_exports(model, files, images, label_maps, SIZE, args.rounds, args.threads)
+        networks = {"keras": deploy.freeze(model)}
+        networks |= {name: deploy.load_exported(files[name], args.threads) for name in ("onnx", "onnx int8")}
+        whole_images = compare_whole_images(networks, all_records, args.rounds)
     table = table.map(lambda value: float(f"{value:.4g}"))
-    print(table.to_string())
+    print(table.to_string(), *whole_images.items(), sep="\n")
     run = {
         "model": args.model,
         "images": len(records),
@@ -60,6 +94,7 @@ def main() -> None:
         "load_average_before": load,
         "packages": {name: version(name) for name in ("tf2onnx", "onnxruntime", "ai-edge-litert")},
         "runtimes": table.to_dict("index"),
+        "whole_images": whole_images,
     }
     results_file.add("deploy", args.model or "included network", run, data=datasets.current())
 
