@@ -72,7 +72,7 @@ def train_and_score(program: str, seed: int, cpu_seconds: float) -> dict:
 def main() -> None:
     """Train and score each program with each seed, or score run lengths."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("programs", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--programs", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--predictions", nargs="+", metavar="NAME", help="score these run lengths, and train nothing")
     args = parser.parse_args()

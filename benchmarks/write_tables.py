@@ -56,6 +56,7 @@ PEER_IMAGES = {"test images": "50 test images", "large": "2,048 x 2,048 pixels"}
 RUNTIMES = {
     "keras": "Keras",
     "onnx": "ONNX Runtime",
+    "onnx int8": "ONNX Runtime, all in 8 bits",
     "litert float32": "LiteRT",
     "litert int8_weights": "LiteRT, weights in 8 bits",
     "litert int8": "LiteRT, all in 8 bits",
@@ -334,6 +335,15 @@ def deploy() -> str:
     return markdown(["runtime", *heads], rows)
 
 
+def fast() -> str:
+    """Compare the included network in 8 bits with the original on whole images."""
+    rows = []
+    for name, row in single_run("deploy")["whole_images"].items():
+        cells = f"{row['score']:.3f}", f"{row['type_mean']:.3f}", f"{row['megapixels_per_second']:.1f}"
+        rows.append([RUNTIMES[name], *cells])
+    return markdown(["runtime", "score", "mean over image types", "megapixels a second"], rows)
+
+
 def memory() -> str:
     """Show the memory and time for a large image."""
     run = single_run("memory")
@@ -387,7 +397,7 @@ TABLES = {
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
         *(tuning, augmentation, ladder, instances, trainings, peers, peer_costs),
-        *(limits, recipes, deploy, memory, slides, formats),
+        *(limits, recipes, deploy, fast, memory, slides, formats),
     )
 }
 
