@@ -156,26 +156,27 @@ def export_onnx(
     """
     _check_suffix(path, ".onnx")
     _check_precision(precision, ("float32", "int8"), images)
-    _check_installed("tf2onnx")
+    for package in ("tf2onnx", "onnxruntime") if precision == "int8" else ("tf2onnx",):
+        _check_installed(package)
     signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
     with atomic_write(path) as partial_path:
         _with_open_sizes(model).export(partial_path, format="onnx", verbose=False, input_signature=signature)
         if precision == "int8":
-            _quantize_onnx(partial_path, images)
+            size = [side or 256 for side in model.input_shape[1:3]]
+            _quantize_onnx(partial_path, [_network_input(image, size) for image in images])
 
 
-def _quantize_onnx(path, images, size=256):
+def _quantize_onnx(path, inputs):
     """Replace an ONNX file by one with 8-bit weights and feature maps."""
-    _check_installed("onnxruntime")
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self.inputs = ({"image": _network_input(image, size)} for image in images)
+            self.inputs = iter(inputs)
 
         def get_next(self):
-            return next(self.inputs, None)
+            return next(({"image": image} for image in self.inputs), None)
 
     with tempfile.TemporaryDirectory() as folder:
         prepared_path = Path(folder) / "prepared.onnx"
@@ -219,7 +220,7 @@ def export_litert(
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "int8":
-            converter.representative_dataset = lambda: ([_network_input(image, size)] for image in images)
+            converter.representative_dataset = lambda: ([_network_input(image, (size, size))] for image in images)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]  # no operation stays in float
         content = converter.convert()
     with atomic_write(path) as partial_path:
@@ -227,8 +228,9 @@ def export_litert(
 
 
 def _network_input(image, size):
-    """Normalise and crop or pad an image: (1, size, size, 3)."""
-    return preprocess.pad_to(preprocess.normalize(image), (size, size))[None, :size, :size]
+    """Normalise and crop or pad an image: (1, *size, 3)."""
+    height, width = size
+    return preprocess.pad_to(preprocess.normalize(image), size)[None, :height, :width]
 
 
 def _check_precision(precision, precisions, images):
@@ -251,8 +253,8 @@ def _check_installed(package):
 def load_exported(path: str | os.PathLike, threads: int | None = None) -> Frozen:
     """Load a file from `export_onnx` or `export_litert`, for the functions of `predict`.
 
-    By default, the network uses all cores that this process may use. ONNX files need onnxruntime, and LiteRT files
-    need ai-edge-litert if TensorFlow has no `tf.lite`.
+    By default, the network uses as many threads as `TF_NUM_INTRAOP_THREADS` says, or all cores that this process may
+    use. ONNX files need onnxruntime, and LiteRT files need ai-edge-litert if TensorFlow has no `tf.lite`.
 
     Returns
     -------
@@ -268,7 +270,8 @@ def load_exported(path: str | os.PathLike, threads: int | None = None) -> Frozen
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: write it with `deploy.export_onnx` or `deploy.export_litert`")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Frozen(path.stem, *loaders[path.suffix](path, threads or cores))
+    limit = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)  # `cluster` sets it for workers
+    return Frozen(path.stem, *loaders[path.suffix](path, threads or limit or cores))
 
 
 def _load_onnx(path, threads):
@@ -340,7 +343,7 @@ def compare_exports(
     network = compile_network(model)
     functions = {"keras": lambda batch: {name: ops.convert_to_numpy(values) for name, values in network(batch).items()}}
     functions |= {name: load_exported(path, threads) for name, path in files.items()}
-    outputs, milliseconds = _run_in_turns(functions, [_network_input(image, size) for image in images], rounds)
+    outputs, milliseconds = _run_in_turns(functions, [_network_input(image, (size, size)) for image in images], rounds)
     # padding does not count
     shapes = [(min(image.shape[0], size), min(image.shape[1], size)) for image in images]
     true = [label_map[:height, :width] for label_map, (height, width) in zip(label_maps, shapes, strict=True)]

@@ -171,6 +171,18 @@ def test_litert_files_have_their_precision(litert):
     assert types("int8").count("float32") == 4  # only the image and the three maps
 
 
+def test_workers_limit_the_threads_of_an_exported_network(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(deploy, "_load_litert", lambda path, threads: (None, seen.append(threads)))
+    (tmp_path / "network.tflite").touch()
+    for limit in ("3", ""):
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", limit)
+        deploy.load_exported(tmp_path / "network.tflite")
+    deploy.load_exported(tmp_path / "network.tflite", threads=5)
+    assert (seen[0], seen[2]) == (3, 5)
+    assert seen[1] >= 1
+
+
 def test_litert_refuses_other_sizes(litert):
     with pytest.raises(ValueError, match=r"\(1, 32, 32, 3\).*\(1, 16, 32, 3\)"):
         deploy.load_exported(litert["float32"])(np.zeros((1, 16, 32, 3), np.float32))
@@ -201,6 +213,10 @@ def test_onnx_gives_the_maps_of_keras_at_any_size(network, images, tmp_path, pre
         assert largest_difference(exported(batch), network, batch) < tolerance
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
     assert (b"QuantizeLinear" in (tmp_path / "network.onnx").read_bytes()) == (precision == "int8")
+    fixed = keras.models.clone_model(network, input_tensors=keras.Input((SIZE, SIZE, 3), name="image"))
+    fixed.set_weights(network.get_weights())
+    deploy.export_onnx(fixed, tmp_path / "fixed.onnx", precision, images)
+    assert deploy.load_exported(tmp_path / "fixed.onnx").input_shape == (None, SIZE, SIZE, 3)
 
 
 def test_comparison_has_a_row_for_each_file(network, images, litert):
@@ -243,6 +259,9 @@ def test_an_onnx_file_needs_its_suffix_and_its_package(network, tmp_path, monkey
     monkeypatch.setattr(deploy, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install tf2onnx"):
         deploy.export_onnx(network, tmp_path / "network.onnx")
+    monkeypatch.setattr(deploy, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(ImportError, match="pip install onnxruntime"):
+        deploy.export_onnx(network, tmp_path / "network.onnx", "int8", [np.zeros((8, 8, 3), np.uint8)])
     assert list(tmp_path.iterdir()) == []
 
 

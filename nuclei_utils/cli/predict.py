@@ -134,8 +134,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="image files, and folders of images")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    text = "a .keras file, which is checked before it is loaded, or a file from deploy.export_onnx or export_litert "
-    text += "(default: the included network)"
+    text = "a .keras file, which is checked before it is loaded, or a file from deploy.export_onnx or export_litert, "
+    text += "which is not checked (default: the included network)"
     add("--model", type=Path, metavar="FILE", help=text)
     text = "name or index (from 0) of the channel with the nuclei; auto: the one named like a nuclear stain"
     add("--channel", metavar="NAME", help=text)
