@@ -78,7 +78,8 @@ def _copy(path, copy, pages):
         target = (path.parent / link[1]).resolve()
         if target.exists() and target not in pages:
             kind = "tree" if target.is_dir() else "blob"
-            return f"]({setup_cell.address()}/{kind}/{setup_cell.tag()}/{target.relative_to(ROOT).as_posix()})"
+            path_and_anchor = f"{target.relative_to(ROOT).as_posix()}{link[2] or ''}"
+            return f"]({setup_cell.address()}/{kind}/{setup_cell.tag()}/{path_and_anchor})"
         return link[0]
 
     copy.write_text(LINK.sub(absolute, path.read_text(encoding="utf-8")), encoding="utf-8")
