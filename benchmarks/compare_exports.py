@@ -42,18 +42,19 @@ def export(model: keras.Model, folder: Path) -> dict[str, Path]:
 
 def compare_whole_images(networks: dict, records: list[datasets.Record], rounds: int) -> dict[str, dict]:
     """Score networks on whole images, and measure their speed in turns."""
-    seconds = {name: [] for name in networks}
-    for i, (name, network) in [(i, item) for i in range(rounds + 1) for item in networks.items()]:
-        start = time.perf_counter()
-        for record in records if i else records[:1]:  # the first prediction sets up the network
-            predict.predict_maps(network, record.image)
-        if i:
+    maps, seconds = {}, {name: [] for name in networks}
+    for network in networks.values():
+        predict.predict_maps(network, records[0].image)  # sets up the network
+    for _ in range(rounds):
+        for name, network in networks.items():
+            start = time.perf_counter()
+            maps[name] = [predict.predict_maps(network, record.image) for record in records]
             seconds[name].append(time.perf_counter() - start)
     megapixels = sum(record.label_map.size for record in records) / 1e6
     label_maps, image_types = [r.label_map for r in records], [r.image_type for r in records]
     rows = {}
-    for name, network in networks.items():
-        predicted = [segmentation.maps_to_labels(predict.predict_maps(network, record.image)) for record in records]
+    for name in networks:
+        predicted = [segmentation.maps_to_labels(image_maps) for image_maps in maps[name]]
         scores = matching.image_scores(label_maps, predicted)["score"]
         rows[name] = {
             "score": round(float(scores.mean()), 4),

@@ -1,7 +1,8 @@
 """Compare the speed and the memory of our network, StarDist and Cellpose: `make peers`.
 
 Each program is measured in a process of its own. The images are the 50 test images of StarDist's subset, and one drawn
-image of 2,048 x 2,048 pixels. The network and its weights are loaded before the time starts.
+image of 2,048 x 2,048 pixels. The network and its weights are loaded before the time starts, and one image of each size
+is predicted once before.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from benchmarks import peers, results_file
 
 SIDE = 2048
 """Height and width of the drawn image, pixels."""
+ROUNDS, ENOUGH = 3, 60
+"""Number of timed predictions of each image, and the seconds after which no further round starts."""
 
 
 def load_ours() -> tuple[Callable, int]:
@@ -42,12 +44,18 @@ def measure(load: Callable, images: dict[str, list[np.ndarray]]) -> dict:
     from benchmarks.measure_memory import peak_memory
 
     predict, parameters = load()
-    costs = {"parameters": parameters, "megapixels_per_second": {}, "peak_mb": {}}
+    costs = {"parameters": parameters, "rounds": {}, "megapixels_per_second": {}, "peak_mb": {}}
     for kind, side in images.items():
-        predict(side[0])  # compiles
-        start = time.perf_counter()
-        pixels = sum(predict(image).size for image in side)
-        costs["megapixels_per_second"][kind] = round(pixels / 1e6 / (time.perf_counter() - start), 3)
+        for image in {image.shape: image for image in side}.values():  # each size is set up once
+            predict(image)
+        pixels, seconds = sum(image.shape[0] * image.shape[1] for image in side), []
+        while len(seconds) < ROUNDS and sum(seconds) < ENOUGH:
+            start = time.perf_counter()
+            for image in side:
+                predict(image)
+            seconds.append(time.perf_counter() - start)
+        costs["rounds"][kind] = len(seconds)
+        costs["megapixels_per_second"][kind] = round(pixels / 1e6 / float(np.median(seconds)), 3)
         costs["peak_mb"][kind] = peak_memory()
     return costs
 
@@ -65,10 +73,11 @@ def main() -> None:
     args = parser.parse_args()
     loaders = {"ours": load_ours}
     for program, (_, load) in peers.PEERS.items():
-        loaders[program] = partial(load, Path("runs") / "benchmark" / f"{program.lower()}_seed{args.seed}")
-    images = in_new_process(test_images)
+        loaders[program] = partial(load, peers.run_folder(program, args.seed))
+    images, load_average = in_new_process(test_images), results_file.load_average()
     costs = {program: in_new_process(measure, load, images) for program, load in loaders.items()}
-    results_file.add("peer_costs", "costs", costs, data="stage1")
+    run = {"packages": peers.packages(), "load_average_before": load_average, **costs}
+    results_file.add("peer_costs", "costs", run, data="stage1")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,16 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Function from an RGB image, whose three channels are equal, to a label map, int32 (H, W)."""
 Side = tuple[list[np.ndarray], list[np.ndarray]]
 """RGB images of a split, and their label maps."""
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the programs."""
+    return {name: version(name) for name in ("stardist", "tf_keras", "cellpose", "torch")}
+
+
+def run_folder(program: str, seed: int) -> Path:
+    """Return the folder of a trained program."""
+    return Path("runs") / "benchmark" / f"{program.lower()}_seed{seed}"
 
 
 def grey_image(image: np.ndarray) -> np.ndarray:
@@ -44,6 +55,7 @@ def train_stardist(folder: Path, train: Side, validation: Side, seed: int, cpu_s
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = time.process_time() > end
 
+    keras_import("utils", "set_random_seed")(seed)  # StarDist's own seed does not reach the first weights
     sides = {"train": train, "validation": validation}
     images = {split: list(map(grey_image, side[0])) for split, side in sides.items()}
     reduction = {"factor": 0.5, "patience": 4, "min_delta": 0}
@@ -83,9 +95,11 @@ def load_stardist(folder: Path) -> tuple[Predict, int]:
     from stardist.models import StarDist2D
 
     model = StarDist2D(None, name=folder.name, basedir=str(folder.parent))
-    return lambda image: model.predict_instances(grey_image(image))[0].astype(
-        np.int32
-    ), model.keras_model.count_params()
+
+    def predict(image):
+        return model.predict_instances(grey_image(image))[0].astype(np.int32)
+
+    return predict, model.keras_model.count_params()
 
 
 # Cellpose
@@ -103,7 +117,8 @@ def train_cellpose(folder: Path, train: Side, validation: Side, seed: int, cpu_s
     (cellpose.readthedocs.io/en/v3.1.1.1/train.html). Two things differ. Images keep their size, as for the other two
     programs: Cellpose would resize each image to one diameter of its nuclei. An epoch is one batch, so that the
     schedule of the learning rate fits into the time: it ends with small rates only after more than 100 epochs. A short
-    training measures how many epochs fit. `cellprob_threshold` is chosen on the validation images.
+    training measures how many epochs fit. `cellprob_threshold` is chosen on the validation images. The seed changes the
+    first weights: Cellpose draws the same batches for every seed.
     """
     import torch
     from cellpose.models import CellposeModel

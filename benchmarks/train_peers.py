@@ -12,13 +12,12 @@ lengths in `results` with both programs, and writes `stardist_matching.json`.
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from stardist import matching as stardist_matching
 
 from benchmarks import results_file
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, packages, run_folder
 from benchmarks.train_on_stardist_subset import (
     THRESHOLDS,
     average_precision,
@@ -26,13 +25,6 @@ from benchmarks.train_on_stardist_subset import (
     read_predictions,
     write_predictions,
 )
-
-RUNS = Path("runs") / "benchmark"
-
-
-def run_folder(program: str, seed: int) -> Path:
-    """Return the folder of a trained program."""
-    return RUNS / f"{program.lower()}_seed{seed}"
 
 
 def score(label_maps: list[np.ndarray], predicted: list[np.ndarray]) -> dict:
@@ -65,7 +57,7 @@ def train_and_score(program: str, seed: int, cpu_seconds: float) -> dict:
     predict, parameters = load(folder)
     predicted = list(map(predict, images))
     write_predictions(folder.name, [record.id for record in records["test"]], predicted)
-    settings = {"program": program, "seed": seed, "parameters": parameters, "seconds": seconds}
+    settings = {"program": program, "packages": packages(), "seed": seed, "parameters": parameters, "seconds": seconds}
     return {**settings, **course, **score(label_maps, predicted)}
 
 
@@ -81,6 +73,12 @@ def main() -> None:
         results_file.add_missing("stardist_matching", jobs, data="stage1")
         return
     ours = results_file.read("stardist_subset")
+    for seed in args.seeds:
+        if not ours.get(f"seed {seed}", {}).get("cpu_seconds"):
+            parser.error(
+                f"seed {seed} of our network has no processor time: it is missing, or was interrupted and continued; "
+                f"train it anew with `python -m benchmarks.train_on_stardist_subset --seeds {seed}`"
+            )
     jobs = {
         f"{program}, seed {seed}": partial(train_and_score, program, seed, ours[f"seed {seed}"]["cpu_seconds"])
         for seed in args.seeds
