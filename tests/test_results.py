@@ -50,19 +50,23 @@ def test_trainings_of_a_program_are_one_row(monkeypatch):
             "subset_seed0": {"training": {}, "ap": {"test, n_tta 1": [0.5] * 5, "test, n_tta 8": [0.6] * 5}}
         },
         "peers": {
-            f"StarDist, seed {seed}": {"program": "StarDist", "cpu_seconds": 1200, "ap": [ap] * 5}
+            f"StarDist, seed {seed}": {"program": "StarDist", "cpu_seconds": 1140 + 120 * seed, "ap": [ap] * 5}
             for seed, ap in enumerate((0.2, 0.4))
         },
     }
     monkeypatch.setattr(results_file, "read", files.get)
     rows = write_tables.peers().splitlines()
     assert "| ours | on a GPU | 0.500 |" in rows[-3]
-    assert "| StarDist | 20 minutes of a core | 0.300\u00a0±\u00a00.141 |" in rows[-1]
+    assert "| StarDist | 20 minutes of processor time | 0.300\u00a0±\u00a00.141 |" in rows[-1]
     assert rows[-1].endswith("| 2 |")
 
 
-def test_stardist_counts_the_published_run_lengths_as_we_do():
-    for run in results_file.read("stardist_matching").values():
+def test_scores_of_the_run_lengths_are_those_of_the_table_and_of_stardist():
+    trainings, matching = results_file.read("stardist_subset"), results_file.read("stardist_matching")
+    for name, run in matching.items():
+        training_name, _, n_tta = name.partition("_n_tta_")
+        assert np.round(run["ap"], 4).tolist() == trainings[training_name]["ap"][f"test, n_tta {n_tta or 1}"]
+    for run in (*matching.values(), *results_file.read("peers").values()):
         assert run["ap"] == run["ap_by_stardist"]
 
 
