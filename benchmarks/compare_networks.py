@@ -56,20 +56,22 @@ def costs(seed: int = 0) -> dict:
 
 def main() -> None:
     """Compare the networks, and write the results."""
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    text = "keep the costs of the last run: their measurement needs the trained networks of seed 0"
+    parser.add_argument("--keep-costs", action="store_true", help=text)
+    args = parser.parse_args()
     data, profile = datasets.current(), training.profile().name
+    file, name = f"evaluate_{data}_{profile}", "test images"
     groups = datasets.split_table(data).set_index("id").loc[datasets.ids(split="test"), "group"].to_numpy()
-    load = results_file.load_average()
-    run = {
-        "images": len(groups),
-        "groups": len(set(groups)),
-        **compare(list(results_file.read(result_file()).values()), groups),
-        "load_average_before": load,
-        "cores_used": joblib.cpu_count(),
-        "costs": costs(),
-    }
-    print(*(f"{name}: {value}" for name, value in run.items()), sep="\n")
-    results_file.add(f"evaluate_{data}_{profile}", "test images", run, data=data, profile=profile)
+    if args.keep_costs:
+        measured = {key: results_file.read(file)[name][key] for key in ("load_average_before", "cores_used", "costs")}
+    else:
+        load = results_file.load_average()
+        measured = {"load_average_before": load, "cores_used": joblib.cpu_count(), "costs": costs()}
+    comparison = compare(list(results_file.read(result_file()).values()), groups)
+    run = {"images": len(groups), "groups": len(set(groups)), **comparison, **measured}
+    print(*(f"{key}: {value}" for key, value in run.items()), sep="\n")
+    results_file.add(file, name, run, data=data, profile=profile)
 
 
 if __name__ == "__main__":
