@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    compare_peer_costs,
     describe_data,
     find_limits,
     measure_formats,
+    peers,
     results_file,
     score_included_network,
     train_on_stardist_subset,
@@ -146,6 +148,23 @@ def test_methods_are_tuned_and_scored():
 def test_a_match_of_stardist_needs_no_more_than_the_threshold():
     true, predicted = np.array([[1, 1, 0, 0]]), np.array([[1, 0, 0, 0]])
     assert train_on_stardist_subset.average_precision([true], [predicted]) == [1, 0, 0, 0, 0]
+
+
+def test_speed_of_a_program_leaves_out_its_first_predictions():
+    shapes = []
+    images = {"test images": [np.zeros((10, side, 3), np.uint8) for side in (20, 20, 30)]}
+    costs = compare_peer_costs.measure(lambda: (lambda image: shapes.append(image.shape[1]), 7), images)
+    assert shapes == [20, 30] + compare_peer_costs.ROUNDS * [20, 20, 30]
+    assert costs["parameters"] == 7
+    assert costs["rounds"] == {"test images": compare_peer_costs.ROUNDS}
+    assert costs["megapixels_per_second"]["test images"] > 0
+
+
+def test_crops_of_stardist_are_turned_with_their_labels():
+    label_map = np.arange(30, dtype=np.int32).reshape(5, 6)
+    for seed in range(8):
+        image, turned = peers._augment(100.0 * label_map, label_map, np.random.default_rng(seed))
+        assert np.corrcoef(image.ravel(), turned.ravel())[0, 1] > 0.999
 
 
 def test_released_network_predicts_like_the_trained_network(tmp_path):
