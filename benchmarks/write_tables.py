@@ -200,7 +200,7 @@ def pretraining() -> str:
             next((n for n, dice in enumerate(run["history"]["val_dice"], 1) if dice >= 0.9), None) for run in runs
         ]
         scores = [mean_and_std(runs, column, split=split) for split in SPLITS for column in ("dice", "mean_dice")]
-        reached = "never" if None in epochs else " and ".join(map(str, epochs))
+        reached = "never" if None in epochs else ", ".join(map(str, epochs))
         rows.append([start, *scores, reached, len(runs)])
     heads = [f"{split}: {SCORES[column]}" for split in SPLITS for column in ("dice", "mean_dice")]
     return markdown(["the encoder starts from", *heads, "epochs to a validation Dice of 0.9", "seeds"], rows)
