@@ -31,12 +31,10 @@ def load_ours() -> tuple[Callable, int]:
 
 def test_images() -> dict[str, list[np.ndarray]]:
     """Return the images to measure with."""
+    from benchmarks.measure_memory import large_image
     from benchmarks.train_on_stardist_subset import load_subset
-    from tools import draw_sample
 
-    drawn = draw_sample.draw("fluorescence_small", size=(512, 512))[0]
-    index = np.arange(SIDE) % len(drawn)
-    return {"test images": [record.image for record in load_subset()["test"]], "large": [drawn[np.ix_(index, index)]]}
+    return {"test images": [record.image for record in load_subset()["test"]], "large": [large_image(SIDE)]}
 
 
 def measure(load: Callable, images: dict[str, list[np.ndarray]]) -> dict:

@@ -40,11 +40,16 @@ def main() -> None:
     results_file.add("memory", f"{args.side} x {args.side} pixels", run)
 
 
-def measure(side: int, block: int) -> None:
-    """Find the nuclei of a large image, and print the results as JSON."""
+def large_image(side: int) -> np.ndarray:
+    """Return a drawn image of the sample, repeated up to a height and width in pixels."""
     drawn = draw_sample.draw("fluorescence_small", size=(512, 512))[0]
     index = np.arange(side) % len(drawn)
-    image = drawn[np.ix_(index, index)]
+    return drawn[np.ix_(index, index)]
+
+
+def measure(side: int, block: int) -> None:
+    """Find the nuclei of a large image, and print the results as JSON."""
+    image = large_image(side)
     model = models.included_network()
     before, start = peak_memory(), time.perf_counter()
     label_map = predict.predict_labels(model, image, progress=True, block=block)
