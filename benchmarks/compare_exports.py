@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import results_file
-from benchmarks.score_included_network import type_mean
-from nuclei_utils import datasets, deploy, matching, models, predict, saving, segmentation
+from benchmarks.score_included_network import METHOD, score, separate
+from nuclei_utils import datasets, deploy, models, predict, saving
 
 SIZE = 256
 CALIBRATION_IMAGES = 64
@@ -54,11 +54,10 @@ def compare_whole_images(networks: dict, records: list[datasets.Record], rounds:
     label_maps, image_types = [r.label_map for r in records], [r.image_type for r in records]
     rows = {}
     for name in networks:
-        predicted = [segmentation.maps_to_labels(image_maps) for image_maps in maps[name]]
-        scores = matching.image_scores(label_maps, predicted)["score"]
+        scores = score(label_maps, separate(METHOD, maps[name]), image_types)
         rows[name] = {
-            "score": round(float(scores.mean()), 4),
-            "type_mean": round(type_mean(scores, image_types), 4),
+            "score": scores["score"],
+            "type_mean": scores["type_mean"],
             "megapixels_per_second": round(megapixels / float(np.median(seconds[name])), 2),
         }
     return rows
