@@ -143,6 +143,13 @@ def litert(network, images, tmp_path_factory):
     return files
 
 
+def fixed_size(network):
+    """Return a copy of the network that takes images of one size."""
+    copy = keras.models.clone_model(network, input_tensors=keras.Input((SIZE, SIZE, 3), name="image"))
+    copy.set_weights(network.get_weights())
+    return copy
+
+
 def largest_difference(outputs, network, batch):
     expected = {name: values.numpy() for name, values in network(batch, training=False).items()}
     assert set(outputs) == set(expected)
@@ -192,9 +199,7 @@ def test_a_litert_file_predicts_images_of_other_sizes_in_tiles(network, images, 
     exported, image = deploy.load_exported(litert["float32"]), np.concatenate([images[0], images[1][:20]])
     assert (exported.name, exported.input_shape) == ("float32", (1, SIZE, SIZE, 3))
     maps = predict.predict_maps(exported, image, overlap=0)
-    fixed = keras.models.clone_model(network, input_tensors=keras.Input((SIZE, SIZE, 3), name="image"))
-    fixed.set_weights(network.get_weights())
-    for name, expected in predict.predict_maps(fixed, image, overlap=0).items():
+    for name, expected in predict.predict_maps(fixed_size(network), image, overlap=0).items():
         np.testing.assert_allclose(maps[name], expected, atol=1e-5)
 
 
@@ -213,9 +218,7 @@ def test_onnx_gives_the_maps_of_keras_at_any_size(network, images, tmp_path, pre
         assert largest_difference(exported(batch), network, batch) < tolerance
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
     assert (b"QuantizeLinear" in (tmp_path / "network.onnx").read_bytes()) == (precision == "int8")
-    fixed = keras.models.clone_model(network, input_tensors=keras.Input((SIZE, SIZE, 3), name="image"))
-    fixed.set_weights(network.get_weights())
-    deploy.export_onnx(fixed, tmp_path / "fixed.onnx", precision, images)
+    deploy.export_onnx(fixed_size(network), tmp_path / "fixed.onnx", precision, images)
     assert deploy.load_exported(tmp_path / "fixed.onnx").input_shape == (None, SIZE, SIZE, 3)
 
 
