@@ -8,10 +8,10 @@ The first command trains on the processor. The second command packs the images f
 `benchmarks.train_included_network`, which trains on a GPU, and the third command scores the weights from there.
 
 The subset has 447 training and 50 test images in fluorescence, with the original labels. StarDist kept 67 of the
-training images for validation, and so do we: they choose the thresholds, and after a training on the processor also the
-epoch. The test images are scored once.
-The ids are in `stardist_subset.csv`. The list of training images was reconstructed and may be wrong in up to three ids.
-The predicted nuclei are written as run lengths, so that others can score them.
+training images for validation, and so do we: the thresholds are chosen on them, and after a training on the processor
+also the epoch. The test images are scored once. The ids are in `stardist_subset.csv`. The list of training images was
+reconstructed and may be wrong in up to three ids. The predicted nuclei are written as run lengths, so that others can
+score them.
 
 Table to compare with: Schmidt et al. 2018, arXiv 1806.03535, table 1.
 """
