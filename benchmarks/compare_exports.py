@@ -3,8 +3,9 @@
     NUCLEI_DATA=stage1_fixed python -m benchmarks.compare_exports
 
 The first table has the upper left corners of the images, because a LiteRT file takes images of one size. The second
-table has whole images and the time of `predict.predict_maps`. Needs `pip install -e .[deploy]`. Run the command on a
-machine that is not busy, because it measures times.
+table has whole images and the time of `predict.predict_maps`. The ONNX file in 8 bits is that of the package, unless
+`--model` names another network. Needs `pip install -e .[deploy]`. Run the command on a machine that is not busy,
+because it measures times.
 """
 
 import argparse
@@ -20,20 +21,25 @@ import tensorflow as tf
 
 from benchmarks import results_file
 from benchmarks.score_included_network import METHOD, score, separate
-from nuclei_utils import datasets, deploy, models, predict, saving
+from nuclei_utils import datasets, deploy, exported, models, predict, saving
 
 SIZE = 256
 CALIBRATION_IMAGES = 64
-"""Training images from which the int8 file learns its ranges."""
+"""Number of training images from which the files in 8 bits learn their ranges."""
 
 
-def export(model: keras.Model, folder: Path) -> dict[str, Path]:
-    """Write all files, and return their paths by name."""
-    images = [record.image for record in datasets.load(split="train")[:CALIBRATION_IMAGES]]  # ids are in random order
-    files = {"onnx": folder / "network.onnx"}
+def calibration_images() -> list[np.ndarray]:
+    """Return the training images from which files in 8 bits learn their ranges."""
+    return [record.image for record in datasets.load(split="train")[:CALIBRATION_IMAGES]]  # ids are in random order
+
+
+def export(model: keras.Model, folder: Path, int8_path: Path | None) -> dict[str, Path]:
+    """Write all files, and return their paths by name. An ONNX file in 8 bits may exist already."""
+    images = calibration_images()
+    files = {"onnx": folder / "network.onnx", "onnx int8": int8_path or folder / "int8.onnx"}
     deploy.export_onnx(model, files["onnx"])
-    files["onnx int8"] = folder / "int8.onnx"
-    deploy.export_onnx(model, files["onnx int8"], "int8", images)
+    if not int8_path:
+        deploy.export_onnx(model, files["onnx int8"], "int8", images)
     for precision in deploy.PRECISIONS:
         path = files[f"litert {precision}"] = folder / f"{precision}.tflite"
         deploy.export_litert(model, path, SIZE, precision, images)
@@ -78,11 +84,14 @@ def main() -> None:
     images, label_maps = [record.image for record in records], [record.label_map for record in records]
     load = results_file.load_average()
     with tempfile.TemporaryDirectory() as folder:
-        files = export(model, Path(folder))
+        files = export(model, Path(folder), None if args.model else datasets.asset(exported.INCLUDED))
         table = deploy.compare_exports(model, files, images, label_maps, SIZE, args.rounds, args.threads)
         networks = {"keras": deploy.freeze(model)}
-        networks |= {name: deploy.load_exported(files[name], args.threads) for name in ("onnx", "onnx int8")}
-        whole_images = compare_whole_images(networks, all_records, args.rounds)
+        networks |= {name: exported.load(files[name], args.threads) for name in ("onnx", "onnx int8")}
+        whole_images = {
+            split: compare_whole_images(networks, split_records, args.rounds)
+            for split, split_records in [("validation", all_records), ("test", datasets.load(split="test"))]
+        }
     table = table.map(lambda value: float(f"{value:.4g}"))
     print(table.to_string(), *whole_images.items(), sep="\n")
     run = {

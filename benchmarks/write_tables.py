@@ -339,10 +339,13 @@ def deploy() -> str:
 def fast() -> str:
     """Compare the included network in 8 bits with the original on whole images."""
     rows = []
-    for name, row in single_run("deploy")["whole_images"].items():
-        cells = f"{row['score']:.3f}", f"{row['type_mean']:.3f}", f"{row['megapixels_per_second']:.1f}"
-        rows.append(["Keras, frozen (as in the command)" if name == "keras" else RUNTIMES[name], *cells])
-    return markdown(["runtime", "score", "mean over image types", "megapixels a second"], rows)
+    splits = single_run("deploy")["whole_images"]
+    for name, row in splits["validation"].items():
+        scores = [f"{splits[split][name][key]:.3f}" for split in splits for key in ("score", "type_mean")]
+        label = "Keras, frozen" if name == "keras" else RUNTIMES[name]
+        rows.append([label, *scores, f"{row['megapixels_per_second']:.1f}"])
+    scores = [f"{split} {key}" for split in splits for key in ("score", "mean over image types")]
+    return markdown(["runtime", *scores, "megapixels a second"], rows)
 
 
 def memory() -> str:

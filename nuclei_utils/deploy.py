@@ -1,19 +1,17 @@
 """Make networks faster, and run them without Keras.
 
 `freeze` and `compile_network` compile a network into one TensorFlow function for images of all sizes. `export_onnx` and
-`export_litert` write files for other programs. `load_exported` loads such a file for the functions of `predict`, and
-`compare_exports` runs files beside the Keras model.
+`export_litert` write files for other programs. `exported` loads such files, and `compare_exports` runs them beside the
+Keras model.
 """
 
 import functools
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -21,29 +19,15 @@ import pandas as pd
 import tensorflow as tf
 from keras import layers, ops
 
-from nuclei_utils import matching, models, preprocess, segmentation
+from nuclei_utils import exported, matching, models, preprocess, segmentation
 from nuclei_utils.errors import NucleiError, first_line
 from nuclei_utils.files import atomic_write
 
 PRECISIONS = ("float32", "int8_weights", "int8")
 """Precisions of LiteRT files: as trained, 8-bit weights, 8-bit weights and feature maps."""
-EXPORTED = (".onnx", ".tflite")
-"""Endings of the names of exported files."""
 
 
-class Frozen(NamedTuple):
-    """Network with constant weights, from `freeze` or from a file (`load_exported`)."""
-
-    name: str
-    input_shape: tuple
-    function: Callable
-
-    def __call__(self, batch: np.ndarray) -> Any:
-        """Compute the outputs for a float32 array (batch, H, W, 3)."""
-        return self.function(batch)
-
-
-def freeze(model: keras.Model) -> Frozen:
+def freeze(model: keras.Model) -> exported.Frozen:
     """Compile a network with its present weights, for the functions of `predict`.
 
     TensorFlow computes a frozen network faster, because it merges batch normalisation into the convolutions. The
@@ -54,7 +38,7 @@ def freeze(model: keras.Model) -> Frozen:
     >>> freeze(models.unet(filters=2, depth=1))(np.zeros((1, 8, 8, 3), np.float32)).shape
     TensorShape([1, 8, 8, 1])
     """
-    return Frozen(model.name, model.input_shape, _compile(model, frozen=True))
+    return exported.Frozen(model.name, model.input_shape, _compile(model, frozen=True))
 
 
 @functools.lru_cache(maxsize=4)
@@ -140,7 +124,7 @@ def export_onnx(
     """Write a network to an ONNX file.
 
     Other programs run the file without Keras. Open sizes stay open. Input and outputs are float32 at every precision.
-    The function needs tf2onnx, and for "int8" also onnxruntime. For 8 bits see Jacob et al. 2018, arXiv 1712.05877.
+    The function needs tf2onnx. For 8 bits see Jacob et al. 2018, arXiv 1712.05877.
 
     Parameters
     ----------
@@ -156,8 +140,8 @@ def export_onnx(
     """
     _check_suffix(path, ".onnx")
     _check_precision(precision, ("float32", "int8"), images)
-    for package in ("tf2onnx", "onnxruntime") if precision == "int8" else ("tf2onnx",):
-        _check_installed(package)
+    if find_spec("tf2onnx") is None:
+        raise ImportError("tf2onnx not found: install with `pip install tf2onnx`")
     signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
     with atomic_write(path) as partial_path:
         _with_open_sizes(model).export(partial_path, format="onnx", verbose=False, input_signature=signature)
@@ -245,68 +229,6 @@ def _check_suffix(path, suffix):
         raise ValueError(f"{path}: other programs expect a name that ends in {suffix}; rename the file")
 
 
-def _check_installed(package):
-    if find_spec(package) is None:
-        raise ImportError(f"{package} not found: install with `pip install {package}`")
-
-
-def load_exported(path: str | os.PathLike, threads: int | None = None) -> Frozen:
-    """Load a file from `export_onnx` or `export_litert`, for the functions of `predict`.
-
-    By default, the network uses as many threads as `TF_NUM_INTRAOP_THREADS` says, or all cores that this process may
-    use. ONNX files need onnxruntime, and LiteRT files need ai-edge-litert if TensorFlow has no `tf.lite`.
-
-    Returns
-    -------
-    Frozen
-        The input is a float32 array (batch, H, W, 3) in [0, 1]. The result is a dictionary of float32 arrays (batch, H,
-        W, 1) in [0, 1]. A LiteRT file raises `ValueError` for any shape but that of the file, and `predict` cuts images
-        into tiles of this shape.
-    """
-    loaders = {".onnx": _load_onnx, ".tflite": _load_litert}
-    path = Path(path)
-    if path.suffix not in EXPORTED:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(EXPORTED)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: write it with `deploy.export_onnx` or `deploy.export_litert`")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)  # `cluster` sets it for workers
-    return Frozen(path.stem, *loaders[path.suffix](path, threads or limit or cores))
-
-
-def _load_onnx(path, threads):
-    _check_installed("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (image,) = session.get_inputs()
-    names = [output.name for output in session.get_outputs()]
-    shape = tuple(side if isinstance(side, int) else None for side in image.shape)  # open sizes have names
-    return shape, lambda batch: dict(zip(names, session.run(names, {image.name: batch}), strict=True))
-
-
-def _load_litert(path, threads):
-    if find_spec("ai_edge_litert") or not hasattr(tf.lite, "Interpreter"):
-        _check_installed("ai_edge_litert")
-        from ai_edge_litert.interpreter import Interpreter
-    else:  # the deprecated interpreter of TensorFlow
-        Interpreter = tf.lite.Interpreter
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated")
-        runner = Interpreter(os.fspath(path), num_threads=threads).get_signature_runner()
-    ((name, details),) = runner.get_input_details().items()
-    shape = tuple(details["shape"].tolist())
-
-    def run(batch):
-        if batch.shape != shape:
-            raise ValueError(f"{path} takes images of shape {shape}, found {batch.shape}: export it for that size")
-        return runner(**{name: batch})
-
-    return shape, run
-
-
 def compare_exports(
     model: keras.Model,
     files: dict[str, str | os.PathLike],
@@ -342,7 +264,7 @@ def compare_exports(
     """
     network = compile_network(model)
     functions = {"keras": lambda batch: {name: ops.convert_to_numpy(values) for name, values in network(batch).items()}}
-    functions |= {name: load_exported(path, threads) for name, path in files.items()}
+    functions |= {name: exported.load(path, threads) for name, path in files.items()}
     outputs, milliseconds = _run_in_turns(functions, [_network_input(image, (size, size)) for image in images], rounds)
     # padding does not count
     shapes = [(min(image.shape[0], size), min(image.shape[1], size)) for image in images]

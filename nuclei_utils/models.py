@@ -30,6 +30,9 @@ SKIP_LAYERS = (
 )
 BOTTLENECK_LAYER = "block_16_project_BN"  # 1/32
 
+INCLUDED = "included_network.weights.h5"
+"""File of the weights of the included network."""
+
 # Environment variable with the path of a file of ImageNet weights, for machines without internet
 WEIGHTS_VARIABLE = "NUCLEI_MOBILENET_WEIGHTS"
 
@@ -308,7 +311,7 @@ def included_network() -> keras.Model:
     """
     # A file of weights can be read by every supported Keras. A whole model cannot.
     model = instance_unet(weights=None, fixed_statistics=True)
-    model.load_weights(datasets.asset("included_network.weights.h5"))
+    model.load_weights(datasets.asset(INCLUDED))
     return model
 
 

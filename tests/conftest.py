@@ -2,15 +2,14 @@
 
 import pytest
 
-from nuclei_utils import models
-from tests.commands import bright_network
+from nuclei_utils import exported
+from tests.commands import frozen_bright_network
 
 
 @pytest.fixture
 def included_network(monkeypatch):
     """Replace the included network by one that needs no training."""
-    model = bright_network()
-    monkeypatch.setattr(models, "included_network", lambda: model)
+    monkeypatch.setattr(exported, "included_network", frozen_bright_network)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from benchmarks import (
     train_on_stardist_subset,
     tune_unet,
 )
-from nuclei_utils import datasets, input_pipeline, microscopy, models
+from nuclei_utils import datasets, deploy, exported, input_pipeline, microscopy, models
 from nuclei_utils.errors import NucleiError
 from tools import release_network
 
@@ -167,22 +167,27 @@ def test_crops_of_stardist_are_turned_with_their_labels():
         assert np.corrcoef(image.ravel(), turned.ravel())[0, 1] > 0.999
 
 
-def test_released_network_predicts_like_the_trained_network(tmp_path):
+def test_released_network_predicts_like_the_trained_network(tmp_path, monkeypatch):
+    seen = []
     keras.utils.set_random_seed(0)
     model = models.instance_unet(weights=None, fixed_statistics=True)
     model.save_weights(tmp_path / "trained.weights.h5")
-    release_network.release(tmp_path / "trained.weights.h5", tmp_path / "network.weights.h5")
+    monkeypatch.setattr(deploy, "export_onnx", lambda network, path, *options: seen.append((network, path, options)))
+    release_network.release(tmp_path / "trained.weights.h5", ["image"], tmp_path)
     released = models.instance_unet(weights=None, fixed_statistics=True)
-    released.load_weights(tmp_path / "network.weights.h5")
+    released.load_weights(tmp_path / models.INCLUDED)
     for weights, expected in zip(released.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weights, expected)
+    ((network, path, options),) = seen
+    assert network.name == "instance_unet"
+    assert (path, options) == (tmp_path / exported.INCLUDED, ("int8", ["image"]))
 
 
 def test_another_network_cannot_be_released(tmp_path):
     models.unet(filters=2, depth=1).save_weights(tmp_path / "unet.weights.h5")
     with pytest.raises(NucleiError, match=r"unet\.weights\.h5.*instance_unet"):
-        release_network.release(tmp_path / "unet.weights.h5", tmp_path / "network.weights.h5")
-    assert not (tmp_path / "network.weights.h5").exists()
+        release_network.release(tmp_path / "unet.weights.h5", [], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["unet.weights.h5"]
 
 
 @pytest.mark.parametrize("name", measure_formats.FORMATS)

@@ -17,11 +17,12 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from nuclei_utils import deploy, export, io, models, predict, segmentation
+from nuclei_utils import deploy, devices, export, exported, io, models, predict, segmentation
+from nuclei_utils.cli import predict_images
 from nuclei_utils.cli.results import IMAGE_COLUMNS, SETTINGS, Tables, names_in_tables
 from nuclei_utils.errors import NucleiError
 from nuclei_utils.files import file_lock, printable_name
-from tests.commands import bright_network, complaints, run, three_nuclei, write_image
+from tests.commands import bright_network, complaints, frozen_bright_network, run, three_nuclei, write_image
 
 SUFFIXES = ("_labels.png", "_mask.png", "_overlay.png")
 TABLES = ("images.csv", "nuclei.csv", "submission.csv")  # in the order in which they grow
@@ -337,6 +338,7 @@ def test_results_of_an_older_version_without_images_csv_are_kept_or_replaced(fol
         ["--diameter", 30],
         ["--format", "rois"],
         ["--model", "m.keras"],
+        ["--precision", "float32"],
         ["--min-size", 9],
         ["--prob-thresh", 0.4],
         ["--channel", "0"],
@@ -657,7 +659,55 @@ def test_own_network_is_used(tmp_path, out):
     assert io.read_label_map(out / "a_labels.png").shape == (60, 80)
 
 
-def exported(path, output):
+@pytest.mark.parametrize(
+    ("words", "used"), [([], "int8"), (["--precision", "int8"], "int8"), (["--precision", "float32"], "float32")]
+)
+def test_the_included_network_is_used_in_its_precision(tmp_path, out, monkeypatch, words, used):
+    calls = []
+    monkeypatch.setattr(predict_images, "_GPU_FILES", ())
+    monkeypatch.setattr(exported, "included_network", lambda: calls.append("int8") or frozen_bright_network())
+    monkeypatch.setattr(models, "included_network", lambda: calls.append("float32") or bright_network())
+    assert run("predict", write_image(tmp_path / "a.png"), "--out", out, *words) == 0
+    assert calls == [used]
+    assert json.loads((out / SETTINGS).read_text())["--precision"] == used
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_precision_of_another_network_is_refused(tmp_path, out, capsys):
+    words = ["--model", tmp_path / "m.keras", "--precision", "int8"]
+    assert run("predict", write_image(tmp_path / "a.png"), "--out", out, *words) == 1
+    (line,) = complaints(capsys)
+    assert "leave it out with --model" in line
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "precision"),
+    [(("null",), None, "float32"), (("null",), NucleiError(), "int8"), (("no",), None, "int8")],
+)
+def test_the_precision_depends_on_a_gpu(monkeypatch, files, error, precision):
+    def find_devices(text):
+        if error:
+            raise error
+        return [f"{text}:0"]
+
+    monkeypatch.setattr(predict_images, "_GPU_FILES", files)  # /dev/null stands for the file of a driver
+    monkeypatch.setattr(devices, "find_devices", find_devices)
+    assert predict_images.default_precision() == precision
+
+
+def test_the_command_loads_no_tensorflow_without_a_gpu(tmp_path, out):
+    code = (
+        "import sys; from nuclei_utils import cli; from nuclei_utils.cli import predict_images; "
+        "predict_images._GPU_FILES = (); status = cli.main(sys.argv[1:]); "
+        "sys.exit(status or str({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    words = ["predict", write_image(tmp_path / "a.png"), "--out", out]
+    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert run.stderr.strip() == "set()"
+    assert (out / "images.csv").exists()
+
+
+def write_exported(path, output):
     """Write a LiteRT file whose network returns the brightness of the red channel."""
     inputs = keras.Input((None, None, 3), name="image")
     layer = keras.layers.Conv2D(1, 1, use_bias=False, activation="sigmoid", name=output)
@@ -671,7 +721,7 @@ def exported(path, output):
 
 def test_exported_network_is_used(tmp_path, out):
     path = tmp_path / "fast.tflite"
-    model = exported(path, "mask")
+    model = write_exported(path, "mask")
     image = write_image(tmp_path / "a.png")
     assert run("predict", image, "--model", path, "--out", out) == 0
     expected = predict.predict_labels(model, io.read_image(image))
@@ -682,7 +732,7 @@ def test_exported_network_is_used(tmp_path, out):
 @pytest.mark.usefixtures("no_work")
 def test_exported_network_needs_a_mask(folder, tmp_path, out, capsys):
     path = tmp_path / "other.tflite"
-    exported(path, "depth")
+    write_exported(path, "depth")
     assert run("predict", folder, "--out", out, "--model", path) == 1
     (line,) = complaints(capsys)
     assert str(path) in line

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nuclei_utils import annotations, datasets, io, models, predict, slides
+from nuclei_utils import annotations, datasets, exported, io, predict, slides
 from nuclei_utils.cli import predict_images
-from tests.commands import bright_network, complaints, run
+from tests.commands import complaints, frozen_bright_network, run
 from tests.test_microscopy import write_levels
 from tests.test_slides import slide_pixels, write_slide
 
@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
     """The files of a run over `slide` that was not stopped."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "included_network", bright_network)
+        patch.setattr(exported, "included_network", frozen_bright_network)
         path = write_slide(folder / "in" / "a.tif", slide_pixels(300, 400))
         assert run("predict", path, "--out", folder / "out", *SMALL) == 0
     return contents(folder / "out")

@@ -22,6 +22,7 @@ ORDER = [
     "_outline_files",
     "annotations",
     "datasets",
+    "exported",
     "download",
     "dsb2018",
     "splits",
@@ -49,7 +50,7 @@ ORDER = [
     "exercises",
     "cli",
 ]
-KNOWS_TENSORFLOW = {"dsb2018", "input_pipeline", "deploy", "devices"}
+KNOWS_TENSORFLOW = {"dsb2018", "input_pipeline", "deploy", "devices", "exported"}
 PACKAGE = Path(nuclei_utils.__file__).parent
 MODULES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__")]
 

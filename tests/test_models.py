@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from nuclei_utils import datasets, models, predict, preprocess
+from nuclei_utils import datasets, exported, models, predict, preprocess
 from nuclei_utils.errors import NucleiError
 
 
@@ -281,8 +281,9 @@ def test_the_model_card_describes_the_included_network():
     path = Path(__file__).parent.parent / "docs" / "included_network.md"
     if not path.is_file():
         pytest.skip("the tests run without the repository")
-    weights = datasets.asset("included_network.weights.h5").read_bytes()
-    assert hashlib.sha256(weights).hexdigest() in path.read_text(encoding="utf-8")
+    for name in (models.INCLUDED, exported.INCLUDED):
+        content = datasets.asset(name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() in path.read_text(encoding="utf-8")
 
 
 def test_the_included_network_is_loaded_once_and_predicts():

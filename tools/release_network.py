@@ -1,21 +1,32 @@
 """Put a trained network into the package as the included network: `python -m tools.release_network WEIGHTS`.
 
+The package has two files of it: the weights, and the network in 8 bits, whose ranges are those of real training images:
+
+    NUCLEI_DATA=stage1_fixed python -m tools.release_network WEIGHTS        # needs pip install -e .[deploy]
+
 `benchmarks.train_included_network` trains the network, and `benchmarks.score_included_network` scores it. Release a
 network only after a look at its scores. Afterwards, run the tests and `make outputs`, and update the model card.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks.compare_exports import calibration_images
 from benchmarks.train_included_network import read_network
+from nuclei_utils import deploy, exported, models
 from nuclei_utils.files import atomic_write
 from tools.setup_cell import ROOT
 
-RELEASED = ROOT / "nuclei_utils" / "assets" / "included_network.weights.h5"
+ASSETS = ROOT / "nuclei_utils" / "assets"
 
 
-def release(path: Path, released_path: Path = RELEASED) -> None:
-    """Write the weights of a network from `models.instance_unet` as the package needs them.
+def release(path: Path, images: Sequence[np.ndarray], folder: Path = ASSETS) -> None:
+    """Write a network from `models.instance_unet` as the package needs it: weights, and an ONNX file in 8 bits.
+
+    `images` are as for `deploy.export_onnx`.
 
     Raises
     ------
@@ -23,17 +34,18 @@ def release(path: Path, released_path: Path = RELEASED) -> None:
         If the file has other weights than those of `models.instance_unet`.
     """
     network = read_network(path)
-    with atomic_write(released_path) as partial_path:
+    with atomic_write(folder / models.INCLUDED) as partial_path:
         network.save_weights(partial_path)
+    deploy.export_onnx(network, folder / exported.INCLUDED, "int8", images)
 
 
 def main() -> None:
-    """Read the arguments, and write the weights."""
+    """Read the arguments, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("weights", type=Path, help="file NAME.weights.h5 of the training")
-    parser.add_argument("--out", type=Path, default=RELEASED, help="file to write; default: the file of the package")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder of the files; default: that of the package")
     args = parser.parse_args()
-    release(args.weights, args.out)
+    release(args.weights, calibration_images(), args.out)
     print(f"wrote {args.out}")
 
 

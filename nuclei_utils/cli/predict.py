@@ -137,6 +137,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a .keras file, which is checked before it is loaded, or a file from deploy.export_onnx or export_litert, "
     text += "which is not checked (default: the included network)"
     add("--model", type=Path, metavar="FILE", help=text)
+    text = "of the included network: int8 is faster without a GPU and has the same score (default: int8, or float32 if "
+    text += "TensorFlow finds a GPU)"
+    add("--precision", choices=("int8", "float32"), help=text)
     text = "name or index (from 0) of the channel with the nuclei; auto: the one named like a nuclear stain"
     add("--channel", metavar="NAME", help=text)
     text = "max: the maximum of all z planes, which is the default; or the index of one z plane, from 0"
@@ -195,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
     if args.value_range and args.value_range[0] >= args.value_range[1]:
         low, high = args.value_range
         raise NucleiError(f"--value-range {low:g} {high:g}: expected two numbers, the lower first")
+    if args.model and args.precision:
+        raise NucleiError(f"--precision {args.precision} is for the included network: leave it out with --model")
     paths, empty = _find_images(args.images)
     _check_names(paths, args)
     for folder in empty:
@@ -211,16 +216,17 @@ def run(args: argparse.Namespace) -> int:
         tables = results.Tables(args.out, _existing_columns(args.out))
         names = [path.stem for path in paths]
         plan = results.make_plan(args.out, names, args.format, tables, args.resume, args.replace)
-        settings = _settings(args)
         with nu.cluster.connect(args.workers, args.scheduler) as client:
             if client:
                 _complain(f"workers: {len(client.nthreads())}, dashboard at {client.dashboard_link}")
-            nu.cluster.run_task(partial(predict_images.check_network, args.model, settings["--model"]), client)
+            network = _choose_network(args, client)
+            nu.cluster.run_task(partial(predict_images.check_network, network), client)
+            settings = _settings(args, network)
             if plan.others:
                 results.check_settings(args.out, settings)
             tables.drop(plan.outdated)
             results.write_settings(args.out, settings)
-            run = _Run(work, paths, tables, plan, settings, client, args)
+            run = _Run(work, paths, tables, plan, settings, network, client, args)
             try:
                 run.predict_all()
             finally:
@@ -238,10 +244,20 @@ def _channels(columns):
     return [name.removeprefix("mean_") for name in columns if name.startswith("mean_")]
 
 
-def _settings(args):
+def _choose_network(args, client):
+    """Return the network of the options. The first worker says whether there is a GPU."""
+    path, precision = args.model, args.precision
+    if not (path or precision):
+        precision = nu.cluster.run_task(predict_images.default_precision, client)
+    content = (path or nu.datasets.asset(nu.exported.INCLUDED)).read_bytes()
+    return predict_images.Network(path and path.absolute(), precision, hashlib.sha256(content).hexdigest())
+
+
+def _settings(args, network):
     """Return the options that the results depend on."""
     return {
-        "--model": hashlib.sha256(args.model.read_bytes()).hexdigest() if args.model else "included",
+        "--model": network.digest,
+        "--precision": network.precision,
         **{f"--{name.replace('_', '-')}": getattr(args, name) for name in (*_PLANES, "pixel_size")},
         "--diameter": args.diameter and list(args.diameter),
         "--tta": args.tta,
@@ -299,7 +315,7 @@ def _check_names(paths, args):
 class _Run:
     """The work on all images: who does it, and what is done."""
 
-    def __init__(self, work, paths, tables, plan, settings, client, args):
+    def __init__(self, work, paths, tables, plan, settings, network, client, args):
         self.work, self.tables, self.plan = work, tables, plan
         self.paths = {path.stem: path for path in paths}  # as the user gave them
         self.settings, self.client, self.args = settings, client, args
@@ -307,8 +323,7 @@ class _Run:
         self.nuclei = sum(plan.measured[name] for name in plan.finished)
         self.options = predict_images.Options(
             work=work,
-            model=args.model and args.model.absolute(),
-            digest=settings["--model"],
+            network=network,
             planes={name: getattr(args, name) for name in _PLANES},
             max_pixels=args.max_pixels,
             slide_pixels=args.slide_pixels,

@@ -5,6 +5,7 @@ The functions write into a work folder within the folder of results. The command
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -23,14 +24,22 @@ if TYPE_CHECKING:
 
 
 _NOTE = "made_from.json"  # of a slide: the file and the options from which its finished blocks were made
+_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # of the drivers of NVIDIA and of AMD, and of Windows for Linux
+
+
+class Network(NamedTuple):
+    """The network that finds the nuclei."""
+
+    path: Path | None  # file of the user; None for the included network
+    precision: str | None  # of the included network
+    digest: str  # SHA-256 of the file; of the file in 8 bits for the included network in each precision
 
 
 class Options(NamedTuple):
     """The options of the command that the work on an image needs."""
 
     work: Path  # folder for files that are not finished
-    model: Path | None
-    digest: str  # of the file of the network
+    network: Network
     planes: dict[str, Any]  # options of `microscopy.read_planes`
     max_pixels: int | None
     slide_pixels: int
@@ -93,7 +102,7 @@ def _find_nuclei(path, options):
         )
     diameter = _in_pixels(path, options.diameter, planes.pixel_size)
     prediction = {"n_tta": options.tta, "block": options.block, "diameter": diameter, **options.segmentation}
-    model = network(options.model, options.digest)
+    model = load(options.network)
     progress = options.progress and max(image.shape) > 2048
     try:
         label_map = nu.predict.predict_labels(model, image, progress=progress, **prediction)
@@ -165,7 +174,7 @@ def prepare_slide(slide: Slide, options: Options, settings: dict) -> Job:
     if not note.exists():
         with atomic_write(note) as partial_path:
             partial_path.write_text(made_from, encoding="utf-8")
-    load_model = partial(network, options.model, options.digest)
+    load_model = partial(load, options.network)
     name = printable_name(slide.path.stem)
     return nu.slides.Job(slide, folder, load_model, name, options.tta, options.segmentation, options.block)
 
@@ -188,42 +197,58 @@ def remove_finished(job: Job) -> None:
 _lock = threading.Lock()
 
 
-def network(path: Path | None, digest: str) -> Any:
-    """Return the network of a file, or the included network (None). The file is loaded once."""
+def default_precision() -> str:
+    """Return the precision of the included network that suits this machine."""
+    if any(next(Path("/dev").glob(pattern), None) for pattern in _GPU_FILES):  # otherwise, do not load TensorFlow
+        with contextlib.suppress(NucleiError):
+            return "float32" if nu.devices.find_devices("gpu") else "int8"
+    return "int8"
+
+
+def load(network: Network) -> Any:
+    """Load a network. The last one is kept."""
     with _lock:
-        return _loaded(path, digest)
+        return _loaded(network)
 
 
 @lru_cache(maxsize=1)
-def _loaded(path, _digest):
-    return load_network(path)
+def _loaded(network):
+    return load_network(network)
 
 
-def check_network(path: Path | None, digest: str) -> None:
+def check_network(network: Network) -> None:
     """Load a network, and test it. `NucleiError` says what is wrong."""
     _loaded.cache_clear()
-    network(path, digest)
+    load(network)
 
 
-def load_network(path: Path | None) -> Any:
-    """Load a network, and test it on a small random image."""
+def load_network(network: Network) -> Any:
+    """Load a network. A network from a file is tested on a small random image."""
+    if network.path:
+        return _load_file(network.path)
+    if network.precision == "int8":
+        return nu.exported.included_network()
+    return _freeze(nu.models.included_network())
+
+
+def _freeze(model):
     import keras
+
+    return nu.deploy.freeze(model) if keras.backend.backend() == "tensorflow" else model
+
+
+def _load_file(path):
     import numpy as np
 
-    is_exported = path is not None and path.suffix in nu.deploy.EXPORTED
-    if not is_exported:
-        model = nu.saving.load_model(path) if path else nu.models.included_network()
-        if path:
-            _check_network(model, path)
-        if keras.backend.backend() == "tensorflow":
-            model = nu.deploy.freeze(model)
+    if path.suffix not in nu.exported.SUFFIXES:
+        model = nu.saving.load_model(path)
+        _check_network(model, path)
+        model = _freeze(model)
     try:
-        if is_exported:
-            model = nu.deploy.load_exported(path)
+        if path.suffix in nu.exported.SUFFIXES:
+            model = nu.exported.load(path)
         maps = nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     except Exception as error:  # the layers of an unknown network can fail in any way
-        if not path:
-            raise
         raise NucleiError(f"{path} cannot be used: {first_line(error)}") from error
     if "mask" not in maps:
         raise NucleiError(f'{path}: found outputs with the names {sorted(maps)}, expected "mask" among them')
