@@ -74,6 +74,7 @@ peers: build/peers/.installed ## train StarDist and Cellpose beside our network,
 	$(BIN)/python -m benchmarks.train_on_stardist_subset --seeds $(SEEDS)
 	build/peers/bin/python -m benchmarks.train_peers --seeds $(SEEDS)
 	build/peers/bin/python -m benchmarks.compare_peer_costs
+	build/peers/bin/python -m benchmarks.compare_commands
 	$(BIN)/python -m benchmarks.write_tables --write
 
 build/peers/.installed: .venv/.installed

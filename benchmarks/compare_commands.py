@@ -7,17 +7,15 @@ slows all of them.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks import peers, results_file
+from benchmarks.measure_memory import run_command, run_program
 from nuclei_utils import datasets, io
 
 ROUNDS = 3
@@ -33,16 +31,9 @@ def write_grey_images(images: list[np.ndarray], folder: Path) -> list[Path]:
     return paths
 
 
-def run(words: list) -> tuple[float, int]:
-    """Run a command, and return its seconds and its peak memory in 10**6 bytes."""
-    start = time.perf_counter()
-    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args)
-    return seconds, round(usage.ru_maxrss * 1024 / 1e6)  # Linux counts in 1024 bytes
+def find_nuclei(source: Path, work: Path, precision: str) -> tuple[float, int]:
+    """Run our command, and return its seconds and its peak memory."""
+    return run_command("predict", source, "--out", work / precision, "--replace", "--precision", precision)
 
 
 def main() -> None:
@@ -51,29 +42,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the trained StarDist")
     args = parser.parse_args()
     source = datasets.home() / "dsb2018" / "stage1_test"
-    images = [io.read_image(path) for path in sorted(source.glob("*/images/*.png"))]
+    paths = sorted(source.glob("*/images/*.png"))
+    if not paths:
+        parser.error(f"{source} holds no images: fetch them with `make data`")
+    images = [io.read_image(path) for path in paths]
+    megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
     load_average, costs = results_file.load_average(), {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        ours = [sys.executable, "-m", "nuclei_utils", "predict", source, "--replace", "--out"]
-        stardist = [
-            Path(sys.executable).parent / "stardist-predict2d",
-            "--model",
-            peers.run_folder("StarDist", args.seed),
-        ]
-        commands = {
-            "ours": [*ours, work / "int8", "--precision", "int8"],
-            "ours, float32": [*ours, work / "float32", "--precision", "float32"],
-            "StarDist": [*stardist, "--outdir", work / "stardist", "--input", *write_grey_images(images, work)],
+        program, model = Path(sys.executable).parent / "stardist-predict2d", peers.run_folder("StarDist", args.seed)
+        theirs = program, "--model", model, "--outdir", work / "stardist", "--input", *write_grey_images(images, work)
+        runs = {
+            "ours": partial(find_nuclei, source, work, "int8"),
+            "ours, float32": partial(find_nuclei, source, work, "float32"),
+            "StarDist": partial(run_program, *theirs),
         }
-        for _ in tqdm(range(ROUNDS), "rounds"):
-            for program, words in commands.items():
-                costs.setdefault(program, []).append(run(words))
-    megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
+        for _ in range(ROUNDS):
+            for program_name, run in runs.items():
+                costs.setdefault(program_name, []).append(run())
     rows = {}
-    for program, runs in costs.items():
-        seconds, peaks = zip(*runs, strict=True)
-        rows[program] = {
+    for program_name, measured in costs.items():
+        seconds, peaks = zip(*measured, strict=True)
+        rows[program_name] = {
             "seconds": [round(value, 2) for value in seconds],
             "megapixels_per_second": round(megapixels / float(np.median(seconds)), 3),
             "peak_mb": max(peaks),

@@ -78,7 +78,12 @@ def peak_memory(usage=None) -> int:
 
 
 def run_command(*words) -> tuple[float, int]:
-    """Run `python -m nuclei_utils` in a process of its own.
+    """Run `python -m nuclei_utils`; the results are those of `run_program`."""
+    return run_program(sys.executable, "-m", "nuclei_utils", *words)
+
+
+def run_program(program: str | os.PathLike, *words) -> tuple[float, int]:
+    """Run a program in a process of its own.
 
     Returns
     -------
@@ -87,10 +92,10 @@ def run_command(*words) -> tuple[float, int]:
         Peak memory of the process, or of its largest child, megabytes.
     """
     start = time.perf_counter()
-    child = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "nuclei_utils", *map(str, words)])
+    child = os.spawnv(os.P_NOWAIT, program, [str(program), *map(str, words)])
     _, status, usage = os.wait4(child, 0)
     if status:
-        raise SystemExit(f"the command {words[0]} failed, see its message above")
+        raise SystemExit(f"{program} failed, see its message above")
     return time.perf_counter() - start, peak_memory(usage)
 
 

@@ -52,6 +52,11 @@ PUBLISHED = {  # Schmidt et al. 2018, arXiv 1806.03535, table 1
     "Mask R-CNN": (0.832, 0.773, 0.684, 0.489, 0.189),
     "StarDist": (0.864, 0.804, 0.685, 0.450, 0.119),
 }
+COMMANDS = {
+    "ours": "`nuclei-utils predict` (8 bits)",
+    "ours, float32": "`nuclei-utils predict --precision float32`",
+    "StarDist": "`stardist-predict2d`",
+}
 PEER_IMAGES = {"test images": "50 test images", "large": "2,048 x 2,048 pixels"}
 RUNTIMES = {
     "keras": "Keras",
@@ -301,6 +306,16 @@ def peer_costs() -> str:
     return markdown(["network", "parameters", *heads], rows)
 
 
+def commands() -> str:
+    """Compare the time of whole commands."""
+    run, rows = single_run("commands"), []
+    for program, name in COMMANDS.items():
+        row = run[program]
+        seconds = f"{float(np.median(row['seconds'])):.1f}"
+        rows.append([name, seconds, f"{row['megapixels_per_second']:.2f}", f"{row['peak_mb']:,}"])
+    return markdown(["command", "seconds", "megapixels a second", "MB of memory"], rows)
+
+
 def recipes() -> str:
     """Compare augmentations for the included network."""
     rows = []
@@ -400,7 +415,7 @@ TABLES = {
     table.__name__: table
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
-        *(tuning, augmentation, ladder, instances, trainings, peers, peer_costs),
+        *(tuning, augmentation, ladder, instances, trainings, peers, peer_costs, commands),
         *(limits, recipes, deploy, fast, memory, slides, formats),
     )
 }
