@@ -28,9 +28,10 @@ CALIBRATION_IMAGES = 64
 """Number of training images from which the files in 8 bits learn their ranges."""
 
 
-def calibration_images() -> list[np.ndarray]:
-    """Return the training images from which files in 8 bits learn their ranges."""
-    return [record.image for record in datasets.load(split="train")[:CALIBRATION_IMAGES]]  # ids are in random order
+def calibration_images(name: str | None = None) -> list[np.ndarray]:
+    """Return the training images of a data set from which files in 8 bits learn their ranges."""
+    records = datasets.load(name, split="train")[:CALIBRATION_IMAGES]  # ids are in random order
+    return [record.image for record in records]
 
 
 def export(model: keras.Model, folder: Path, int8_path: Path | None) -> dict[str, Path]:
@@ -84,7 +85,7 @@ def main() -> None:
     images, label_maps = [record.image for record in records], [record.label_map for record in records]
     load = results_file.load_average()
     with tempfile.TemporaryDirectory() as folder:
-        files = export(model, Path(folder), None if args.model else datasets.asset(exported.INCLUDED))
+        files = export(model, Path(folder), None if args.model else datasets.asset(exported.INCLUDED["int8"]))
         table = deploy.compare_exports(model, files, images, label_maps, SIZE, args.rounds, args.threads)
         networks = {"keras": deploy.freeze(model)}
         networks |= {name: exported.load(files[name], args.threads) for name in ("onnx", "onnx int8")}

@@ -27,6 +27,7 @@ from tools import draw_sample
 SIDE = 1024
 NAMES = ["Actin", "DAPI"]
 PIXEL_SIZE = 0.25  # micrometres
+PRECISION = "int8"  # as the command chooses without a GPU
 TILES = {"tile": (256, 256), "compression": "zlib"}
 
 
@@ -55,11 +56,12 @@ def add(name: str, run: dict) -> None:
 
 def measure(path: Path, out: Path, options: list[str]) -> dict:
     """Run the command. Return time, memory and the number of nuclei."""
-    seconds, peak = run_command("predict", path, "--out", out, *options)
+    seconds, peak = run_command("predict", path, "--out", out, "--precision", PRECISION, *options)
     table = pd.read_csv(out / "nuclei.csv", keep_default_na=False)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return {
         "options": " ".join(options),
+        "precision": PRECISION,
         "file_mb": round(sum(file.stat().st_size for file in files) / MEGABYTE, 1),
         "nuclei": len(table),
         "channels": [name.removeprefix("mean_") for name in table if name.startswith("mean_")],

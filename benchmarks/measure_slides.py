@@ -3,14 +3,15 @@
     python -m benchmarks.measure_slides --sides 10000 20000 40000
 
 A slide is a drawn image of the sample, repeated, in an OME-TIFF file of tiles. The command `predict` runs in a process
-of its own. The memory is that of its largest process: TensorFlow, the network and a block. `--steps` measures the parts
-of the work in this process instead: the constants of docs/scale.md.
+of its own. The memory is that of its largest process: the libraries, the network and a block. `--steps` measures the
+parts of the work in this process instead: the constants of docs/scale.md.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from nuclei_utils.cli import predict_images
 from tools import draw_sample
 
 TILE = 512
+NETWORK = predict_images.Network(None, "int8", "")
+"""The included network, as the command uses it without a GPU."""
 
 
 def main() -> None:
@@ -66,12 +69,14 @@ def repeat(drawn: np.ndarray, side: int) -> Iterator[np.ndarray]:
 def measure(path: Path, out: Path, side: int, workers: int, label_format: str) -> dict:
     """Run the command in a process of its own. Return time, speed and memory."""
     words = ["predict", path, "--out", out, "--slide-pixels", 1_000_000, "--label-format", label_format]
+    words += ["--precision", NETWORK.precision]
     words += ["--workers", workers] if workers else []
     seconds, peak = run_command(*words)
     return {
         "side": side,
         "workers": workers,
         "label_format": label_format,
+        "precision": NETWORK.precision,
         "block": predict.BLOCK,
         "context": predict.CONTEXT,
         "nuclei": len(pd.read_csv(out / "nuclei.csv", usecols=["label"])),
@@ -87,7 +92,7 @@ def measure(path: Path, out: Path, side: int, workers: int, label_format: str) -
 def measure_steps(path: Path, folder: Path) -> dict:
     """Measure the parts of the work in this process, seconds for each block."""
     slide = slides.find_slide(path, 0)
-    job = slides.Job(slide, folder / "work", lambda: predict_images.network(None, "included"), "slide")
+    job = slides.Job(slide, folder / "work", partial(predict_images.load, NETWORK), "slide")
     job.folder.mkdir()
     job.load_model()
     numbers = range(len(job.places))
@@ -100,8 +105,8 @@ def measure_steps(path: Path, folder: Path) -> dict:
     rows = range(slides._label_images.n_chunk_rows(slide.shape, job.block, level=1))
     times["shrink"] = timed(lambda: [job.shrink((1, row)) for row in rows])
     times["tables"] = timed(lambda: [len(rows) for parts in (job.rows(), job.codes()) for rows in parts])
-    run = {"side": slide.shape[0], "block": job.block, "context": job.context, "blocks": len(numbers)}
-    run["nuclei"] = job._settle()
+    run = {"side": slide.shape[0], "precision": NETWORK.precision, "block": job.block, "context": job.context}
+    run |= {"blocks": len(numbers), "nuclei": job._settle()}
     run |= {f"{name}_seconds_per_block": round(seconds / len(numbers), 4) for name, seconds in times.items()}
     run["found_bytes_per_block"] = round(sum(job._found(n).stat().st_size for n in numbers) / len(numbers))
     with cluster.connect(workers=1) as client:

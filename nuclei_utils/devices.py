@@ -64,7 +64,7 @@ def find_devices(text: str = "auto") -> list[str]:
 def _list_devices(kind):
     try:
         return keras.distribution.list_devices(kind)
-    except RuntimeError:  # JAX without devices of this kind
+    except (RuntimeError, AttributeError):  # JAX without devices of this kind; Keras has no list for PyTorch
         return []
 
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nuclei_utils import datasets
+from nuclei_utils.errors import NucleiError, first_line
 
-INCLUDED = "included_network.int8.onnx"
-"""File of the included network in 8 bits."""
+INCLUDED = {"int8": "included_network.int8.onnx", "float32": "included_network.weights.h5"}
+"""Files of the included network, by precision: an ONNX file, and the weights for `models.included_network`."""
 SUFFIXES = (".onnx", ".tflite")
 """Endings of the names of exported files."""
 
@@ -43,7 +44,7 @@ def included_network() -> Frozen:
     >>> sorted(included_network()(np.zeros((1, 64, 64, 3), np.float32)))
     ['boundary', 'distance', 'mask']
     """
-    return load(datasets.asset(INCLUDED))
+    return load(datasets.asset(INCLUDED["int8"]))
 
 
 def load(path: str | os.PathLike, threads: int | None = None) -> Frozen:
@@ -71,7 +72,13 @@ def load(path: str | os.PathLike, threads: int | None = None) -> Frozen:
 
 
 def _load_onnx(path, threads):
-    import onnxruntime
+    try:
+        import onnxruntime
+    except ImportError as error:  # for example a library of the system is missing
+        raise NucleiError(
+            f"onnxruntime cannot be loaded ({first_line(error)}): install it again, or use a network in Keras; the "
+            "command has --precision float32 for this"
+        ) from error
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, layers, ops
 
-from nuclei_utils import datasets
+from nuclei_utils import datasets, exported
 from nuclei_utils.errors import NucleiError, first_line
 
 # Layers of MobileNetV2 for the skip connections, as in TensorFlow's segmentation tutorial, and for the decoder's start
@@ -29,9 +29,6 @@ SKIP_LAYERS = (
     "block_13_expand_relu",  # 1/16
 )
 BOTTLENECK_LAYER = "block_16_project_BN"  # 1/32
-
-INCLUDED = "included_network.weights.h5"
-"""File of the weights of the included network."""
 
 # Environment variable with the path of a file of ImageNet weights, for machines without internet
 WEIGHTS_VARIABLE = "NUCLEI_MOBILENET_WEIGHTS"
@@ -311,7 +308,7 @@ def included_network() -> keras.Model:
     """
     # A file of weights can be read by every supported Keras. A whole model cannot.
     model = instance_unet(weights=None, fixed_statistics=True)
-    model.load_weights(datasets.asset(INCLUDED))
+    model.load_weights(datasets.asset(exported.INCLUDED["float32"]))
     return model
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -15,14 +16,16 @@ from benchmarks import (
     describe_data,
     find_limits,
     measure_formats,
+    measure_slides,
     peers,
     results_file,
     score_included_network,
     train_on_stardist_subset,
     tune_unet,
 )
-from nuclei_utils import datasets, deploy, exported, input_pipeline, microscopy, models
+from nuclei_utils import cluster, datasets, deploy, exported, input_pipeline, microscopy, models
 from nuclei_utils.errors import NucleiError
+from tests.commands import frozen_bright_network
 from tools import release_network
 
 CIRCUMSTANCES = ["command", "date", "commit", "hardware", "versions", "python"]
@@ -175,12 +178,12 @@ def test_released_network_predicts_like_the_trained_network(tmp_path, monkeypatc
     monkeypatch.setattr(deploy, "export_onnx", lambda network, path, *options: seen.append((network, path, options)))
     release_network.release(tmp_path / "trained.weights.h5", ["image"], tmp_path)
     released = models.instance_unet(weights=None, fixed_statistics=True)
-    released.load_weights(tmp_path / models.INCLUDED)
+    released.load_weights(tmp_path / exported.INCLUDED["float32"])
     for weights, expected in zip(released.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(weights, expected)
     ((network, path, options),) = seen
     assert network.name == "instance_unet"
-    assert (path, options) == (tmp_path / exported.INCLUDED, ("int8", ["image"]))
+    assert (path, options) == (tmp_path / exported.INCLUDED["int8"], ("int8", ["image"]))
 
 
 def test_another_network_cannot_be_released(tmp_path):
@@ -188,6 +191,18 @@ def test_another_network_cannot_be_released(tmp_path):
     with pytest.raises(NucleiError, match=r"unet\.weights\.h5.*instance_unet"):
         release_network.release(tmp_path / "unet.weights.h5", [], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["unet.weights.h5"]
+
+
+def test_the_parts_of_the_work_on_a_slide_are_timed(tmp_path, monkeypatch):
+    pytest.importorskip("zarr", minversion="3")
+    pytest.importorskip("tifffile", minversion="2025.5.21")
+    monkeypatch.setattr(exported, "included_network", frozen_bright_network)
+    monkeypatch.setattr(cluster, "connect", lambda workers: contextlib.nullcontext())
+    measure_slides.write_slide(tmp_path / "slide.ome.tif", 900)
+    run = measure_slides.measure_steps(tmp_path / "slide.ome.tif", tmp_path)
+    assert (run["blocks"], run["precision"]) == (4, "int8")
+    assert run["nuclei"] > 100
+    assert run["find_block_seconds_per_block"] > 0
 
 
 @pytest.mark.parametrize("name", measure_formats.FORMATS)

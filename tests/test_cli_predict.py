@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from nuclei_utils import deploy, devices, export, exported, io, models, predict, segmentation
+from nuclei_utils import cluster, deploy, devices, export, exported, io, models, predict, segmentation
 from nuclei_utils.cli import predict_images
 from nuclei_utils.cli.results import IMAGE_COLUMNS, SETTINGS, Tables, names_in_tables
 from nuclei_utils.errors import NucleiError
@@ -456,7 +456,7 @@ from nuclei_utils import cli, io, export, predict, segmentation
 import nuclei_utils.cli.predict_images
 
 # without a network: a process that has used TensorFlow cannot be forked
-cli.predict_images.load_network = lambda path: None
+cli.predict_images.load = lambda network: None
 predict.predict_labels = lambda model, image, **_: segmentation.components(image[..., 0] > 128)
 predict.tta_consistency = lambda *_, **__: 1.0
 
@@ -664,12 +664,28 @@ def test_own_network_is_used(tmp_path, out):
 )
 def test_the_included_network_is_used_in_its_precision(tmp_path, out, monkeypatch, words, used):
     calls = []
-    monkeypatch.setattr(predict_images, "_GPU_FILES", ())
     monkeypatch.setattr(exported, "included_network", lambda: calls.append("int8") or frozen_bright_network())
     monkeypatch.setattr(models, "included_network", lambda: calls.append("float32") or bright_network())
     assert run("predict", write_image(tmp_path / "a.png"), "--out", out, *words) == 0
     assert calls == [used]
     assert json.loads((out / SETTINGS).read_text())["--precision"] == used
+
+
+def test_a_resumed_run_keeps_its_precision(folder, out, monkeypatch, capsys):
+    monkeypatch.setattr(models, "included_network", bright_network)
+    assert run("predict", folder / "a.png", "--out", out, "--precision", "float32") == 0
+    monkeypatch.setattr(exported, "included_network", None)
+    assert run("predict", folder, "--out", out, "--resume") == 0
+    assert image_counts(out) == {"a": 3, "b": 3, "c": 3}
+    (out / SETTINGS).write_text('{"--precision": "int4"}')
+    assert run("predict", folder, "--out", out, "--resume") == 1
+    assert f"{out / SETTINGS} is damaged" in complaints(capsys)[-1]
+
+
+def test_a_missing_network_is_named_before_any_work(tmp_path, out, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "connect", None)
+    assert run("predict", write_image(tmp_path / "a.png"), "--out", out, "--model", tmp_path / "m.keras") == 1
+    assert f"{tmp_path / 'm.keras'} is missing" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_work")
@@ -699,12 +715,11 @@ def test_the_command_loads_no_tensorflow_without_a_gpu(tmp_path, out):
     code = (
         "import sys; from nuclei_utils import cli; from nuclei_utils.cli import predict_images; "
         "predict_images._GPU_FILES = (); status = cli.main(sys.argv[1:]); "
-        "sys.exit(status or str({'tensorflow', 'keras'} & set(sys.modules)))"
+        "print('loaded:', *{'tensorflow', 'keras'} & set(sys.modules)); sys.exit(status)"
     )
     words = ["predict", write_image(tmp_path / "a.png"), "--out", out]
-    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert run.stderr.strip() == "set()"
-    assert (out / "images.csv").exists()
+    run = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "loaded:"
 
 
 def write_exported(path, output):

@@ -34,6 +34,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exported, "included_network", frozen_bright_network)
+        patch.setattr(predict_images, "_GPU_FILES", ())
         path = write_slide(folder / "in" / "a.tif", slide_pixels(300, 400))
         assert run("predict", path, "--out", folder / "out", *SMALL) == 0
     return contents(folder / "out")

@@ -337,6 +337,16 @@ def test_included_network_keeps_its_score_on_the_sample(split, score, dice, incl
     assert metrics.pixel_scores(true, predicted, threshold=0)["dice"].mean() > dice
 
 
+def test_the_included_network_is_about_the_same_in_both_precisions():
+    image = draw_sample.draw("purple_on_white", size=(160, 192))[0]
+    maps, maps_in_8_bits = (
+        predict.predict_maps(load(), image) for load in (models.included_network, exported.included_network)
+    )
+    for name, values in maps.items():
+        assert 0 < np.abs(maps_in_8_bits[name] - values).mean() < 0.01
+    assert maps["mask"].std() > 0.1
+
+
 @pytest.mark.parametrize(
     ("included_network", "largest"), [(models.included_network, 0.1), (exported.included_network, 0.2)]
 )

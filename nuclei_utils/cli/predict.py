@@ -137,8 +137,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a .keras file, which is checked before it is loaded, or a file from deploy.export_onnx or export_litert, "
     text += "which is not checked (default: the included network)"
     add("--model", type=Path, metavar="FILE", help=text)
-    text = "of the included network: int8 is faster without a GPU and has the same score (default: int8, or float32 if "
-    text += "TensorFlow finds a GPU)"
+    text = "of the included network: int8 is faster without a GPU, and its score is almost the same (default: float32 "
+    text += "with a GPU, otherwise int8)"
     add("--precision", choices=("int8", "float32"), help=text)
     text = "name or index (from 0) of the channel with the nuclei; auto: the one named like a nuclear stain"
     add("--channel", metavar="NAME", help=text)
@@ -200,6 +200,8 @@ def run(args: argparse.Namespace) -> int:
         raise NucleiError(f"--value-range {low:g} {high:g}: expected two numbers, the lower first")
     if args.model and args.precision:
         raise NucleiError(f"--precision {args.precision} is for the included network: leave it out with --model")
+    if args.model and not args.model.is_file():
+        raise NucleiError(f"{args.model} is missing: give the path of a file, as `nuclei-utils train` writes")
     paths, empty = _find_images(args.images)
     _check_names(paths, args)
     for folder in empty:
@@ -219,11 +221,12 @@ def run(args: argparse.Namespace) -> int:
         with nu.cluster.connect(args.workers, args.scheduler) as client:
             if client:
                 _complain(f"workers: {len(client.nthreads())}, dashboard at {client.dashboard_link}")
-            network = _choose_network(args, client)
+            saved = results.read_settings(args.out) if args.resume or plan.others else {}
+            network = _choose_network(args, saved.get("--precision"), client)
             nu.cluster.run_task(partial(predict_images.check_network, network), client)
             settings = _settings(args, network)
             if plan.others:
-                results.check_settings(args.out, settings)
+                results.check_settings(args.out, saved, settings)
             tables.drop(plan.outdated)
             results.write_settings(args.out, settings)
             run = _Run(work, paths, tables, plan, settings, network, client, args)
@@ -244,20 +247,25 @@ def _channels(columns):
     return [name.removeprefix("mean_") for name in columns if name.startswith("mean_")]
 
 
-def _choose_network(args, client):
+def _choose_network(args, saved_precision, client):
     """Return the network of the options. The first worker says whether there is a GPU."""
-    path, precision = args.model, args.precision
-    if not (path or precision):
-        precision = nu.cluster.run_task(predict_images.default_precision, client)
-    content = (path or nu.datasets.asset(nu.exported.INCLUDED)).read_bytes()
-    return predict_images.Network(path and path.absolute(), precision, hashlib.sha256(content).hexdigest())
+    if args.model:
+        return predict_images.Network(args.model.absolute(), None, _digest(args.model))
+    precision = args.precision or saved_precision or nu.cluster.run_task(predict_images.default_precision, client)
+    if precision not in nu.exported.INCLUDED:
+        raise NucleiError(f"{args.out / results.SETTINGS} is damaged: use another folder with --out")
+    return predict_images.Network(None, precision, _digest(nu.datasets.asset(nu.exported.INCLUDED[precision])))
+
+
+def _digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _settings(args, network):
     """Return the options that the results depend on."""
     return {
+        **({} if network.path else {"--precision": network.precision}),
         "--model": network.digest,
-        "--precision": network.precision,
         **{f"--{name.replace('_', '-')}": getattr(args, name) for name in (*_PLANES, "pixel_size")},
         "--diameter": args.diameter and list(args.diameter),
         "--tta": args.tta,

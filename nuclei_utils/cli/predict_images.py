@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _NOTE = "made_from.json"  # of a slide: the file and the options from which its finished blocks were made
-_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # of the drivers of NVIDIA and of AMD, and of Windows for Linux
+_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")  # of the drivers of NVIDIA and AMD, and of the Windows Subsystem for Linux
 
 
 class Network(NamedTuple):
@@ -32,7 +32,7 @@ class Network(NamedTuple):
 
     path: Path | None  # file of the user; None for the included network
     precision: str | None  # of the included network
-    digest: str  # SHA-256 of the file; of the file in 8 bits for the included network in each precision
+    digest: str  # SHA-256 of the file
 
 
 class Options(NamedTuple):
@@ -206,24 +206,19 @@ def default_precision() -> str:
 
 
 def load(network: Network) -> Any:
-    """Load a network. The last one is kept."""
+    """Return a network. The last network is kept."""
     with _lock:
-        return _loaded(network)
-
-
-@lru_cache(maxsize=1)
-def _loaded(network):
-    return load_network(network)
+        return _load(network)
 
 
 def check_network(network: Network) -> None:
-    """Load a network, and test it. `NucleiError` says what is wrong."""
-    _loaded.cache_clear()
+    """Load a network anew. `NucleiError` says what is wrong with the file of a user."""
+    _load.cache_clear()
     load(network)
 
 
-def load_network(network: Network) -> Any:
-    """Load a network. A network from a file is tested on a small random image."""
+@lru_cache(maxsize=1)
+def _load(network):
     if network.path:
         return _load_file(network.path)
     if network.precision == "int8":
@@ -238,6 +233,7 @@ def _freeze(model):
 
 
 def _load_file(path):
+    """Load a network, and test it on a small random image."""
     import numpy as np
 
     if path.suffix not in nu.exported.SUFFIXES:

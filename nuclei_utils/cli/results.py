@@ -282,15 +282,19 @@ def _refuse_stale(folder, existing, written):
             )
 
 
-def check_settings(folder: Path, settings: dict) -> None:
-    """Refuse to add results to results with other settings."""
+def read_settings(folder: Path) -> dict:
+    """Return the settings of existing results."""
     path = folder / SETTINGS
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        saved = {}
-    except ValueError as error:
+        return {}
+    except (ValueError, TypeError) as error:
         raise NucleiError(f"{path} is damaged ({error}): use another folder with --out") from error
+
+
+def check_settings(folder: Path, saved: dict, settings: dict) -> None:
+    """Refuse to add results to results with other settings."""
     for name, value in settings.items():
         if name not in saved or saved[name] != value:
             difference = "another network" if name == "--model" else f"{saved.get(name)}, not {value}"
