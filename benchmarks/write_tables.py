@@ -379,7 +379,7 @@ def memory() -> str:
 
 def slides() -> str:
     """Show the memory and time for slides of several sizes, in one process."""
-    runs = [run for run in results_file.read("slides").values() if run.get("workers") == 0]
+    runs = [run for run in results_file.read("slides").values() if run.get("workers") == 0 and "precision" in run]
     rows = [
         [
             f"{run['side']:,} x {run['side']:,}",
@@ -403,7 +403,7 @@ def formats() -> str:
             f"`{run['options']}`" if run["options"] else "",
             f"{run['file_mb']:.1f}",
             run["nuclei"],
-            f"{run['seconds']:.0f}",
+            f"{run['seconds']:.1f}",
             f"{run['peak_mb']:,}",
         ]
         for name, run in results_file.read("formats").items()
