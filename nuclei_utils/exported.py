@@ -82,7 +82,7 @@ def _load_onnx(path, threads):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave cores that wait to other work
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a thread that waits leaves its core
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     names = [output.name for output in session.get_outputs()]

@@ -1,3 +1,4 @@
+import sys
 from importlib.util import find_spec
 
 import keras
@@ -262,6 +263,12 @@ def test_an_onnx_file_needs_its_suffix_and_its_package(network, tmp_path, monkey
     with pytest.raises(ImportError, match="pip install tf2onnx"):
         deploy.export_onnx(network, tmp_path / "network.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnxruntime_that_cannot_be_loaded_is_an_error_with_a_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # `import` then raises ImportError
+    with pytest.raises(NucleiError, match=r"onnxruntime cannot be loaded.*--precision float32"):
+        exported.included_network()
 
 
 def test_a_file_that_cannot_be_loaded_is_named(tmp_path):
