@@ -52,6 +52,8 @@ def find_devices(text: str = "auto") -> list[str]:
         raise NucleiError(f"found the devices {text!r}, expected auto, cpu, gpu, or gpu:0,1 with the numbers of GPUs")
     names = list(dict.fromkeys(f"{kind}:{int(number)}" for number in numbers))
     existing = [*_list_devices("gpu"), *_list_devices("cpu")]
+    if not existing:
+        raise NucleiError(f"Keras lists no devices for the {keras.backend.backend()} backend: use auto")
     missing = [name for name in names if name not in existing]
     if missing:
         raise NucleiError(

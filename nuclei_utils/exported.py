@@ -76,8 +76,8 @@ def _load_onnx(path, threads):
         import onnxruntime
     except ImportError as error:  # for example a library of the system is missing
         raise NucleiError(
-            f"onnxruntime cannot be loaded ({first_line(error)}): install it again, or use a network in Keras; the "
-            "command has --precision float32 for this"
+            f"onnxruntime cannot be loaded ({first_line(error)}): install it again, or use a network in Keras; for the "
+            "included network, the command has --precision float32"
         ) from error
 
     options = onnxruntime.SessionOptions()

@@ -457,6 +457,7 @@ import nuclei_utils.cli.predict_images
 
 # without a network: a process that has used TensorFlow cannot be forked
 cli.predict_images.load = lambda network: None
+cli.predict_images._GPU_FILES = ()
 predict.predict_labels = lambda model, image, **_: segmentation.components(image[..., 0] > 128)
 predict.tta_consistency = lambda *_, **__: 1.0
 
@@ -677,9 +678,17 @@ def test_a_resumed_run_keeps_its_precision(folder, out, monkeypatch, capsys):
     monkeypatch.setattr(exported, "included_network", None)
     assert run("predict", folder, "--out", out, "--resume") == 0
     assert image_counts(out) == {"a": 3, "b": 3, "c": 3}
-    (out / SETTINGS).write_text('{"--precision": "int4"}')
+    for damaged in ('"int4"', '["int8"]'):
+        (out / SETTINGS).write_text(f'{{"--precision": {damaged}}}')
+        assert run("predict", folder, "--out", out, "--resume") == 1
+        assert f"{out / SETTINGS} is damaged" in complaints(capsys)[-1]
+
+
+def test_results_of_another_network_are_not_mixed_with_those_of_the_included_network(folder, tmp_path, out, capsys):
+    bright_network().save(tmp_path / "m.keras")
+    assert run("predict", folder / "a.png", "--out", out, "--model", tmp_path / "m.keras") == 0
     assert run("predict", folder, "--out", out, "--resume") == 1
-    assert f"{out / SETTINGS} is damaged" in complaints(capsys)[-1]
+    assert "other --model: another network" in complaints(capsys)[-1]
 
 
 def test_a_missing_network_is_named_before_any_work(tmp_path, out, monkeypatch, capsys):

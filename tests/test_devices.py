@@ -172,6 +172,15 @@ def test_missing_device_is_named_with_those_that_exist(text):
         devices.find_devices(text)
 
 
+def test_a_backend_without_a_list_of_devices_is_named(monkeypatch):
+    def list_devices(_kind):
+        raise AttributeError("'NoneType' object has no attribute 'list_devices'")  # as Keras with PyTorch
+
+    monkeypatch.setattr(keras.distribution, "list_devices", list_devices)
+    with pytest.raises(NucleiError, match=r"no devices for the .* backend: use auto"):
+        devices.find_devices("gpu")
+
+
 @pytest.mark.parametrize("text", ["", "tpu", "gpu:x", "gpu:-1", "cpu:0,", "2"])
 def test_other_words_for_devices_are_refused(text):
     with pytest.raises(NucleiError, match="gpu:0,1"):

@@ -138,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text += "which is not checked (default: the included network)"
     add("--model", type=Path, metavar="FILE", help=text)
     text = "of the included network: int8 is faster without a GPU, and its score is almost the same (default: float32 "
-    text += "with a GPU, otherwise int8)"
+    text += "with a GPU, otherwise int8; with --resume, that of the results)"
     add("--precision", choices=("int8", "float32"), help=text)
     text = "name or index (from 0) of the channel with the nuclei; auto: the one named like a nuclear stain"
     add("--channel", metavar="NAME", help=text)
@@ -252,7 +252,7 @@ def _choose_network(args, saved_precision, client):
     if args.model:
         return predict_images.Network(args.model.absolute(), None, _digest(args.model))
     precision = args.precision or saved_precision or nu.cluster.run_task(predict_images.default_precision, client)
-    if precision not in nu.exported.INCLUDED:
+    if precision not in list(nu.exported.INCLUDED):
         raise NucleiError(f"{args.out / results.SETTINGS} is damaged: use another folder with --out")
     return predict_images.Network(None, precision, _digest(nu.datasets.asset(nu.exported.INCLUDED[precision])))
 

@@ -297,6 +297,8 @@ def check_settings(folder: Path, saved: dict, settings: dict) -> None:
     """Refuse to add results to results with other settings."""
     for name, value in settings.items():
         if name not in saved or saved[name] != value:
+            if name == "--precision" and name not in saved:  # those results are from a network of the user
+                name = "--model"
             difference = "another network" if name == "--model" else f"{saved.get(name)}, not {value}"
             raise NucleiError(
                 f"the tables in {folder} hold images that were predicted with other {name}: {difference}. Use the same "
