@@ -38,7 +38,7 @@ class Profile(NamedTuple):
 PROFILES = {
     "smoke": Profile("smoke", epochs=2, images=16, crops=1, augment="flips"),  # for tests: seconds per notebook
     "laptop": Profile("laptop", epochs=20, images=10_000, crops=48, augment="flips"),  # 8 to 19 minutes on two cores
-    "full": Profile("full", epochs=100, images=10_000, crops=48, augment="all"),  # hours on two cores, or a GPU
+    "full": Profile("full", epochs=100, images=10_000, crops=48, augment="all"),  # up to five times as long
 }
 
 
