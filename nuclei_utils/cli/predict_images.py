@@ -201,7 +201,8 @@ def default_precision() -> str:
     """Return the precision of the included network that suits this machine."""
     if any(next(Path("/dev").glob(pattern), None) for pattern in _GPU_FILES):  # otherwise, do not load TensorFlow
         with contextlib.suppress(NucleiError):
-            return "float32" if nu.devices.find_devices("gpu") else "int8"
+            nu.devices.find_devices("gpu")
+            return "float32"
     return "int8"
 
 
@@ -236,12 +237,13 @@ def _load_file(path):
     """Load a network, and test it on a small random image."""
     import numpy as np
 
-    if path.suffix not in nu.exported.SUFFIXES:
+    is_exported = path.suffix in nu.exported.SUFFIXES
+    if not is_exported:
         model = nu.saving.load_model(path)
         _check_network(model, path)
         model = _freeze(model)
     try:
-        if path.suffix in nu.exported.SUFFIXES:
+        if is_exported:
             model = nu.exported.load(path)
         maps = nu.predict.predict_maps(model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     except Exception as error:  # the layers of an unknown network can fail in any way
