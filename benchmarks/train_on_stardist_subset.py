@@ -71,6 +71,7 @@ def train(seed: int) -> tuple[dict, keras.Model]:
     course = {
         "seed": seed,
         "epochs": len(history),
+        "learning_rate": training.INSTANCE_RATE,
         "best_epoch": training.best_epoch(history, "val_loss") + 1,
         **times,
         "history": history.round(4).to_dict("list"),
