@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from benchmarks import results_file
 from benchmarks.train_included_network import read_course, read_network
-from nuclei_utils import datasets, deploy, export, io, matching, predict, segmentation
+from nuclei_utils import datasets, deploy, download, export, io, matching, predict, segmentation
+from nuclei_utils.errors import NucleiError
 
 N_TTA = 8
 METHOD = "maps_to_labels"  # of the package
@@ -97,14 +98,20 @@ def score(label_maps: list[np.ndarray], predicted: list[np.ndarray], image_types
     }
 
 
+def stage1_test_folder() -> Path:
+    """Return the folder of the stage-1 test images, `ID/images/ID.png`."""
+    folder = datasets.home() / "dsb2018" / download.TEST
+    if not folder.is_dir():
+        raise NucleiError(f"{folder} is missing: fetch the images with `make data`")
+    return folder
+
+
 def write_submission(path: Path, model: keras.Model) -> None:
     """Predict the nuclei of the stage-1 test images, and write them in the format of the competition."""
-    folders = sorted(path for path in (datasets.home() / "dsb2018" / "stage1_test").iterdir() if path.is_dir())
     label_maps = {}
-    for folder in tqdm(folders, "stage 1 test"):
-        (image_path,) = (folder / "images").iterdir()
+    for image_path in tqdm(sorted(stage1_test_folder().glob("*/images/*.png")), "stage 1 test"):
         maps = predict.predict_maps(model, io.read_image(image_path), n_tta=N_TTA)
-        label_maps[folder.name] = segmentation.maps_to_labels(maps)
+        label_maps[image_path.stem] = segmentation.maps_to_labels(maps)
     export.write_table(path, export.submission_table(label_maps))
     print(f"{path}: {sum(int(m.max()) for m in label_maps.values())} nuclei in {len(label_maps)} images")
 
