@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import peers, results_file
 from benchmarks.measure_memory import run_command, run_program
-from benchmarks.score_included_network import stage1_test_folder
+from benchmarks.score_included_network import stage1_test_paths
 from nuclei_utils import io
 
 ROUNDS = 3
@@ -42,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="seed of the trained StarDist")
     args = parser.parse_args()
-    source = stage1_test_folder()
-    images = [io.read_image(path) for path in sorted(source.glob("*/images/*.png"))]
+    paths = stage1_test_paths()
+    source, images = paths[0].parents[2], [io.read_image(path) for path in paths]
     megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
     load_average, costs = results_file.load_average(), {}
     with tempfile.TemporaryDirectory() as name:

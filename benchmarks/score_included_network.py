@@ -98,18 +98,19 @@ def score(label_maps: list[np.ndarray], predicted: list[np.ndarray], image_types
     }
 
 
-def stage1_test_folder() -> Path:
-    """Return the folder of the stage-1 test images, `ID/images/ID.png`."""
+def stage1_test_paths() -> list[Path]:
+    """Return the paths of the stage-1 test images, `ID/images/ID.png`."""
     folder = datasets.home() / "dsb2018" / download.TEST
-    if not folder.is_dir():
-        raise NucleiError(f"{folder} is missing: fetch the images with `make data`")
-    return folder
+    paths = sorted(folder.glob("*/images/*.png"))
+    if not paths:
+        raise NucleiError(f"{folder} has no images: fetch them with `make data`")
+    return paths
 
 
 def write_submission(path: Path, model: keras.Model) -> None:
     """Predict the nuclei of the stage-1 test images, and write them in the format of the competition."""
     label_maps = {}
-    for image_path in tqdm(sorted(stage1_test_folder().glob("*/images/*.png")), "stage 1 test"):
+    for image_path in tqdm(stage1_test_paths(), "stage 1 test"):
         maps = predict.predict_maps(model, io.read_image(image_path), n_tta=N_TTA)
         label_maps[image_path.stem] = segmentation.maps_to_labels(maps)
     export.write_table(path, export.submission_table(label_maps))

@@ -9,9 +9,9 @@ The first command trains on the processor. The second command packs the images f
 
 The subset has 447 training and 50 test images in fluorescence, with the original labels. StarDist kept 67 of the
 training images for validation, and so do we: the thresholds are chosen on them, and after a training on the processor
-also the epoch. The test images are scored once. The ids are in `stardist_subset.csv`. The list of training images was
-reconstructed and may be wrong in up to three ids. The predicted nuclei are written as run lengths, so that others can
-score them.
+also the epoch. The test images are scored once for each training. The ids are in `stardist_subset.csv`. The list of
+training images was reconstructed and may be wrong in up to three ids. The predicted nuclei are written as run lengths,
+so that others can score them.
 
 Table to compare with: Schmidt et al. 2018, arXiv 1806.03535, table 1.
 """
@@ -58,7 +58,8 @@ def read_predictions(name: str, records: list[datasets.Record]) -> list[np.ndarr
 
 def run_folder(seed: int) -> Path:
     """Return the folder of the training."""
-    return Path("runs") / "benchmark" / f"stardist_subset_{EPOCHS}_seed{seed}"
+    name = f"stardist_subset_{EPOCHS}_rate{training.INSTANCE_RATE:g}_seed{seed}"
+    return Path("runs") / "benchmark" / name
 
 
 def train(seed: int) -> tuple[dict, keras.Model]:

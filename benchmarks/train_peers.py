@@ -4,9 +4,10 @@
     build/peers/bin/python -m benchmarks.train_peers --predictions subset_zoom0.5_seed0
 
 The first command makes an environment of its own, because the two programs are no dependencies of the course. It
-trains our network (`benchmarks.train_on_stardist_subset`), then StarDist and Cellpose (`benchmarks.peers`). The test
-images are scored once, with our matching and with StarDist's. The second command trains nothing. It scores files of run
-lengths in `results` with both programs, and writes `stardist_matching.json`.
+trains our network (`benchmarks.train_on_stardist_subset`), then StarDist and Cellpose (`benchmarks.peers`), each with
+the processor time of our network with the same seed. So train all three on one machine. The test images are scored
+once, with our matching and with StarDist's. The second command trains nothing. It scores files of run lengths in
+`results` with both programs, and writes `stardist_matching.json`.
 """
 
 import argparse

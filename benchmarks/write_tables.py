@@ -38,6 +38,7 @@ SCORES = {
 }
 RUN = "stage1_fixed_laptop"
 SPLITS = ("validation", "test")
+OUTPUTS = ("mask", "boundary", "distance")
 METHODS = {
     "components": "connected components of the mask",
     "watershed_from_mask": "watershed of the mask's own distances",
@@ -280,17 +281,16 @@ def peers() -> str:
     rows = [[name, "as published", *(f"{value:.3f}" for value in values), ""] for name, values in PUBLISHED.items()]
     groups = {}  # the runs of each network and training
     for run in results_file.read("stardist_subset").values():
-        if "training" not in run and "learning_rate" not in run:
-            continue  # trained with an earlier learning rate: `learning_rates`
-        place = "on a GPU" if "training" in run else f"{run['epochs']} epochs on a processor"
+        if run.get("learning_rate") not in (None, training.INSTANCE_RATE):
+            continue  # has another table, `learning_rates`
         for n_tta, name in ((1, "ours"), (N_TTA, f"ours, test-time augmentation with {N_TTA} copies")):
-            groups.setdefault((name, place), []).append(run["ap"][f"test, n_tta {n_tta}"])
-    theirs = list(results_file.read("peers").values())
-    for program in dict.fromkeys(run["program"] for run in theirs):
-        runs = [run for run in theirs if run["program"] == program]
-        minutes = np.mean([run["cpu_seconds"] for run in runs]) / 60
-        groups[program, f"{minutes:.0f} minutes of processor time"] = [run["ap"] for run in runs]
-    for (name, place), values in groups.items():
+            scores = run.get("cpu_seconds"), run["ap"][f"test, n_tta {n_tta}"]
+            groups.setdefault((name, "training" in run), []).append(scores)
+    for run in results_file.read("peers").values():
+        groups.setdefault((run["program"], False), []).append((run["cpu_seconds"], run["ap"]))
+    for (name, is_on_gpu), runs in groups.items():
+        seconds, values = zip(*runs, strict=True)
+        place = "on a GPU" if is_on_gpu else f"{np.mean(seconds) / 60:.0f} minutes of processor time"
         rows.append([name, place, *map(format_seeds, zip(*values, strict=True)), len(values)])
     heads = [*(f"IoU {threshold:.1f}" for threshold in THRESHOLDS), "seeds"]
     return markdown(["network", "training", *heads], rows, text_columns=2)
@@ -303,10 +303,10 @@ def learning_rates() -> str:
         if "training" in run:
             continue
         best = {name: values[run["best_epoch"] - 1] for name, values in run["history"].items()}
-        errors = f"{best['val_mask_dice']:.3f}", f"{best['val_distance_loss']:.3f}"
+        losses = [f"{best[f'val_{output}_loss']:.3f}" for output in OUTPUTS]
         scores = [f"{run['ap'][f'{split}, n_tta 1'][0]:.3f}" for split in SPLITS]
-        rows.append([run.get("learning_rate", 5e-4), run["seed"], *errors, *scores])
-    heads = ["Dice of the mask (validation crops)", "error of the distance (validation crops)"]
+        rows.append([run["learning_rate"], run["seed"], *losses, *scores])
+    heads = [f"loss of {output} (validation)" for output in OUTPUTS]
     heads += [f"AP at IoU 0.5 ({split})" for split in SPLITS]
     return markdown(["learning rate", "seed", *heads], sorted(rows))
 

@@ -60,7 +60,7 @@ TITLES = {name: NETWORKS[name].title for name in ("unet", "mobilenet_unet", "une
 
 CROP_SIZE, BATCH_SIZE, FILTERS = 128, 16, 16  # pixels, crops per batch, feature maps at full size
 LEARNING_RATE = 1e-3  # peak of the schedule
-INSTANCE_RATE = 2e-3  # the same for three outputs; with 5e-4, 40 short epochs are too few to learn the distance
+INSTANCE_RATE = 2e-3  # peak for three outputs; after a short training with 5e-4, their losses are far from the minimum
 FINE_TUNING_RATE = 1e-4  # for pretrained weights, which should change only a little
 FINE_TUNED_BLOCKS = 10  # of MobileNetV2's 16 blocks: the blocks from 1/16 of the image size on
 

@@ -62,18 +62,18 @@ def test_trainings_of_a_program_are_one_row(monkeypatch):
 
 
 def test_trainings_with_an_earlier_learning_rate_have_a_table_of_their_own(monkeypatch):
-    def run(ap, **settings):
-        history = {"val_mask_dice": [0.5, 0.9], "val_distance_loss": [0.3, ap / 10]}
+    def run(ap, rate):
+        history = {f"val_{output}_loss": [1, ap / 10] for output in ("mask", "boundary", "distance")}
         scores = {f"{split}, n_tta {n_tta}": [ap] * 5 for split in ("validation", "test") for n_tta in (1, 8)}
-        return {"seed": 0, "epochs": 2, "best_epoch": 2, "history": history, "ap": scores, **settings}
+        return {"seed": 0, "cpu_seconds": 60, "best_epoch": 2, "history": history, "ap": scores, "learning_rate": rate}
 
-    files = {"stardist_subset": {"a": run(0.2), "b": run(0.4, learning_rate=0.002)}, "peers": {}}
+    files = {"stardist_subset": {"a": run(0.2, 1e-4), "b": run(0.4, training.INSTANCE_RATE)}, "peers": {}}
     monkeypatch.setattr(results_file, "read", files.get)
     (row,) = [row for row in write_tables.peers().splitlines() if row.startswith("| ours | ")]
-    assert row.startswith("| ours | 2 epochs on a processor | 0.400 |")
+    assert row.startswith("| ours | 1 minutes of processor time | 0.400 |")
     old, new = write_tables.learning_rates().splitlines()[2:]
-    assert old == "| 0.0005 | 0 | 0.900 | 0.020 | 0.200 | 0.200 |"
-    assert new == "| 0.002 | 0 | 0.900 | 0.040 | 0.400 | 0.400 |"
+    assert old == "| 0.0001 | 0 | 0.020 | 0.020 | 0.020 | 0.200 | 0.200 |"
+    assert new.startswith(f"| {training.INSTANCE_RATE:g} | 0 | 0.040 |")
 
 
 def test_scores_of_the_run_lengths_are_those_of_the_table_and_of_stardist():
