@@ -339,6 +339,13 @@ def test_fine_tuning_takes_the_options_and_leaves_the_network_unchanged():
     assert len(history) == 2
 
 
+def test_the_default_rate_depends_on_the_outputs():
+    for build, rate in ((models.unet, training.LEARNING_RATE), (models.instance_unet, training.INSTANCE_RATE)):
+        options = {"weights": None} if build is models.instance_unet else {"depth": 1}
+        model = training.compile_model(build(filters=2, **options), steps=20)
+        assert float(model.optimizer.learning_rate) == pytest.approx(rate / 10)  # the warm-up starts there
+
+
 def test_second_fine_tuning_starts_afresh():
     model, options = small_model(), {"epochs": 2, "verbose": 0, "min_crops": 12, "crop_size": 32, "batch_size": 4}
     first, history = training.fine_tune(model, own_records(), "run", **options)
