@@ -281,7 +281,7 @@ def peers() -> str:
     rows = [[name, "as published", *(f"{value:.3f}" for value in values), ""] for name, values in PUBLISHED.items()]
     groups = {}  # the runs of each network and training
     for run in results_file.read("stardist_subset").values():
-        if run.get("learning_rate") not in (None, training.INSTANCE_RATE):
+        if run.get("learning_rate", training.INSTANCE_RATE) != training.INSTANCE_RATE:
             continue  # has another table, `learning_rates`
         for n_tta, name in ((1, "ours"), (N_TTA, f"ours, test-time augmentation with {N_TTA} copies")):
             scores = run.get("cpu_seconds"), run["ap"][f"test, n_tta {n_tta}"]
@@ -300,7 +300,7 @@ def learning_rates() -> str:
     """Compare learning rates for the network with three outputs, on StarDist's subset."""
     rows = []
     for run in results_file.read("stardist_subset").values():
-        if "training" in run:
+        if "training" in run:  # on a GPU
             continue
         best = {name: values[run["best_epoch"] - 1] for name, values in run["history"].items()}
         losses = [f"{best[f'val_{output}_loss']:.3f}" for output in OUTPUTS]
