@@ -12,6 +12,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks import results_file
@@ -23,19 +24,26 @@ FOLDS = 3
 TISSUE = ("purple_on_white", "purple_on_purple", "grey_tissue")
 
 
-def load_fold(fold: int) -> dict[str, list[datasets.Record]]:
-    """Return the images for training and validation, and the tissue images of the fold."""
+def divide(fold: int) -> pd.Series:
+    """Return "train", "validation" or "fold" for each image id. Near-duplicates of tissue stay together."""
     table = datasets.split_table(datasets.current()).set_index("id")
-    tissue = table[table["image_type"].isin(TISSUE)]
+    is_tissue = table["image_type"].isin(TISSUE)
+    tissue, sides = (
+        table[is_tissue],
+        table["split"].where(table["split"] == "validation", "train").mask(is_tissue, "train"),
+    )
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     rows = [test for _, test in splitter.split(tissue, tissue["image_type"], tissue["group"])]
-    held_out = set(tissue.index[rows[fold]])
-    sides = {"train": [], "validation": [], "fold": []}
-    for record in datasets.load():
-        is_for_validation = record.image_type not in TISSUE and table.loc[record.id, "split"] == "validation"
-        side = "fold" if record.id in held_out else "validation" if is_for_validation else "train"
-        sides[side].append(record)
+    sides[tissue.index[rows[fold]]] = "fold"
     return sides
+
+
+def load_fold(fold: int) -> dict[str, list[datasets.Record]]:
+    """Return the images for training and validation, and the tissue images of the fold."""
+    sides, records = divide(fold), {"train": [], "validation": [], "fold": []}
+    for record in datasets.load():
+        records[sides[record.id]].append(record)
+    return records
 
 
 def train_and_score(file: str, fold: int, seed: int) -> dict:

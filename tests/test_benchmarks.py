@@ -9,10 +9,14 @@ from types import SimpleNamespace
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import ndimage
 
 from benchmarks import (
     compare_peer_costs,
+    compare_recipes,
+    cross_validate,
     describe_data,
     find_limits,
     measure_formats,
@@ -23,7 +27,7 @@ from benchmarks import (
     train_on_stardist_subset,
     tune_unet,
 )
-from nuclei_utils import cluster, datasets, deploy, exported, input_pipeline, microscopy, models
+from nuclei_utils import cluster, datasets, deploy, exported, input_pipeline, losses, microscopy, models
 from nuclei_utils.errors import NucleiError
 from tests.commands import frozen_bright_network
 from tools import release_network
@@ -231,3 +235,46 @@ def test_limits_use_the_truth_for_one_step_alone():
     predicted = find_limits.separate_true_mask(maps, label_map)
     np.testing.assert_array_equal(predicted > 0, label_map > 0)
     assert predicted.max() == 1  # the distance has one peak
+
+
+def test_each_tissue_image_is_in_one_fold(monkeypatch):
+    monkeypatch.setenv("NUCLEI_DATA", "stage1")
+    table = datasets.split_table("stage1").set_index("id")
+    tissue = table[table["image_type"].isin(cross_validate.TISSUE)]
+    sides = pd.DataFrame({fold: cross_validate.divide(fold) for fold in range(cross_validate.FOLDS)})
+    assert ((sides == "fold").sum(axis=1)[tissue.index] == 1).all()
+    assert (sides.drop(tissue.index) != "fold").all(axis=None)
+    assert (sides[table["group"].duplicated(keep=False)].groupby(table["group"]).nunique() == 1).all(axis=None)
+    assert (sides.loc[tissue.index] != "validation").all(axis=None)
+    fluorescence = table.drop(tissue.index)
+    assert ((sides[0] == "validation")[fluorescence.index] == (fluorescence["split"] == "validation")).all()
+
+
+def test_weights_of_one_change_no_loss():
+    rng = np.random.default_rng(0)
+    targets = {name: rng.random((2, 8, 8, 1), np.float32).round() for name in ("mask", "boundary", "distance")}
+    predicted = rng.random((2, 8, 8, 1), np.float32)
+
+    def loss(border_weight):
+        _, weighted = compare_recipes.add_weights(border_weight, predicted, targets)
+        values = compare_recipes.mask_loss(weighted["mask"], predicted)
+        return float(values), float(compare_recipes.distance_loss(weighted["distance"], predicted))
+
+    course = losses.BinaryCrossentropyDice().call(targets["mask"], predicted)[0]
+    assert loss(1.0) == pytest.approx((float(course), np.abs(targets["distance"] - predicted).mean()), rel=1e-5)
+    predicted = np.where(targets["boundary"] == 1, predicted, targets["mask"])  # all errors are at borders
+    assert loss(4.0)[0] > loss(1.0)[0]
+
+
+def test_pasted_nuclei_touch_others():
+    (record,) = compare_recipes.draw_tissue([], 0)[:1]
+    pasted = compare_recipes.paste_nuclei(record, np.random.default_rng(0))
+    new = np.setdiff1d(pasted.label_map, record.label_map)
+    assert len(new) > 3
+    is_new = np.isin(pasted.label_map, new)
+    assert (pasted.label_map[~is_new] == record.label_map[~is_new]).all()
+    assert (pasted.image[is_new] != record.image[is_new]).any()
+    _, count = ndimage.label(pasted.label_map)
+    assert count <= ndimage.label(record.label_map)[1], "no copy lies alone"
+    areas, left = np.bincount(record.label_map.ravel()), np.bincount(pasted.label_map.ravel())
+    assert (left[1 : len(areas)] >= (1 - compare_recipes.MAX_HIDDEN) ** 2 * areas[1:]).mean() > 0.9
