@@ -27,7 +27,7 @@ from benchmarks.score_included_network import METHOD, predict_split, score, sepa
 from nuclei_utils import datasets, deploy, models, training
 from tools.draw_sample import draw
 
-STEPS, EPOCHS, RATE = 300, 6, 5e-4  # the losses are printed after each epoch; the rate is the peak of the schedule
+STEPS, EPOCHS, RATE = 240, 6, 5e-4  # the losses are printed after each epoch; the rate is the peak of the schedule
 DRAWN = 16  # drawn images of each type
 MAX_HIDDEN = 0.25  # fraction of a nucleus that a pasted nucleus may hide
 
@@ -39,8 +39,8 @@ class Recipe(NamedTuple):
 
     border_weight: float = 1.0  # weight of a pixel at a border of a nucleus; other pixels have 1
     more_records: Callable[[Records, int], Records] | None = None  # images to add, from training images and seed
-    crop_size: int = training.CROP_SIZE
-    batch_size: int = training.BATCH_SIZE
+    crop_size: int = 192  # pixels, as in the training of the included network
+    batch_size: int = 7
 
 
 def draw_tissue(records: Records, seed: int) -> Records:
@@ -100,7 +100,7 @@ RECIPES = {
     "borders weigh four times as much": Recipe(border_weight=4.0),
     "pasted nuclei": Recipe(more_records=paste_in_some),
     "drawn tissue": Recipe(more_records=draw_tissue),
-    "crops of 192 pixels": Recipe(crop_size=192, batch_size=7),
+    "crops of 128 pixels": Recipe(crop_size=128, batch_size=16),
 }
 
 
