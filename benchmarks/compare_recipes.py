@@ -28,6 +28,7 @@ from nuclei_utils import datasets, deploy, models, training
 from tools.draw_sample import draw
 
 STEPS, EPOCHS, RATE = 240, 6, 5e-4  # the losses are printed after each epoch; the rate is the peak of the schedule
+CROP_SIZE, BATCH_SIZE = 192, 7  # the crops are as large as in the training of the included network
 DRAWN = 16  # drawn images of each type
 MAX_HIDDEN = 0.25  # fraction of a nucleus that a pasted nucleus may hide
 
@@ -38,12 +39,15 @@ class Recipe(NamedTuple):
     """Change of the training. The defaults change nothing."""
 
     border_weight: float = 1.0  # weight of a pixel at a border of a nucleus; other pixels have 1
-    more_records: Callable[[Records, int], Records] | None = None  # images to add, from training images and seed
-    crop_size: int = 192  # pixels, as in the training of the included network
-    batch_size: int = 7
+    add_records: Callable[[Records, int], Records] = lambda records, seed: records
 
 
-def draw_tissue(records: Records, seed: int) -> Records:
+def add_pasted_and_drawn(records: Records, seed: int) -> Records:
+    """Add copies with pasted nuclei, and drawn tissue images."""
+    return records + paste_in_some(records, seed) + draw_tissue(seed)
+
+
+def draw_tissue(seed: int) -> Records:
     """Draw tissue images, which are rare among the real images."""
     drawn = []
     for image_type in ("purple_on_white", "purple_on_purple", "grey_tissue"):
@@ -98,9 +102,7 @@ def paste_nuclei(record: datasets.Record, random: np.random.Generator) -> datase
 RECIPES = {
     "no change": Recipe(),
     "borders weigh four times as much": Recipe(border_weight=4.0),
-    "pasted nuclei": Recipe(more_records=paste_in_some),
-    "drawn tissue": Recipe(more_records=draw_tissue),
-    "crops of 128 pixels": Recipe(crop_size=128, batch_size=16),
+    "pasted nuclei and drawn tissue": Recipe(add_records=add_pasted_and_drawn),
 }
 
 
@@ -132,15 +134,13 @@ def train(recipe: Recipe, seed: int) -> keras.Model:
     """Continue the training of a copy of the included network."""
     model = keras.models.clone_model(models.included_network())
     model.set_weights(models.included_network().get_weights())
-    records = datasets.load(split="train")
-    if recipe.more_records:
-        records = records + recipe.more_records(records, seed)
+    records = recipe.add_records(datasets.load(split="train"), seed)
     crops, _ = training.batches(
         seed,
         targets="instances",
         records=(records, datasets.load(split="validation")),
-        crop_size=recipe.crop_size,
-        batch_size=recipe.batch_size,
+        crop_size=CROP_SIZE,
+        batch_size=BATCH_SIZE,
     )
     crops = crops.repeat().map(partial(add_weights, recipe.border_weight))
     optimizer = keras.optimizers.Adam(training.warmup_cosine(RATE, STEPS))
@@ -169,8 +169,8 @@ def train_and_score(name: str, seed: int) -> dict:
         "seed": seed,
         "steps": STEPS,
         "rate": RATE,
-        "crop_size": recipe.crop_size,
-        "batch_size": recipe.batch_size,
+        "crop_size": CROP_SIZE,
+        "batch_size": BATCH_SIZE,
         "seconds": round(time.perf_counter() - start),
         "cpu_seconds": round(time.process_time() - start_cpu),
         "cores_used": joblib.cpu_count(),

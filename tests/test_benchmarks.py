@@ -267,7 +267,7 @@ def test_weights_of_one_change_no_loss():
 
 
 def test_pasted_nuclei_touch_others():
-    (record,) = compare_recipes.draw_tissue([], 0)[:1]
+    (record,) = compare_recipes.draw_tissue(0)[:1]
     pasted = compare_recipes.paste_nuclei(record, np.random.default_rng(0))
     new = np.setdiff1d(pasted.label_map, record.label_map)
     assert len(new) > 3
