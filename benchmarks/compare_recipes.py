@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from benchmarks import results_file
 from benchmarks.score_included_network import METHOD, predict_split, score, separate
-from nuclei_utils import datasets, deploy, models, training
+from nuclei_utils import datasets, deploy, labels, models, training
 from tools.draw_sample import draw
 
 STEPS, EPOCHS, RATE = 240, 6, 5e-4  # the losses are printed after each epoch; the rate is the peak of the schedule
@@ -53,9 +53,7 @@ def draw_tissue(seed: int) -> Records:
     for image_type in ("purple_on_white", "purple_on_purple", "grey_tissue"):
         for number in range(DRAWN):
             image, masks = draw(image_type, [seed, number])
-            label_map = np.zeros(image.shape[:2], np.int32)
-            for label, mask in enumerate(masks, start=1):
-                label_map[mask] = label
+            label_map, _ = labels.merge_masks(masks)
             drawn.append(datasets.Record(f"drawn {image_type} {number}", image, label_map, image_type))
     return drawn
 
