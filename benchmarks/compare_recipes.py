@@ -27,7 +27,7 @@ from benchmarks.score_included_network import METHOD, predict_split, score, sepa
 from nuclei_utils import datasets, deploy, labels, models, training
 from tools.draw_sample import draw
 
-STEPS, EPOCHS, RATE = 240, 6, 5e-4  # the losses are printed after each epoch; the rate is the peak of the schedule
+STEPS, EPOCHS, RATE = 200, 4, 5e-4  # the losses are printed after each epoch; the rate is the peak of the schedule
 CROP_SIZE, BATCH_SIZE = 192, 7  # the crops are as large as in the training of the included network
 DRAWN = 16  # drawn images of each type
 MAX_HIDDEN = 0.25  # fraction of a nucleus that a pasted nucleus may hide

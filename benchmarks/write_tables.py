@@ -14,8 +14,10 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 
 from benchmarks import results_file
+from benchmarks.cross_validate import TISSUE
 from benchmarks.peers import PEERS
 from benchmarks.score_included_network import N_TTA
 from benchmarks.train_networks import RANDOM
@@ -24,6 +26,7 @@ from benchmarks.train_with_few_labels import ENCODERS
 from benchmarks.tune_unet import VARIANTS
 from nuclei_utils import datasets, training
 from nuclei_utils.files import atomic_write
+from nuclei_utils.statistics import bootstrap_interval
 
 ROOT = results_file.FOLDER.parent.parent
 TEXTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -266,6 +269,45 @@ def instances() -> str:
     return markdown(["image type", "images", "score", "true nuclei", "predicted", "merged", "split"], rows)
 
 
+def cross_validation() -> str:
+    """Show the scores of tissue images from networks that have not seen them."""
+    runs = results_file.read(f"cross_validation_{RUN}").values()
+    images = datasets.split_table("stage1").set_index("id")
+    scores = pd.Series({i: score for run in runs for i, score in zip(run["ids"], run["scores"]["images"], strict=True)})
+    included = single_run("separate_stage1_fixed")["test"]["maps_to_labels"]["image_types"]
+    counts, rows = ("true", "predicted", "merges", "splits"), []
+    for image_type in TISSUE:
+        of_type, groups = (side[images["image_type"] == image_type] for side in (scores, images["group"]))
+        groups = groups[of_type.index]
+        low, high = bootstrap_interval(of_type, groups)
+        by_fold = [run["scores"]["image_types"][image_type] for run in runs]
+        row = [len(of_type), groups.nunique(), f"{of_type.mean():.3f}", f"{low:.3f} to {high:.3f}"]
+        row += [sum(fold[count] for fold in by_fold) for count in counts]
+        test = included[image_type]
+        rows.append([image_type.replace("_", " "), *row, test["images"], f"{test['score']:.3f}"])
+    heads = ["images", "groups", "score", "95 % interval", "true nuclei", "predicted", "merged", "split"]
+    return markdown(["image type", *heads, "included network: test images", "included network: score"], rows)
+
+
+def continued() -> str:
+    """Compare trainings that started from the included network."""
+    rows = []
+    for name, run in results_file.read("continued_stage1_fixed").items():
+        scores = run["validation"]
+        tissue = [f"{scores['image_types'][image_type]['score']:.3f}" for image_type in TISSUE]
+        rows.append(
+            [name, f"{scores['score']:.3f}", f"{scores['type_mean']:.3f}", *tissue, scores["merges"], scores["splits"]]
+        )
+    heads = [
+        "validation score",
+        "mean over image types",
+        *(name.replace("_", " ") for name in TISSUE),
+        "merged",
+        "split",
+    ]
+    return markdown(["training", *heads], rows)
+
+
 def trainings() -> str:
     """Compare the trainings from which the included network was chosen."""
     rows = []
@@ -434,7 +476,7 @@ TABLES = {
     for table in (
         *(networks, kinds, pairs, unet, pruned, transfer, pretraining),
         *(tuning, augmentation, ladder, instances, trainings, peers, learning_rates, peer_costs, commands),
-        *(limits, recipes, deploy, fast, memory, slides, formats),
+        *(cross_validation, limits, continued, recipes, deploy, fast, memory, slides, formats),
     )
 }
 

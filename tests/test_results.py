@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import results_file, write_tables
-from nuclei_utils import notebook, training
+from benchmarks import cross_validate, results_file, write_tables
+from nuclei_utils import datasets, notebook, training
 from tools import picture, setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +74,32 @@ def test_trainings_with_an_earlier_learning_rate_have_a_table_of_their_own(monke
     old, new = write_tables.learning_rates().splitlines()[2:]
     assert old == "| 0.0001 | 0 | 0.020 | 0.020 | 0.020 | 0.200 | 0.200 |"
     assert new.startswith(f"| {training.INSTANCE_RATE:g} | 0 | 0.040 |")
+
+
+def test_scores_of_tissue_are_means_over_all_folds(monkeypatch):
+    table = datasets.split_table("stage1")
+    tissue = table[table["image_type"].isin(cross_validate.TISSUE)]
+    folds = [tissue.iloc[number::3] for number in range(3)]
+
+    def run(number, fold):
+        counts = {"true": 10, "predicted": 9, "merges": number, "splits": 0}
+        scores = {"images": [number / 10] * len(fold), "image_types": dict.fromkeys(cross_validate.TISSUE, counts)}
+        return {"ids": list(fold["id"]), "scores": scores}
+
+    included = {"maps_to_labels": {"image_types": {key: {"images": 2, "score": 0.5} for key in cross_validate.TISSUE}}}
+    files = {
+        "cross_validation_stage1_fixed_laptop": {str(number): run(number, fold) for number, fold in enumerate(folds)},
+        "separate_stage1_fixed": {"network": {"test": included}},
+    }
+    monkeypatch.setattr(results_file, "read", files.get)
+    rows = write_tables.cross_validation().splitlines()[2:]
+    sizes = [[(fold["image_type"] == name).sum() for fold in folds] for name in cross_validate.TISSUE]
+    for row, name, (first, second, third) in zip(rows, cross_validate.TISSUE, sizes, strict=True):
+        images = first + second + third
+        groups = tissue.loc[tissue["image_type"] == name, "group"].nunique()
+        mean = (0.1 * second + 0.2 * third) / images
+        assert row.startswith(f"| {name.replace('_', ' ')} | {images} | {groups} | {mean:.3f} | ")
+        assert row.endswith(" | 30 | 27 | 3 | 0 | 2 | 0.500 |")
 
 
 def test_scores_of_the_run_lengths_are_those_of_the_table_and_of_stardist():
