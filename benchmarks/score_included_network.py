@@ -98,6 +98,12 @@ def score(label_maps: list[np.ndarray], predicted: list[np.ndarray], image_types
     }
 
 
+def score_records(model: keras.Model, records: list[datasets.Record]) -> dict:
+    """Predict images once, and score them with the thresholds of the package."""
+    maps, _ = predict_split(model, records, n_tta=1)
+    return score([r.label_map for r in records], separate(METHOD, maps), [r.image_type for r in records])
+
+
 def stage1_test_paths() -> list[Path]:
     """Return the paths of the stage-1 test images, `ID/images/ID.png`."""
     folder = datasets.home() / "dsb2018" / download.TEST
@@ -129,9 +135,8 @@ def load_splits() -> dict[str, tuple[list, list[np.ndarray], list[str]]]:
 def score_network(path: Path) -> dict:
     """Score a network with the thresholds of the package."""
     network, scores = deploy.freeze(read_network(path)), {}
-    for split, (records, label_maps, image_types) in load_splits().items():
-        maps, _ = predict_split(network, records, n_tta=1)
-        scores[split] = score(label_maps, separate(METHOD, maps), image_types)
+    for split, (records, *_) in load_splits().items():
+        scores[split] = score_records(network, records)
         print(split, scores[split]["score"], scores[split]["type_mean"])
     return {**scores, **read_course(path)}
 

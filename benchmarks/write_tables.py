@@ -272,40 +272,27 @@ def instances() -> str:
 def cross_validation() -> str:
     """Show the scores of tissue images from networks that have not seen them."""
     runs = results_file.read(f"cross_validation_{RUN}").values()
+    scores = [pd.Series(run["scores"]["images"], run["ids"], name="score") for run in runs]
     images = datasets.split_table("stage1").set_index("id")
-    scores = pd.Series({i: score for run in runs for i, score in zip(run["ids"], run["scores"]["images"], strict=True)})
-    included = single_run("separate_stage1_fixed")["test"]["maps_to_labels"]["image_types"]
+    images = images.join(pd.concat(scores, verify_integrity=True), how="inner")
     counts, rows = ("true", "predicted", "merges", "splits"), []
     for image_type in TISSUE:
-        of_type, groups = (side[images["image_type"] == image_type] for side in (scores, images["group"]))
-        groups = groups[of_type.index]
-        low, high = bootstrap_interval(of_type, groups)
+        of_type = images[images["image_type"] == image_type]
+        low, high = bootstrap_interval(of_type["score"], of_type["group"])
         by_fold = [run["scores"]["image_types"][image_type] for run in runs]
-        row = [len(of_type), groups.nunique(), f"{of_type.mean():.3f}", f"{low:.3f} to {high:.3f}"]
-        row += [sum(fold[count] for fold in by_fold) for count in counts]
-        test = included[image_type]
-        rows.append([image_type.replace("_", " "), *row, test["images"], f"{test['score']:.3f}"])
+        row = [len(of_type), of_type["group"].nunique(), f"{of_type['score'].mean():.3f}", f"{low:.3f} to {high:.3f}"]
+        rows.append([image_type.replace("_", " "), *row, *(sum(fold[count] for fold in by_fold) for count in counts)])
     heads = ["images", "groups", "score", "95 % interval", "true nuclei", "predicted", "merged", "split"]
-    return markdown(["image type", *heads, "included network: test images", "included network: score"], rows)
+    return markdown(["image type", *heads], rows)
 
 
 def continued() -> str:
     """Compare trainings that started from the included network."""
-    rows = []
-    for name, run in results_file.read("continued_stage1_fixed").items():
-        scores = run["validation"]
-        tissue = [f"{scores['image_types'][image_type]['score']:.3f}" for image_type in TISSUE]
-        rows.append(
-            [name, f"{scores['score']:.3f}", f"{scores['type_mean']:.3f}", *tissue, scores["merges"], scores["splits"]]
-        )
-    heads = [
-        "validation score",
-        "mean over image types",
-        *(name.replace("_", " ") for name in TISSUE),
-        "merged",
-        "split",
-    ]
-    return markdown(["training", *heads], rows)
+    columns = {"validation score": "score", "mean over image types": "type_mean", "merged": "merges", "split": "splits"}
+    runs = results_file.read("continued_stage1_fixed")
+    rows = [[name, *(run["validation"][column] for column in columns.values())] for name, run in runs.items()]
+    rows = [[name, f"{score:.3f}", f"{type_mean:.3f}", *counts] for name, score, type_mean, *counts in rows]
+    return markdown(["training", *columns], rows)
 
 
 def trainings() -> str:

@@ -11,11 +11,10 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
 
 from benchmarks import (
     compare_peer_costs,
-    compare_recipes,
+    continue_training,
     cross_validate,
     describe_data,
     find_limits,
@@ -27,10 +26,11 @@ from benchmarks import (
     train_on_stardist_subset,
     tune_unet,
 )
-from nuclei_utils import cluster, datasets, deploy, exported, input_pipeline, losses, microscopy, models
+from nuclei_utils import cluster, datasets, deploy, exported, input_pipeline, labels, losses, microscopy, models
 from nuclei_utils.errors import NucleiError
 from tests.commands import frozen_bright_network
 from tools import release_network
+from tools.draw_sample import draw
 
 CIRCUMSTANCES = ["command", "date", "commit", "hardware", "versions", "python"]
 
@@ -237,44 +237,49 @@ def test_limits_use_the_truth_for_one_step_alone():
     assert predicted.max() == 1  # the distance has one peak
 
 
-def test_each_tissue_image_is_in_one_fold(monkeypatch):
+def test_each_tissue_image_is_scored_in_one_fold(monkeypatch):
     monkeypatch.setenv("NUCLEI_DATA", "stage1")
     table = datasets.split_table("stage1").set_index("id")
-    tissue = table[table["image_type"].isin(cross_validate.TISSUE)]
-    sides = pd.DataFrame({fold: cross_validate.divide(fold) for fold in range(cross_validate.FOLDS)})
-    assert ((sides == "fold").sum(axis=1)[tissue.index] == 1).all()
-    assert (sides.drop(tissue.index) != "fold").all(axis=None)
-    assert (sides[table["group"].duplicated(keep=False)].groupby(table["group"]).nunique() == 1).all(axis=None)
-    assert (sides.loc[tissue.index] != "validation").all(axis=None)
-    fluorescence = table.drop(tissue.index)
-    assert ((sides[0] == "validation")[fluorescence.index] == (fluorescence["split"] == "validation")).all()
+    sides = pd.DataFrame({fold: cross_validate.divide(fold) for fold in range(3)})
+    is_scored, is_tissue = sides == "scored", table["image_type"].isin(cross_validate.TISSUE)
+    assert is_scored.sum(axis=1).isin([0, 1]).all()
+    assert is_scored[is_tissue].to_numpy().sum() == is_tissue.sum() - 1, "the corrections remove one tissue image"
+    assert not is_scored[~is_tissue].any(axis=None)
+    assert (is_scored[is_tissue].groupby(table["image_type"]).sum() >= 5).all(axis=None)
+    scored = table[is_scored.any(axis=1)]
+    assert (sides.loc[scored.index].groupby(scored["group"]).nunique() == 1).all(axis=None)
+    assert not (sides[is_tissue] == "validation").any(axis=None)
+    assert ((sides[0] == "validation") == ((table["split"] == "validation") & ~is_tissue)).all()
 
 
-def test_weights_of_one_change_no_loss():
+def test_weights_count_at_borders():
     rng = np.random.default_rng(0)
     targets = {name: rng.random((2, 8, 8, 1), np.float32).round() for name in ("mask", "boundary", "distance")}
     predicted = rng.random((2, 8, 8, 1), np.float32)
+    errors = np.abs(targets["distance"] - predicted)
 
     def loss(border_weight):
-        _, weighted = compare_recipes.add_weights(border_weight, predicted, targets)
-        values = compare_recipes.mask_loss(weighted["mask"], predicted)
-        return float(values), float(compare_recipes.distance_loss(weighted["distance"], predicted))
+        _, weighted = continue_training.add_weights(border_weight, predicted, targets)
+        assert weighted["boundary"] is targets["boundary"]
+        mask = continue_training.mask_loss(weighted["mask"], predicted)
+        return float(mask), float(continue_training.distance_loss(weighted["distance"], predicted))
 
-    course = losses.BinaryCrossentropyDice().call(targets["mask"], predicted)[0]
-    assert loss(1.0) == pytest.approx((float(course), np.abs(targets["distance"] - predicted).mean()), rel=1e-5)
+    package_loss = float(losses.BinaryCrossentropyDice().call(targets["mask"], predicted)[0])
+    assert loss(1.0) == pytest.approx((package_loss, errors.mean()), rel=1e-5)
+    assert loss(4.0)[1] == pytest.approx(np.average(errors, weights=1 + 3 * targets["boundary"]), rel=1e-5)
     predicted = np.where(targets["boundary"] == 1, predicted, targets["mask"])  # all errors are at borders
-    assert loss(4.0)[0] > loss(1.0)[0]
+    assert loss(4.0)[0] > 1.2 * loss(1.0)[0]
 
 
 def test_pasted_nuclei_touch_others():
-    (record,) = compare_recipes.draw_tissue(0)[:1]
-    pasted = compare_recipes.paste_nuclei(record, np.random.default_rng(0))
+    image, masks = draw("purple_on_white", 0)
+    record = datasets.Record("drawn", image, labels.merge_masks(masks)[0], "purple_on_white")
+    pasted = continue_training.paste_nuclei(record, np.random.default_rng(0))
     new = np.setdiff1d(pasted.label_map, record.label_map)
-    assert len(new) > 3
     is_new = np.isin(pasted.label_map, new)
+    assert len(new)
     assert (pasted.label_map[~is_new] == record.label_map[~is_new]).all()
     assert (pasted.image[is_new] != record.image[is_new]).any()
-    _, count = ndimage.label(pasted.label_map)
-    assert count <= ndimage.label(record.label_map)[1], "no copy lies alone"
-    areas, left = np.bincount(record.label_map.ravel()), np.bincount(pasted.label_map.ravel())
-    assert (left[1 : len(areas)] >= (1 - compare_recipes.MAX_HIDDEN) ** 2 * areas[1:]).mean() > 0.9
+    assert np.isin(new, labels.touching_pairs(pasted.label_map)).all()
+    areas, visible = np.bincount(record.label_map.ravel()), np.bincount(pasted.label_map.ravel())
+    assert (visible[: len(areas)] >= (1 - continue_training.MAX_HIDDEN) * areas)[1:].all()
