@@ -131,8 +131,9 @@ def distance_loss(targets: tf.Tensor, predicted: tf.Tensor) -> tf.Tensor:
 def train(change: Change, seed: int) -> keras.Model:
     """Continue the training of a copy of the included network."""
     keras.utils.set_random_seed(seed)
-    model = keras.models.clone_model(models.included_network())
-    model.set_weights(models.included_network().get_weights())
+    network = models.included_network()
+    model, trained = (keras.models.clone_model(network) for _ in range(2))  # Keras cannot copy the losses below
+    model.set_weights(network.get_weights())
     records = change.change_records(datasets.load(split="train"), seed)
     crops = input_pipeline.training_batches(
         input_pipeline.from_records(records), CROP_SIZE, BATCH_SIZE, "all", seed, MIN_CROPS, "instances"
@@ -140,8 +141,9 @@ def train(change: Change, seed: int) -> keras.Model:
     crops = crops.repeat().map(partial(add_weights, change.border_weight))
     loss = {"mask": mask_loss, "boundary": losses.BinaryCrossentropyDice(), "distance": distance_loss}
     model.compile(keras.optimizers.Adam(training.warmup_cosine(RATE, STEPS)), loss)
-    model.fit(crops, epochs=EPOCHS, steps_per_epoch=STEPS // EPOCHS, verbose=2)
-    return model
+    model.fit(crops, epochs=EPOCHS, steps_per_epoch=STEPS // EPOCHS, shuffle=False, verbose=2)
+    trained.set_weights(model.get_weights())
+    return trained
 
 
 def score_validation(model: keras.Model) -> dict:
