@@ -2,9 +2,9 @@
 
     NUCLEI_DATA=stage1_fixed python -m benchmarks.continue_training --seeds 0 1
 
-Each training starts from the included network, and takes 200 steps of 7 crops of 192 x 192 pixels. The weights after
-the last step are scored on the validation images, with the thresholds of the package. No epoch is chosen, and the test
-images are not used.
+Each training starts from the included network, and takes 200 steps of 7 crops of 192 x 192 pixels, or of 16 crops of
+128 x 128 pixels. The weights after the last step are scored on the validation images, with the thresholds of the
+package. No epoch is chosen, and the test images are not used.
 
 Compare the changes with "no change", not with the included network. The weights of that network are averages over many
 steps, and it was chosen on the validation images.
@@ -33,7 +33,6 @@ from nuclei_utils import datasets, deploy, input_pipeline, labels, losses, model
 from tools.draw_sample import draw
 
 STEPS, EPOCHS, RATE = 200, 4, 5e-4  # the losses are printed after each epoch; the rate is the peak of the schedule
-CROP_SIZE, BATCH_SIZE = 192, 7  # the crops are as large as in the training of the included network
 MIN_CROPS = 48  # of each image type in an epoch
 MAX_HIDDEN = 0.25  # fraction of a nucleus that pasted nuclei may hide
 
@@ -45,6 +44,9 @@ class Change(NamedTuple):
 
     border_weight: float = 1.0  # of a pixel at a border of a nucleus, for mask and distance; other pixels have 1
     change_records: Callable[[Records, int], Records] = lambda records, seed: records
+    augmentation: Callable[[int], list[keras.layers.Layer]] = lambda seed: []  # after that of the package
+    crop_size: int = 192  # pixels, as in the training of the included network
+    batch_size: int = 7
 
 
 def paste_in_some(records: Records, seed: int) -> Records:
@@ -94,12 +96,22 @@ def draw_tissue(records: Records, seed: int) -> Records:
     return records + drawn
 
 
+def colours_and_blur(seed: int) -> list[keras.layers.Layer]:
+    """Return layers that change hue, saturation, contrast and brightness, and blur images."""
+    return [
+        keras.layers.RandomColorJitter((0, 1), 0.15, 0.4, (0.3, 0.7), 0.2, seed=seed),
+        keras.layers.RandomGaussianBlur(0.5, kernel_size=7, sigma=(0.5, 2.0), value_range=(0, 1), seed=seed),
+    ]
+
+
 CHANGES = {
     "no change": Change(),
     "borders weigh four times as much": Change(border_weight=4.0),
     "pasted nuclei and drawn tissue": Change(
         change_records=lambda records, seed: draw_tissue(paste_in_some(records, seed), seed)
     ),
+    "stronger colours and blur": Change(augmentation=colours_and_blur),
+    "crops of 128 pixels": Change(crop_size=128, batch_size=16),
 }
 
 
@@ -136,8 +148,10 @@ def train(change: Change, seed: int) -> keras.Model:
     model.set_weights(network.get_weights())
     records = change.change_records(datasets.load(split="train"), seed)
     crops = input_pipeline.training_batches(
-        input_pipeline.from_records(records), CROP_SIZE, BATCH_SIZE, "all", seed, MIN_CROPS, "instances"
+        input_pipeline.from_records(records), change.crop_size, change.batch_size, "all", seed, MIN_CROPS, "instances"
     )
+    for layer in change.augmentation(seed):
+        crops = crops.map(lambda images, targets, layer=layer: (layer(images, training=True), targets))
     crops = crops.repeat().map(partial(add_weights, change.border_weight))
     loss = {"mask": mask_loss, "boundary": losses.BinaryCrossentropyDice(), "distance": distance_loss}
     model.compile(keras.optimizers.Adam(training.warmup_cosine(RATE, STEPS)), loss)
@@ -162,8 +176,8 @@ def train_and_score(name: str, seed: int) -> dict:
         "seed": seed,
         "steps": STEPS,
         "rate": RATE,
-        "crop_size": CROP_SIZE,
-        "batch_size": BATCH_SIZE,
+        "crop_size": CHANGES[name].crop_size,
+        "batch_size": CHANGES[name].batch_size,
         "seconds": round(time.perf_counter() - start),
         "cpu_seconds": round(time.process_time() - start_cpu),
         "cores_used": joblib.cpu_count(),
