@@ -5,8 +5,8 @@
 Our split has two to twelve test images of each tissue type, which are too few for a score. Here, the tissue images are
 divided into three folds (`tissue_folds.csv`), and near-duplicates are in one fold. For each fold, a network is trained
 on the other two folds and on the fluorescence images for training and test. The epoch is chosen on the fluorescence
-images for validation. The thresholds are those of the package. They were chosen on the validation images, which include
-18 of the tissue images. Nothing else is chosen on a tissue image that is scored.
+images for validation. The thresholds and the augmentation are those of the package. They were chosen on the validation
+images, which include 18 of the tissue images. This script chooses nothing on an image that it scores.
 
 The folds were drawn once with `StratifiedGroupKFold(3, shuffle=True, random_state=0)` of scikit-learn 1.9.1.
 """

@@ -275,14 +275,19 @@ def cross_validation() -> str:
     scores = [pd.Series(run["scores"]["images"], run["ids"], name="score") for run in runs]
     images = datasets.split_table("stage1").set_index("id")
     images = images.join(pd.concat(scores, verify_integrity=True), how="inner")
+    included = results_file.read("limits_stage1_fixed")["validation images, as predicted"]["scores"]["image_types"]
     counts, rows = ("true", "predicted", "merges", "splits"), []
     for image_type in TISSUE:
         of_type = images[images["image_type"] == image_type]
+        validation = of_type.loc[of_type["split"] == "validation", "score"]
         low, high = bootstrap_interval(of_type["score"], of_type["group"])
         by_fold = [run["scores"]["image_types"][image_type] for run in runs]
         row = [len(of_type), of_type["group"].nunique(), f"{of_type['score'].mean():.3f}", f"{low:.3f} to {high:.3f}"]
-        rows.append([image_type.replace("_", " "), *row, *(sum(fold[count] for fold in by_fold) for count in counts)])
+        row += [sum(fold[count] for fold in by_fold) for count in counts]
+        row += [len(validation), f"{validation.mean():.3f}", f"{included[image_type]['score']:.3f}"]
+        rows.append([image_type.replace("_", " "), *row])
     heads = ["images", "groups", "score", "95 % interval", "true nuclei", "predicted", "merged", "split"]
+    heads += ["validation images", "their score", "their score with the included network"]
     return markdown(["image type", *heads], rows)
 
 

@@ -87,7 +87,12 @@ def test_scores_of_tissue_are_means_over_all_folds(monkeypatch):
         return {"ids": list(fold["id"]), "scores": scores}
 
     runs = {str(number): run(number, fold) for number, fold in enumerate(folds)}
-    monkeypatch.setattr(results_file, "read", {"cross_validation_stage1_fixed_laptop": runs}.get)
+    included = {"scores": {"image_types": {name: {"score": 0.5} for name in cross_validate.TISSUE}}}
+    files = {
+        "cross_validation_stage1_fixed_laptop": runs,
+        "limits_stage1_fixed": {"validation images, as predicted": included},
+    }
+    monkeypatch.setattr(results_file, "read", files.get)
     rows = write_tables.cross_validation().splitlines()[2:]
     sizes = [[(fold["image_type"] == name).sum() for fold in folds] for name in cross_validate.TISSUE]
     for row, name, (first, second, third) in zip(rows, cross_validate.TISSUE, sizes, strict=True):
@@ -95,7 +100,10 @@ def test_scores_of_tissue_are_means_over_all_folds(monkeypatch):
         groups = tissue.loc[tissue["image_type"] == name, "group"].nunique()
         mean = (0.1 * second + 0.2 * third) / images
         assert row.startswith(f"| {name.replace('_', ' ')} | {images} | {groups} | {mean:.3f} | ")
-        assert row.endswith(" | 30 | 27 | 3 | 0 |")
+        validation = [fold[(fold["image_type"] == name) & (fold["split"] == "validation")] for fold in folds]
+        count = sum(map(len, validation))
+        mean = (0.1 * len(validation[1]) + 0.2 * len(validation[2])) / count
+        assert row.endswith(f" | 30 | 27 | 3 | 0 | {count} | {mean:.3f} | 0.500 |")
 
 
 def test_scores_of_the_run_lengths_are_those_of_the_table_and_of_stardist():
