@@ -63,7 +63,9 @@ def test_error_in_the_answer_names_the_call():
 
 def ipython_output(body, capsys):
     """Return the text that IPython prints if a learner's function with this body is checked."""
-    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VIRTUAL_ENV", raising=False)  # IPython warns if another environment is active
+        shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
     shell.run_cell(f"from nuclei_utils import exercises\ndef double(number):\n    {body}")
     result = shell.run_cell("exercises.check(double, ((1,), 2, 'first hint'), ((2,), 4, 'second hint'))")
     assert isinstance(result.error_in_exec, AssertionError)
