@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import results_file
+from benchmarks.continue_training import CHANGES
 from benchmarks.cross_validate import TISSUE
 from benchmarks.peers import PEERS
 from benchmarks.score_included_network import N_TTA
@@ -294,8 +295,12 @@ def cross_validation() -> str:
 def continued() -> str:
     """Compare trainings that started from the included network."""
     columns = {"validation score": "score", "mean over image types": "type_mean", "merged": "merges", "split": "splits"}
-    runs = results_file.read("continued_stage1_fixed")
-    rows = [[name, *(run["validation"][column] for column in columns.values())] for name, run in runs.items()]
+    order = [None, *CHANGES]  # the included network has no change
+    runs = sorted(
+        results_file.read("continued_stage1_fixed").items(),
+        key=lambda item: (order.index(item[1].get("change")), item[1].get("seed")),
+    )
+    rows = [[name, *(run["validation"][column] for column in columns.values())] for name, run in runs]
     rows = [[name, f"{score:.3f}", f"{type_mean:.3f}", *counts] for name, score, type_mean, *counts in rows]
     return markdown(["training", *columns], rows)
 
