@@ -86,11 +86,11 @@ def paste_nuclei(record: datasets.Record, random: np.random.Generator) -> datase
 
 
 def draw_tissue(records: Records, seed: int) -> Records:
-    """Add drawn tissue images. An epoch has as many crops as before, because images of a rare type are repeated."""
+    """Add drawn tissue images, as many as the repeats of the real ones, so that the number of crops stays equal."""
     drawn = []
     for image_type in TISSUE:
         count = sum(record.image_type == image_type for record in records)
-        for number in range(count * (-(-MIN_CROPS // count) - 1)):
+        for number in range(count * (math.ceil(MIN_CROPS / count) - 1)):
             image, masks = draw(image_type, [seed, number])
             drawn.append(datasets.Record(f"drawn {number}", image, labels.merge_masks(masks)[0], image_type))
     return records + drawn

@@ -294,15 +294,13 @@ def cross_validation() -> str:
 
 def continued() -> str:
     """Compare trainings that started from the included network."""
-    columns = {"validation score": "score", "mean over image types": "type_mean", "merged": "merges", "split": "splits"}
-    order = [None, *CHANGES]  # the included network has no change
-    runs = sorted(
-        results_file.read("continued_stage1_fixed").items(),
-        key=lambda item: (order.index(item[1].get("change")), item[1].get("seed")),
-    )
-    rows = [[name, *(run["validation"][column] for column in columns.values())] for name, run in runs]
-    rows = [[name, f"{score:.3f}", f"{type_mean:.3f}", *counts] for name, score, type_mean, *counts in rows]
-    return markdown(["training", *columns], rows)
+    order, rows = [None, *CHANGES], []  # the included network has no change
+    for name, run in results_file.read("continued_stage1_fixed").items():
+        scores, place = run["validation"], (order.index(run.get("change")), run.get("seed"))
+        cells = [name, f"{scores['score']:.3f}", f"{scores['type_mean']:.3f}", scores["merges"], scores["splits"]]
+        rows.append((place, cells))
+    heads = ["training", "validation score", "mean over image types", "merged", "split"]
+    return markdown(heads, [cells for _, cells in sorted(rows)])
 
 
 def trainings() -> str:
